@@ -1,0 +1,48 @@
+# `make demo` and `make test` need nothing but Python 3.11 or newer: the environment is made in .venv at first use.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PYTHON_FOR_TESTS = RAY_AUTH_MODE=disabled $(BIN)/python
+TEST = $(PYTHON_FOR_TESTS) -m pytest
+
+# The first interpreter that is new enough and able to make an environment; `make PYTHON=/path/to/python3` overrides it.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 python; do \
+	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: demo test check lint slow bench clean
+
+demo: $(INSTALLED)  ## the embedded default, end to end
+	$(BIN)/dasm-ray distill configs/digits.yaml
+
+test: $(INSTALLED)
+	$(TEST)
+
+check: lint  ## what CI runs: format, lint, types, and the command of `make test`
+	$(TEST)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+slow: $(INSTALLED)  ## the tests that take minutes
+	$(TEST) -m slow
+
+bench: $(INSTALLED)  ## each benchmark prints its figures
+	@set -e; for script in tests/benchmarks/*.py; do echo "== $$script"; $(PYTHON_FOR_TESTS) "$$script"; done
+
+clean:  ## back to a fresh checkout; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find dasm_ray tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is the last thing made, so an interrupted installation is taken up again.
+$(INSTALLED): pyproject.toml
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	  python="$(PYTHON)"; \
+	  test -n "$$python" || { echo "Python 3.11 or newer (with venv and pip) was not found on the PATH; install it, or run make PYTHON=/path/to/python3."; exit 1; }; \
+	  echo "Creating $(VENV) with $$python ($$($$python --version))."; \
+	  $$python -m venv --clear $(VENV); }
+	@echo "Installing dasm-ray and what it needs into $(VENV); the first time this downloads a few GB."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@

@@ -1,0 +1,193 @@
+"""The command line. Each command reads its options, calls one function and prints; nothing heavy is imported for help."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from dasm_ray.errors import DasmError
+
+if TYPE_CHECKING:
+    from dasm_ray.config import RunConfig
+    from dasm_ray.pipeline import Result
+
+RUN = click.option("--run", metavar="DIR", help="Run directory: a folder or a URI. [default: runs/NAME of the config]")
+SET = click.option("--set", "overrides", metavar="A.B=C", multiple=True, help="Change one key of the config.")
+WORKERS = click.option("--workers", metavar="N", type=int, help="Most workers. The result does not depend on it.")
+ADDRESS = click.option("--address", metavar="HOST:PORT", help="A running Ray cluster. [default: RAY_ADDRESS or local]")
+
+
+def recipe(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of every command that takes a config."""
+    for option in (ADDRESS, WORKERS, SET, RUN, click.argument("config")):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.version_option(package_name="dasm-ray")
+def main() -> None:
+    """Compress a labelled image set into a small synthetic one that trains a network about as well."""
+
+
+@main.command()
+@recipe
+def distill(config: str, run: str | None, overrides: tuple[str, ...], workers: int | None, address: str | None) -> None:
+    """Distil a real set and evaluate the result.
+
+    CONFIG is a recipe such as configs/digits.yaml. The synthetic set is written to RUN/synthetic, the table to
+    RUN/report. Stopped or killed, the same command goes on from the last checkpoint.
+    """
+    with _told():
+        from dasm_ray import pipeline
+
+        _print_table(pipeline.distill(_config(config, overrides, workers, address), run))
+
+
+@main.command()
+@recipe
+def experts(config: str, run: str | None, overrides: tuple[str, ...], workers: int | None, address: str | None) -> None:
+    """Train the experts of a config, or find them trained."""
+    with _told():
+        from dasm_ray import pipeline
+
+        for number, accuracy in enumerate(pipeline.experts(_config(config, overrides, workers, address), run)):
+            click.echo(f"expert {number}: " + " ".join(f"{100 * share:.1f}" for share in accuracy))
+
+
+@main.command()
+@recipe
+def score(config: str, run: str | None, overrides: tuple[str, ...], workers: int | None, address: str | None) -> None:
+    """Score how hard every real image is before the first segment.
+
+    Writes RUN/scores and prints a line per class.
+    """
+    with _told():
+        from dasm_ray import pipeline
+
+        for line in pipeline.score_summary(_config(config, overrides, workers, address), run):
+            click.echo(line)
+
+
+@main.command()
+@recipe
+@click.option("--method", type=click.Choice(["random", "herding", "k_center"]), default="herding", show_default=True)
+def select(
+    config: str,
+    run: str | None,
+    overrides: tuple[str, ...],
+    workers: int | None,
+    address: str | None,
+    method: str,
+) -> None:
+    """Choose real images instead of distilling, as an artifact in RUN/METHOD."""
+    with _told():
+        from dasm_ray import pipeline
+
+        place, digest = pipeline.select(_config(config, overrides, workers, address), method, run)
+        click.echo(f"{place}\ndigest {digest}")
+
+
+@main.command()
+@click.argument("path")
+@SET
+@WORKERS
+@ADDRESS
+def evaluate(path: str, overrides: tuple[str, ...], workers: int | None, address: str | None) -> None:
+    """Evaluate a run directory anew, or a synthetic set alone.
+
+    Only keys of evaluate, runtime and data.path can be changed with --set.
+    """
+    with _told():
+        from dasm_ray import pipeline
+
+        _print_table(pipeline.evaluate(path, _with_options(overrides, workers, address)))
+
+
+@main.command()
+@click.argument("path")
+@click.option("--png", metavar="FILE", help="Also draw the stored images, a row per class.")
+def inspect(path: str, png: str | None) -> None:
+    """Show what a synthetic set is."""
+    with _told():
+        from dasm_ray.report.page import describe, draw_sheet
+        from dasm_ray.store.artifact import read_artifact
+        from dasm_ray.store.rundir import Place
+
+        place = Place(path)
+        artifact = read_artifact(place if (place / "dataset.json").exists() else place / "synthetic")
+        click.echo(describe(artifact))
+        if png:
+            Place(png).write_bytes(draw_sheet(artifact))
+            click.echo(f"drawn to {png}")
+
+
+@main.command()
+@click.argument("path")
+@click.option("--to", "target", metavar="DIR", required=True, help="A new folder.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["png", "npz", "pt"]),
+    default="png",
+    show_default=True,
+    help="png: a folder per class; npz: arrays; pt: images.pt, labels.pt, lr.pt.",
+)
+def export(path: str, target: str, kind: str) -> None:
+    """Write a synthetic set in another form."""
+    with _told():
+        from dasm_ray import synthetic
+
+        click.echo(f"written to {synthetic.export(path, target, kind)}")
+
+
+# --- what the commands share -------------------------------------------------------------------------------------
+
+
+def _config(path: str, overrides: tuple[str, ...], workers: int | None, address: str | None) -> RunConfig:
+    from dasm_ray.config import load_config
+
+    return load_config(path, _with_options(overrides, workers, address))
+
+
+def _with_options(overrides: tuple[str, ...], workers: int | None, address: str | None) -> list[str]:
+    """Options as overrides, so that they are checked like any other key."""
+    options = {"runtime.workers": workers, "runtime.address": address}
+    return [*overrides, *(f"{key}={value}" for key, value in options.items() if value is not None)]
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Errors as sentences with their exit code; being stopped as a word on how to go on."""
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    except DasmError as error:
+        for sentence in str(error).splitlines():
+            click.echo(f"dasm-ray: {sentence}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        click.echo("dasm-ray: stopped; the same command goes on from the last checkpoint", err=True)
+        sys.exit(130)
+
+
+def _stop(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _print_table(result: Result) -> None:
+    from rich.console import Console
+
+    from dasm_ray.report.table import render
+
+    Console().print(render(result.rows, result.title))
+    click.echo(f"synthetic set: {result.place}\ndigest {result.digest}")
+
+
+if __name__ == "__main__":
+    main()

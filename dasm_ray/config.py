@@ -1,0 +1,431 @@
+"""What a run is: one frozen tree of plain values, read from YAML, refused as a whole if any part cannot be meant.
+
+Every field says here what it means, and is read somewhere. The digest of a run covers each field that can change a
+byte of the result; a field that cannot (how many workers, where they are) is marked ``HOW`` and left out of it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+import pydantic
+import yaml
+from pydantic import Field, StrictBool, StrictStr
+
+from dasm_ray.errors import ConfigError
+
+HOW: dict[str, Any] = {"affects_result": False}
+"""Marks a field that says how or where a run is done, never what comes out."""
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+Number = Annotated[float, pydantic.BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+"""A finite float. YAML reads 5e-3 as text, so text that spells a number is one; true and false are not."""
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Natural = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+Positive = Annotated[Number, Field(gt=0)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Momentum = Annotated[Number, Field(ge=0, lt=1)]
+
+AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+
+
+def _check_strategy(value: str) -> str:
+    parts = [] if value == "none" else value.split("_")
+    for part in parts:
+        if part not in AUGMENTATIONS:
+            raise ValueError(
+                f"{part!r} is no augmentation: join any of {', '.join(AUGMENTATIONS)} with '_', or say 'none'"
+            )
+    if len(set(parts)) < len(parts):
+        raise ValueError(f"{value!r} names an augmentation twice")
+    return value
+
+
+Strategy = Annotated[StrictStr, pydantic.AfterValidator(_check_strategy)]
+
+
+class Section(pydantic.BaseModel):
+    """A part of the configuration: unknown keys refused, values fixed once read."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    """The real images."""
+
+    name: StrictStr = Field("digits", description="a named set, or `parquet` or `folder` with `path`")
+    path: StrictStr | None = Field(None, description="folder or URI of the files", json_schema_extra=HOW)
+    download: StrictBool = Field(False, description="fetch a torchvision set into `path`", json_schema_extra=HOW)
+    image_size: Count | None = Field(None, description="resize and centre-crop to this square; unset: sizes must agree")
+    val_share: Annotated[Number, Field(gt=0, lt=0.5)] = Field(
+        0.1, description="share of the training split held out by content hash"
+    )
+    test_share: Annotated[Number, Field(gt=0, lt=0.5)] = Field(
+        0.2, description="the same for sets that come without a test split"
+    )
+
+
+class Model(Section):
+    """The network that is matched, probed and evaluated."""
+
+    arch: Literal["convnet"] = Field("convnet", description="a row of core.models.MODELS")
+    width: Count = Field(128, description="channels of every block")
+    depth: Annotated[int, Field(ge=1, le=8, strict=True)] | None = Field(
+        None, description="blocks; unset: from the image size"
+    )
+    norm: Literal["instance", "batch", "group", "none"] = Field("instance", description="normalisation of every block")
+
+
+class Synthetic(Section):
+    """The shape of the synthetic set."""
+
+    ipc: Count = Field(10, description="stored images per class, over all segments")
+    segments: Count = Field(2, description="K: slices of the set that are distilled one after another")
+    factor: Count = Field(1, description="multi-formation f: a stored image holds f*f training images")
+    init: Literal["mix", "real", "noise"] = Field(
+        "mix", description="mix: f*f downsized real images a slot; real: one a slot"
+    )
+    group_size: Count | None = Field(None, description="classes that one task works on; unset: all classes in 2 groups")
+
+
+class TrainRecipe(Section):
+    """How a network is trained by SGD."""
+
+    epochs: Count = Field(20, description="passes over the data")
+    batch: Count = Field(128, description="samples a step")
+    lr: Positive = Field(0.01, description="learning rate")
+    momentum: Momentum = Field(0.9, description="of SGD")
+    weight_decay: NotNegative = Field(5e-4, description="L2 penalty")
+    augment: Strategy = Field("color_crop", description="drawn anew for each sample")
+    cutmix: Share = Field(0.5, description="probability of CutMix a step")
+
+
+class Experts(TrainRecipe):
+    """Networks trained on the real data; their snapshots are the states that are matched and the teachers of windows."""
+
+    count: Count = Field(4, description="independent trainings")
+    cache: StrictStr | None = Field(
+        None, description="folder shared by runs; unset: RUN/experts", json_schema_extra=HOW
+    )
+
+
+class Matcher(Section):
+    """The base matcher: what is compared at which network state, and how the pixels move."""
+
+    name: Literal["idc", "dc", "dsa"] = Field("idc", description="a row of core.matching.gradient.MATCHERS")
+    network: Literal["experts", "train"] | None = Field(
+        None, description="idc: states from experts (unset), or a net trained on real data inside the loop"
+    )
+    metric: Literal["mse", "l1", "cos"] | None = Field(
+        None, description="gradient distance; unset: idc mse, dc and dsa cos"
+    )
+    augment: Strategy = Field(
+        "color_crop_cutout", description="one draw for both batches (ignored by dc, which has none)"
+    )
+    rounds: Count = Field(10, description="tasks per group and segment")
+    networks: Count = Field(10, description="network states (outer iterations) a round")
+    steps: Count = Field(1, description="matching steps per class at one network state")
+    batch_real: Count = Field(64, description="real images of one class a step")
+    batch_syn: Count = Field(128, description="most decoded synthetic images of one class a step")
+    lr_img: Positive = Field(5e-3, description="pixel step at ipc 10 and base size, scaled as in IDC")
+    scale_lr: StrictBool = Field(True, description="scale lr_img by (ipc/10)(size/base)^2")
+    momentum: Momentum = Field(0.5, description="of SGD on the pixels")
+    snapshots: tuple[tuple[Natural, Count], ...] = Field(
+        ((0, 4),), description="experts: range [first, last) of epochs per segment; the last row holds for the rest"
+    )
+    perturb: NotNegative = Field(
+        0.0, description="experts: length of the filter-normalised random step away from a snapshot"
+    )
+    probe_share: Share = Field(0.0, description="share of network states started from the probe")
+    context: Literal["alone", "residual"] = Field("alone", description="what segment k is matched with")
+    inner_samples: Count = Field(500, description="idc with network train: real samples of one pass between steps")
+    inner_steps: Count = Field(10, description="dc, dsa: steps on the synthetic set between matching steps")
+    inner_lr: Positive = Field(0.01, description="learning rate of the network inside the loop")
+
+
+class Window(Section):
+    """Which real samples a segment may see."""
+
+    policy: Literal["all", "quantile", "frontier", "trim"] = Field(
+        "frontier", description="a row of core.window.POLICIES"
+    )
+    w_min: Annotated[Number, Field(gt=0, le=1)] = Field(0.5, description="frontier: least share of a class")
+    width: Annotated[Number, Field(gt=0, le=1)] = Field(0.6, description="quantile: width of the sliding window")
+    trim: Annotated[Number, Field(ge=0, lt=1)] = Field(0.15, description="trim: share dropped by the last segment")
+
+
+class Score(Section):
+    """The difficulty of real samples under the probe, and the static one under the experts."""
+
+    dynamic: Literal["loss", "el2n", "margin", "grand"] = Field("loss", description="under the probe")
+    static: Literal["loss", "el2n", "margin", "grand", "forgetting"] = Field(
+        "el2n", description="over expert snapshots"
+    )
+    early: Count = Field(3, description="expert epochs that the static score is averaged over")
+    shards: Count | None = Field(
+        None, description="tasks a scoring is cut into; unset: one a worker", json_schema_extra=HOW
+    )
+    batch: Count = Field(500, description="samples a forward pass")
+
+
+class Probe(TrainRecipe):
+    """Networks trained on the segments so far; their mean says what is still hard."""
+
+    epochs: Count = Field(200, description="passes over the segments so far")
+    batch: Count = Field(64, description="samples a step")
+    members: Count = Field(2, description="networks of the ensemble")
+
+
+class Evaluate(TrainRecipe):
+    """The fair table: every row trained alike, checkpoints chosen on validation data, the test set read once."""
+
+    epochs: Count = Field(1000, description="passes over the decoded synthetic set; other small sets get as many steps")
+    full_epochs: Count | None = Field(None, description="passes over the full data; unset: as many as `epochs`")
+    batch: Count = Field(64, description="samples a step")
+    seeds: Count = Field(3, description="trainings per row")
+    checkpoints: Count = Field(5, description="times that a training looks at the validation split")
+    rows: tuple[Literal["distilled", "initial", "random", "herding", "k_center", "full"], ...] = Field(
+        ("distilled", "initial", "random", "herding", "k_center", "full"), description="rows of the table"
+    )
+
+
+class Runtime(Section):
+    """How the work is spread. Only the threads of a worker and compilation touch the result, by rounding."""
+
+    workers: Count | None = Field(
+        None, description="most workers; unset: one per GPU, else one per core", json_schema_extra=HOW
+    )
+    cpus_per_worker: Count = Field(1, description="cores, and so torch threads, of one worker")
+    gpus_per_worker: NotNegative | None = Field(
+        None, description="GPUs of one worker, fractions allowed; unset: 1 where there are GPUs"
+    )
+    address: StrictStr | None = Field(
+        None, description="a running Ray cluster; unset: a local one", json_schema_extra=HOW
+    )
+    compile: StrictBool = Field(True, description="compile the steps; off: the eager reference")
+    max_lost: Count = Field(3, description="times that one task may be lost", json_schema_extra=HOW)
+    task_minutes: Positive = Field(60, description="longest time that one task may take", json_schema_extra=HOW)
+    checkpoint_seconds: NotNegative = Field(20, description="least time between checkpoints", json_schema_extra=HOW)
+
+
+class RunConfig(Section):
+    """A run of distillation, whole."""
+
+    name: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = Field(
+        "run", description="names the default run directory, runs/NAME", json_schema_extra=HOW
+    )
+    seed: Natural = Field(0, description="every random number of the run follows from it")
+    data: Data = Data()
+    model: Model = Model()
+    synthetic: Synthetic = Synthetic()
+    experts: Experts = Experts()
+    matcher: Matcher = Matcher()
+    window: Window = Window()
+    score: Score = Score()
+    probe: Probe = Probe()
+    evaluate: Evaluate = Evaluate()
+    runtime: Runtime = Runtime()
+
+    @property
+    def segment_ipc(self) -> int:
+        """Stored images per class in one segment."""
+        return self.synthetic.ipc // self.synthetic.segments
+
+    @property
+    def network(self) -> Literal["experts", "real", "synthetic"]:
+        """Where the states come from that are matched at: expert snapshots, or a net trained on real or synthetic data."""
+        if self.matcher.name != "idc":
+            return "synthetic"
+        return "real" if self.matcher.network == "train" else "experts"
+
+    @property
+    def metric(self) -> str:
+        """The gradient distance, with the matcher's own default filled in."""
+        return self.matcher.metric or ("mse" if self.matcher.name == "idc" else "cos")
+
+    @property
+    def augment(self) -> str:
+        """The matching augmentation; dc is dsa without one."""
+        return "none" if self.matcher.name == "dc" else self.matcher.augment
+
+    def snapshots_of(self, segment: int) -> tuple[int, int]:
+        """The range ``[first, last)`` of expert epochs that segment ``segment`` (from 0) is matched at."""
+        rows = self.matcher.snapshots
+        return rows[min(segment, len(rows) - 1)]
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> RunConfig:
+    """Reads a YAML recipe (None: all defaults), applies ``a.b=c`` overrides, and returns the checked configuration.
+
+    Raises ConfigError with one sentence for each problem found.
+    """
+    tree = {} if path is None else read_yaml(path)
+    for override in overrides:
+        apply_override(tree, override)
+    return parse_config(tree)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file; ConfigError if there is none."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file; configs/ holds the recipes") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: must be a mapping of sections, not a {type(tree).__name__}")
+    return tree
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Sets one ``a.b=value`` in the tree; the value is read as YAML."""
+    key, equals, value = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override}: write it as section.key=value")
+    *parents, last = key.strip().split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {override}: {parent!r} is a value, not a section")
+        node = child
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: the value is not YAML; quote it") from None
+
+
+def parse_config(tree: Mapping[str, Any]) -> RunConfig:
+    """Checks a tree of plain values; raises ConfigError with every problem at once."""
+    try:
+        config = RunConfig.model_validate(tree)
+    except pydantic.ValidationError as error:
+        raise ConfigError(*(_sentence(detail) for detail in error.errors())) from None
+    problems = list(impossible(config))
+    if problems:
+        raise ConfigError(*problems)
+    return config
+
+
+def impossible(config: RunConfig) -> Iterator[str]:
+    """One sentence for each combination of legal values that cannot be run."""
+    synthetic, matcher = config.synthetic, config.matcher
+    if synthetic.ipc % synthetic.segments:
+        yield (
+            f"synthetic.ipc: {synthetic.ipc} images a class cannot be cut into {synthetic.segments} equal segments; "
+            f"make synthetic.ipc a multiple of synthetic.segments"
+        )
+    if matcher.batch_syn < synthetic.factor**2:
+        yield (
+            f"matcher.batch_syn: {matcher.batch_syn} cannot hold the {synthetic.factor**2} images of one slot at "
+            f"factor {synthetic.factor}; raise it to at least {synthetic.factor**2}"
+        )
+    if matcher.name != "idc" and matcher.network is not None:
+        yield f"matcher.network: {matcher.name} trains its own network on the synthetic set; leave the key out"
+    if matcher.name == "dsa" and matcher.augment == "none":
+        yield "matcher.augment: dsa without augmentation is dc; set matcher.name to dc"
+    for first, last in matcher.snapshots:
+        if first >= last:
+            yield f"matcher.snapshots: [{first}, {last}] is empty; the first epoch must be below the last"
+        elif last > config.experts.epochs + 1 and config.network == "experts":
+            yield (
+                f"matcher.snapshots: [{first}, {last}] reaches past epoch {config.experts.epochs}, the last that "
+                f"experts.epochs trains; lower it or train longer"
+            )
+    if not matcher.snapshots:
+        yield "matcher.snapshots: is empty; give at least one range [first, last]"
+    if config.score.early > config.experts.epochs:
+        yield f"score.early: {config.score.early} is more than the {config.experts.epochs} epochs of experts.epochs"
+    if config.score.static == "forgetting" and config.experts.epochs < 2:
+        yield "score.static: forgetting needs at least 2 epochs; raise experts.epochs"
+    if "distilled" not in config.evaluate.rows or "random" not in config.evaluate.rows:
+        yield "evaluate.rows: must hold at least distilled and random"
+    if len(set(config.evaluate.rows)) < len(config.evaluate.rows):
+        yield "evaluate.rows: names a row twice"
+    gpus = config.runtime.gpus_per_worker
+    if gpus is not None and gpus > 1 and gpus != int(gpus):
+        yield f"runtime.gpus_per_worker: {gpus} is neither a share of one GPU nor a whole number of them"
+
+
+def _sentence(detail: Any) -> str:
+    """One pydantic finding as a sentence that names the key and what to do."""
+    where = ".".join(str(part) for part in detail["loc"])
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        known = _keys_beside(detail["loc"])
+        near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the keys here are {', '.join(known)}"
+        return f"{where}: there is no such key; {hint}"
+    if kind == "literal_error":
+        near = difflib.get_close_matches(str(detail["input"]), _quoted(context["expected"]), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{where}: {detail['input']!r} must be {context['expected']}{hint}"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{where}: {message[0].lower()}{message[1:]}, not {detail['input']!r}"
+
+
+def _quoted(expected: str) -> list[str]:
+    return [part for part in expected.split("'") if part.strip(" ,or")]
+
+
+def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
+    section: type[pydantic.BaseModel] = RunConfig
+    for part in loc[:-1]:
+        section = _model_of(section.model_fields[str(part)].annotation)
+    return list(section.model_fields)
+
+
+def _model_of(annotation: Any) -> type[pydantic.BaseModel]:
+    options = (
+        typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    )
+    return next(option for option in options if isinstance(option, type) and issubclass(option, pydantic.BaseModel))
+
+
+# --- digests -----------------------------------------------------------------------------------------------------
+
+
+def what(section: pydantic.BaseModel) -> dict[str, Any]:
+    """The fields of a section that can change the result, as plain values."""
+    kept: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("affects_result") is False:
+            continue
+        value = getattr(section, name)
+        kept[name] = what(value) if isinstance(value, pydantic.BaseModel) else value
+    return kept
+
+
+def digest_of(*parts: Any) -> str:
+    """A short stable digest (16 hex digits) of plain values."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved configuration as YAML that ``load_config`` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,139 @@
+"""Differentiable siamese augmentation (DSA, Zhao & Bilen 2021) and CutMix, as pure functions of images and a draw.
+
+A draw is one tensor of uniform numbers (n, DRAWS): one row for all images (siamese: the same transformation for every
+image of every batch it is given to) or one row per image. Shapes never depend on what was drawn, so a step that
+augments is compiled once. Crop, flip and scale act on rows and columns apart, hence are products with small matrices;
+a matrix of zeros and ones moves pixels without rounding.
+
+What must stay true: all randomness is in the draw, and an augmentation that is not in the strategy changes no bit.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
+CROP_PAD, CUTOUT, FLIP, SCALE, ROTATE = 0.125, 0.5, 0.5, 1.2, 15.0
+"""The constants of DSA: shares of the image size, a probability, a ratio and degrees."""
+
+DRAWS = 12
+"""Numbers in a draw: brightness, saturation, contrast, crop y x, cutout y x, flip, scale y x, rotation, choice."""
+
+
+def draw(count: int, generator: torch.Generator) -> Tensor:
+    """``count`` independent draws (count, DRAWS), uniform in [0, 1); count 1 is a siamese draw."""
+    return torch.rand(count, DRAWS, generator=generator)
+
+
+def augment(images: Tensor, draws: Tensor, strategy: str, single: bool = False) -> Tensor:
+    """Normalised ``images`` (n, C, H, W) under ``draws`` (1 or n, DRAWS) and a strategy such as ``color_crop_cutout``.
+
+    All parts are applied in the order written. ``single`` applies only one of them, chosen by the draw (DSA's mode S).
+    """
+    parts = [] if strategy == "none" else strategy.split("_")
+    for place, part in enumerate(parts):
+        changed = AUGMENT[part](images, draws)
+        if single and len(parts) > 1:
+            chosen = (draws[:, 11] * len(parts)).floor() == place
+            changed = torch.where(chosen[:, None, None, None], changed, images)
+        images = changed
+    return images
+
+
+def color(images: Tensor, draws: Tensor) -> Tensor:
+    """Brightness shifted by ±0.5, saturation scaled by 0 to 2, contrast by 0.5 to 1.5."""
+    brightness, saturation, contrast = (draws[:, i, None, None, None] for i in range(3))
+    images = images + (brightness - 0.5) * BRIGHTNESS
+    grey = images.mean(1, keepdim=True)
+    images = (images - grey) * (saturation * SATURATION) + grey
+    level = images.mean((1, 2, 3), keepdim=True)
+    return (images - level) * (contrast + CONTRAST) + level
+
+
+def crop(images: Tensor, draws: Tensor) -> Tensor:
+    """Shifted by up to an eighth of the size each way; what comes in is 0."""
+    height, width = images.shape[2:]
+    return _apart(images, _shift(draws[:, 3], height), _shift(draws[:, 4], width))
+
+
+def cutout(images: Tensor, draws: Tensor) -> Tensor:
+    """A field of half the size, centred anywhere, set to 0."""
+    height, width = images.shape[2:]
+    covered = _field(draws[:, 5], height)[:, :, None] & _field(draws[:, 6], width)[:, None, :]
+    return images * (~covered)[:, None].to(images.dtype)
+
+
+def flip(images: Tensor, draws: Tensor) -> Tensor:
+    """Left and right exchanged with probability one half."""
+    return torch.where((draws[:, 7] < FLIP)[:, None, None, None], images.flip(3), images)
+
+
+def scale(images: Tensor, draws: Tensor) -> Tensor:
+    """Each axis stretched by 1/1.2 to 1.2 about the centre, bilinearly; what comes in is 0."""
+    height, width = images.shape[2:]
+    return _apart(images, _stretch(draws[:, 8], height), _stretch(draws[:, 9], width))
+
+
+def rotate(images: Tensor, draws: Tensor) -> Tensor:
+    """Turned by up to 15 degrees about the centre, bilinearly; what comes in is 0."""
+    angle = (draws[:, 10] - 0.5) * 2 * ROTATE * (torch.pi / 180)
+    sine, cosine, zero = angle.sin(), angle.cos(), torch.zeros_like(angle)
+    matrices = torch.stack([torch.stack([cosine, -sine, zero], 1), torch.stack([sine, cosine, zero], 1)], 1)
+    grid = F.affine_grid(matrices.expand(len(images), 2, 3), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid.to(images.dtype), align_corners=False)
+
+
+AUGMENT = {"color": color, "crop": crop, "cutout": cutout, "flip": flip, "scale": scale, "rotate": rotate}
+
+
+def _apart(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """``rows @ image @ columns.T`` with matrices (1 or n, H, H) and (1 or n, W, W)."""
+    return rows.to(images.dtype)[:, None] @ images @ columns.to(images.dtype).mT[:, None]
+
+
+def _shift(uniform: Tensor, size: int) -> Tensor:
+    """Matrices (n, size, size) that move rows by a whole number in ±pad."""
+    pad = int(size * CROP_PAD + 0.5)
+    by = (uniform * (2 * pad + 1)).floor() - pad
+    place = torch.arange(size, device=uniform.device)
+    return place[None, None, :] == place[None, :, None] + by[:, None, None]
+
+
+def _field(uniform: Tensor, size: int) -> Tensor:
+    """Rows (n, size) that a field of half the size covers, its centre anywhere in the image."""
+    length = int(size * CUTOUT + 0.5)
+    first = (uniform * (size + 1 - length % 2)).floor() - length // 2
+    place = torch.arange(size, device=uniform.device)[None]
+    return (place >= first[:, None]) & (place < first[:, None] + length)
+
+
+def _stretch(uniform: Tensor, size: int) -> Tensor:
+    """Matrices (n, size, size) that sample rows bilinearly at stretched places."""
+    factor = uniform * (SCALE - 1 / SCALE) + 1 / SCALE
+    place = torch.arange(size, device=uniform.device)
+    centre = (size - 1) / 2
+    source = (place - centre)[None] * factor[:, None] + centre
+    return (1 - (source[:, :, None] - place[None, None, :]).abs()).clamp_min(0)
+
+
+def cutmix(images: Tensor, other: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
+    """CutMix (Yun et al. 2019): a box of ``other`` pasted into ``images`` (n, C, H, W).
+
+    ``box`` (4,) uniform: share of the area kept, centre y and x, and (below 0: no mix) a switch. Returns the mixed
+    images and the share of each image that is still its own, a scalar tensor.
+    """
+    height, width = images.shape[2:]
+    side = torch.where(box[3] < 0, torch.zeros_like(box[0]), (1 - box[0]).clamp_min(0).sqrt())
+    rows = _span(box[1], side, height, images.device)
+    columns = _span(box[2], side, width, images.device)
+    inside = rows[:, None] & columns[None, :]
+    mixed = torch.where(inside, other, images)
+    return mixed, 1 - inside.to(images.dtype).mean()
+
+
+def _span(centre: Tensor, side: Tensor, size: int, device: torch.device) -> Tensor:
+    middle, half = (centre * size).floor(), (side * size).floor() / 2
+    place = torch.arange(size, device=device)
+    return (place >= (middle - half).floor()) & (place < (middle + half).floor())

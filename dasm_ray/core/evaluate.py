@@ -1,0 +1,56 @@
+"""Evaluation: train a fresh network on a set, choose its checkpoint on validation data, read the test set once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dasm_ray.config import TrainRecipe
+from dasm_ray.core.decode import decode_all
+from dasm_ray.core.train import Network, RealSamples, Samples, TensorSamples, accuracy, statistics_of, train
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One training: accuracies in [0, 1] and the step whose checkpoint validation chose."""
+
+    validation: float
+    test: float
+    step: int
+
+
+def evaluate_on(
+    network: Network,
+    samples: Samples,
+    recipe: TrainRecipe,
+    *,
+    steps: int,
+    checkpoints: int,
+    validation: RealSamples,
+    test: RealSamples,
+    generator: torch.Generator,
+) -> Outcome:
+    """Trains for ``steps`` steps, looks at validation at ``checkpoints`` even places, reads ``test`` at the best one.
+
+    Of equally good checkpoints the latest is taken: it was trained longest.
+    """
+    looks = {max(1, round(steps * (place + 1) / checkpoints)) for place in range(checkpoints)}
+    best_accuracy, best_step, best = -1.0, 0, torch.empty(0)
+    for step, flat, _ in train(network, samples, recipe, steps=steps, generator=generator, decay=True):
+        if step in looks:
+            seen = accuracy(network, flat, statistics_of(network, flat, samples), validation)
+            if seen >= best_accuracy:
+                best_accuracy, best_step, best = seen, step, flat
+    return Outcome(best_accuracy, accuracy(network, best, statistics_of(network, best, samples), test), best_step)
+
+
+def synthetic_samples(
+    network: Network, pixels: NDArray[np.float32], labels: NDArray[np.int64], factor: int
+) -> TensorSamples:
+    """The training samples of stored ``pixels`` (N, C, H, W) and ``labels`` (N,): decoded and normalised."""
+    images = decode_all(pixels, factor).to(network.device)
+    repeated = torch.tensor(labels).repeat_interleave(factor**2).to(network.device)
+    return TensorSamples(network.normalise(images), repeated)

@@ -1,0 +1,53 @@
+"""A synthetic set in words and as one picture."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from dasm_ray.store.artifact import Artifact, digest
+
+MARGIN = 2
+"""Pixels between two images of the sheet."""
+
+
+def describe(artifact: Artifact) -> str:
+    """What the set is, a line a fact."""
+    count, channels, height, width = artifact.pixels.shape
+    segments, sizes = np.unique(artifact.segments, return_counts=True)
+    training, model = artifact.recipe["training"], artifact.recipe["model"]
+    versions = artifact.provenance.get("versions", {})
+    facts = {
+        "images": f"{count} stored of {channels}x{height}x{width}, {count * artifact.factor**2} for training "
+        f"(factor {artifact.factor})",
+        "classes": ", ".join(artifact.class_names),
+        "segments": ", ".join(f"{size} images in {segment + 1}" for segment, size in zip(segments, sizes, strict=True)),
+        "labels": "hard" if artifact.soft_labels is None else "soft",
+        "mean, std": f"{_rounded(artifact.mean)}, {_rounded(artifact.std)}",
+        "evaluated by": f"{model['arch']} of width {model['width']}, {training['epochs']} epochs, rate {training['lr']}",
+        "made with": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "digest": digest(artifact),
+    }
+    return "\n".join(f"{name:13} {fact}" for name, fact in facts.items())
+
+
+def _rounded(values: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{value:.4f}" for value in values) + ")"
+
+
+def draw_sheet(artifact: Artifact, most: int = 20) -> bytes:
+    """A PNG of at most ``most`` stored images a class, a row a class."""
+    _, channels, height, width = artifact.pixels.shape
+    rows = [artifact.pixels[artifact.labels == label][:most] for label in range(len(artifact.class_names))]
+    columns = max(len(row) for row in rows)
+    sheet = np.full((len(rows) * (height + MARGIN), columns * (width + MARGIN), channels), 255, np.uint8)
+    for y, row in enumerate(rows):
+        for x, pixels in enumerate(row):
+            top, left = y * (height + MARGIN), x * (width + MARGIN)
+            sheet[top : top + height, left : left + width] = np.rint(pixels * 255).astype(np.uint8).transpose(1, 2, 0)
+    picture = Image.fromarray(sheet[:, :, 0] if channels == 1 else sheet)
+    data = io.BytesIO()
+    picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(data, "PNG")
+    return data.getvalue()

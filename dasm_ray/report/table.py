@@ -1,0 +1,139 @@
+"""The fair table: every way to a small set beside the others, trained alike, as mean ± std over seeds.
+
+What must stay true: the terminal, the Markdown and the JSON show the same rows and the same figures, and a figure that
+cannot be known (the std of one seed, a gain over a row that is missing) is left out, never made up.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+HEADINGS = ("set", "labels", "seeds", "test", "validation", "IOR", "HLR", "note")
+WORDS = ("set", "labels", "note")
+LEGEND = (
+    "Test accuracy in %, mean ± std over seeds, read once at the checkpoint that validation chose. "
+    "IOR: points over random images with the same labels. HLR: points that hard labels stay below full data."
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One set of images, trained on once a seed. Accuracies are shares in [0, 1]; only drawing makes them percent."""
+
+    name: str
+    accuracies: Sequence[float]  # test, one a seed
+    validation: Sequence[float] = ()  # at the chosen checkpoint, one a seed
+    labels: str = "hard"
+    note: str = ""
+
+    @property
+    def mean(self) -> float:
+        """Mean test accuracy over seeds."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation (n - 1) over seeds; None for a single seed."""
+        return _spread(self.accuracies)
+
+
+def ior(row: Row, rows: Sequence[Row]) -> float | None:
+    """acc(S) - acc(random, same labels); None for the random and the full row, and where there is no such row."""
+    baseline = _find(rows, "random", row.labels)
+    return None if baseline is None or row.name in ("random", "full") else row.mean - baseline.mean
+
+
+def hlr(row: Row, rows: Sequence[Row]) -> float | None:
+    """acc(full) - acc(S, hard labels); None for the full row, for soft labels, and where there is no full row."""
+    full = _find(rows, "full", "hard")
+    return None if full is None or row.name == "full" or row.labels != "hard" else full.mean - row.mean
+
+
+def render(rows: Sequence[Row], title: str = "") -> Table:
+    """The table for a terminal of 80 columns; notes stand below it, where they have room."""
+    notes = [f"{row.name}, {row.labels} labels: {row.note}" for row in rows if row.note]
+    caption = Text("\n".join([LEGEND, *notes]))
+    table = Table(title=Text(title) if title else None, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD)
+    shown = [heading for heading in _shown(rows) if heading != "note"]
+    for heading in shown:
+        table.add_column(heading, justify="left" if heading in WORDS else "right", no_wrap=heading not in WORDS)
+    for cells, row in zip(_cells(rows), rows, strict=True):
+        table.add_row(*(Text(cells[heading]) for heading in shown), style="bold" if row.name == "distilled" else None)
+    return table
+
+
+def markdown(rows: Sequence[Row], title: str = "") -> str:
+    """The table as GitHub Markdown, ending in a newline."""
+    shown = _shown(rows)
+    rule = ["---" if heading in WORDS else "---:" for heading in shown]
+    body = [[cells[heading].replace("|", "\\|") for heading in shown] for cells in _cells(rows)]
+    lines = ["| " + " | ".join(line) + " |" for line in (list(shown), rule, *body)]
+    return "\n".join([*([f"## {title}", ""] if title else []), *lines, "", LEGEND, ""])
+
+
+def as_json(rows: Sequence[Row], title: str = "") -> dict[str, Any]:
+    """The table as plain values for ``json.dumps``: shares in [0, 1] with all their digits, None where unknown."""
+    return {
+        "title": title,
+        "rows": [
+            {
+                "name": row.name,
+                "labels": row.labels,
+                "note": row.note,
+                "accuracies": list(row.accuracies),
+                "validation": list(row.validation),
+                "mean": row.mean,
+                "std": row.std,
+                "ior": ior(row, rows),
+                "hlr": hlr(row, rows),
+            }
+            for row in rows
+        ],
+    }
+
+
+def _cells(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+    for row in rows:
+        yield {
+            "set": row.name,
+            "labels": row.labels,
+            "seeds": str(len(row.accuracies)),
+            "test": _mean_and_spread(row.accuracies),
+            "validation": _mean_and_spread(row.validation),
+            "IOR": _points(ior(row, rows)),
+            "HLR": _points(hlr(row, rows)),
+            "note": row.note,
+        }
+
+
+def _shown(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The headings under which some row says something."""
+    filled = {heading for cells in _cells(rows) for heading, cell in cells.items() if cell not in ("", "–")}
+    return tuple(heading for heading in HEADINGS if heading in filled)
+
+
+def _mean_and_spread(accuracies: Sequence[float]) -> str:
+    if not accuracies:
+        return "–"
+    spread = _spread(accuracies)
+    mean = f"{100 * statistics.fmean(accuracies):.1f}"
+    return mean if spread is None else f"{mean} ± {100 * spread:.1f}"
+
+
+def _spread(accuracies: Sequence[float]) -> float | None:
+    return statistics.stdev(accuracies) if len(accuracies) > 1 else None
+
+
+def _points(difference: float | None) -> str:
+    return "–" if difference is None else f"{100 * difference:+.1f}"
+
+
+def _find(rows: Sequence[Row], name: str, labels: str) -> Row | None:
+    return next((row for row in rows if row.name == name and row.labels == labels), None)

@@ -1,0 +1,384 @@
+"""Workers that come and go, and tasks that always get done: gives tasks to Ray actors, and gives lost ones again.
+
+What must stay true: the answer to a task depends on its arguments alone, so doing it twice does no harm; one task is in
+a worker's hands at a time; and nothing here waits without an end.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import (
+    ActorUnavailableError,
+    GetTimeoutError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+
+from dasm_ray.core.ledger import Ledger
+from dasm_ray.errors import DasmError, SessionError, TaskFailed
+
+ObjectRef = Any
+"""A ``ray.ObjectRef``."""
+
+TICK_SECONDS = 1.0
+"""Longest pause between looks at deadlines and draining nodes."""
+START_NOTICE_SECONDS = 60.0
+"""Without a single worker for this long, say so."""
+START_LIMIT_SECONDS = 300.0
+"""Without a single worker for this long (or a task's longest time, if that is more), give up."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A call of ``method`` on any worker. ``name`` is unique among the open tasks of a pool.
+
+    Of several ``outputs`` the first is small and fetched, the others stay in the object store.
+    """
+
+    name: str
+    method: str
+    args: tuple[Any, ...]
+    outputs: int = 1
+
+
+class InputLost(Exception):
+    """An object that the task reads is gone with its node; only who made it can make it again."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """An answered task: its first output and references to the others, or why it cannot be done as it was asked."""
+
+    task: Task
+    value: Any
+    refs: tuple[ObjectRef, ...] = ()
+    error: InputLost | None = None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Why a worker is gone, and what would help."""
+
+    cause: str
+    advice: str
+
+
+# --- what an error means -----------------------------------------------------------------------------------------
+
+
+def loss_of(error: RayError) -> Loss | None:
+    """The loss behind an error of Ray, or None if the task itself raised. Never a defect of the task, so done again."""
+    if isinstance(error, RayTaskError):  # first, because it is also an instance of what the task raised
+        return None
+    if isinstance(error, OutOfMemoryError):
+        return Loss("the host ran out of memory", "lower runtime.workers or use hosts with more memory")
+    if isinstance(error, NodeDiedError) or getattr(error, "preempted", False) or "node has died" in str(error):
+        return Loss("its node went away", "raise runtime.max_lost or use nodes that stay")
+    if isinstance(error, ActorUnavailableError | GetTimeoutError):
+        return Loss("its worker stopped answering", "raise runtime.max_lost or look at the network of the cluster")
+    if isinstance(error, ObjectLostError):
+        return Loss("its answer was lost with a node", "raise runtime.max_lost or use nodes that stay")
+    if isinstance(error, RayActorError | WorkerCrashedError):
+        return Loss(
+            "its worker process died",
+            "look for the kernel's out-of-memory killer; if it was that, lower runtime.workers",
+        )
+    return None
+
+
+def failure_of(name: str, error: RayError) -> DasmError:
+    """What to raise for a task that raised: the package's own errors as they are, anything else as TaskFailed."""
+    cause = getattr(error, "cause", None) or error
+    if isinstance(cause, DasmError):
+        return cause
+    if type(cause).__name__ == "OutOfMemoryError" or "CUDA out of memory" in str(cause):
+        return TaskFailed(
+            f"{name}: the GPU ran out of memory; lower matcher.batch_real or matcher.batch_syn, "
+            f"or give each worker a larger share of it (runtime.gpus_per_worker)"
+        )
+    return TaskFailed(f"{name}: failed with {_last_line(cause)}; if no setting explains it, please report it")
+
+
+def _last_line(cause: BaseException) -> str:
+    text = " ".join("".join(traceback.format_exception_only(cause)).split())
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+# --- the pool ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Worker:
+    """An actor and what it is asked. ``alive`` is its answer to a greeting that goes ahead of each task."""
+
+    actor: Any
+    greeting: ObjectRef
+    node: str | None = None
+    task: Task | None = None
+    refs: list[ObjectRef] = field(default_factory=list)
+    since: float = 0.0
+
+    @property
+    def awaited(self) -> ObjectRef | None:
+        """What this worker will answer next; None when it is idle."""
+        if self.node is None:
+            return self.greeting
+        return self.refs[0] if self.task else None
+
+
+class Pool:
+    """Up to ``count`` actors of a plain class, started as tasks come and replaced when they die.
+
+    Each takes ``num_cpus`` cores and ``num_gpus`` GPUs and is made with ``actor_args`` in an environment with ``env``
+    added. A task may be lost ``max_lost`` times, each attempt may take ``task_seconds``; ``notice`` gets one line for
+    each event worth telling.
+    """
+
+    def __init__(
+        self,
+        actor_class: type,
+        actor_args: tuple[Any, ...],
+        *,
+        count: int,
+        num_cpus: float,
+        num_gpus: float,
+        max_lost: int,
+        task_seconds: float,
+        notice: Callable[[str], None],
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": 0, "max_task_retries": 0}
+        if env:
+            options["runtime_env"] = {"env_vars": dict(env)}
+        self._remote = ray.remote(actor_class).options(**options)
+        self._actor_args = actor_args
+        self._needs = f"{num_cpus:g} CPU and {num_gpus:g} GPU"
+        self._count = count
+        self._task_seconds = task_seconds
+        self._notice = notice
+        self._ledger = Ledger(max_lost)
+        self._tasks: dict[str, Task] = {}
+        self._workers: list[_Worker] = []
+        self._draining: set[str] = set()
+        self._next_look = 0.0
+        self._false_starts = 0
+        self._empty_since: float | None = None
+        self._told_empty = False
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def alive(self) -> int:
+        """Workers that have started."""
+        return sum(worker.node is not None for worker in self._workers)
+
+    def submit(self, task: Task) -> None:
+        """Adds a task; it is begun by ``results``."""
+        self._ledger.add(task.name)
+        self._tasks[task.name] = task
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Done]:
+        """Submits the tasks and yields their answers."""
+        for task in tasks:
+            self.submit(task)
+        return self.results()
+
+    def results(self) -> Iterator[Done]:
+        """Yields answers in the order in which tasks are completed, until none is open; more may come meanwhile.
+
+        Raises a DasmError that a task raised, TaskFailed for any other error of a task, TaskLost for a task that is
+        lost too often, SessionError when no worker can be had.
+        """
+        self._empty_since = None
+        while self._ledger.open:
+            self._staff()
+            self._give()
+            yield from self._collect()
+            self._drop_late()
+            self._check_empty()
+
+    def close(self) -> None:
+        """Ends every worker, and with it what it was doing."""
+        for worker in self._workers:
+            ray.kill(worker.actor)
+        self._workers.clear()
+
+    # --- the four steps ------------------------------------------------------------------------------------------
+
+    def _staff(self) -> None:
+        """Asks for workers, as many as there are open tasks: a pending actor is what makes a cluster grow."""
+        self._leave_draining_nodes()
+        while len(self._workers) < min(self._count, self._ledger.open):
+            actor = self._remote.remote(*self._actor_args)
+            self._workers.append(_Worker(actor, actor.__ray_call__.remote(_node)))
+
+    def _give(self) -> None:
+        """Gives one task to each idle worker, behind a greeting that tells a dead worker from a lost task."""
+        for worker in self._workers:
+            if worker.node is None or worker.task or worker.node in self._draining:
+                continue
+            name = self._ledger.give()
+            if name is None:
+                return
+            task = self._tasks[name]
+            worker.greeting = worker.actor.__ray_call__.remote(_node)
+            refs = getattr(worker.actor, task.method).options(num_returns=task.outputs).remote(*task.args)
+            worker.task, worker.since = task, time.monotonic()
+            worker.refs = refs if task.outputs > 1 else [refs]
+
+    def _collect(self) -> Iterator[Done]:
+        """Waits a moment for whatever comes first, and takes it in."""
+        awaited = {ref: worker for worker in self._workers if (ref := worker.awaited) is not None}
+        ready, _ = ray.wait(list(awaited), num_returns=1, timeout=TICK_SECONDS)
+        for ref in ready:
+            worker = awaited[ref]
+            if worker.task is None:
+                self._started(worker)
+            elif (done := self._answer(worker)) is not None:
+                yield done
+
+    def _drop_late(self) -> None:
+        """Kills workers whose task takes longer than allowed."""
+        now = time.monotonic()
+        late = [worker for worker in self._workers if worker.task and now - worker.since > self._task_seconds]
+        for worker in late:
+            if not _is_there(worker.refs[0]):  # it may have answered while the caller was busy with another answer
+                minutes = self._task_seconds / 60
+                cause = f"it took longer than runtime.task_minutes={minutes:g}"
+                self._lose(worker, Loss(cause, "raise runtime.task_minutes or make the work of one task smaller"))
+
+    # --- what may happen -----------------------------------------------------------------------------------------
+
+    def _started(self, worker: _Worker) -> None:
+        """A new worker greets, or could not be made."""
+        try:
+            worker.node = ray.get(worker.greeting, timeout=self._task_seconds)
+        except RayError as error:
+            self._remove(worker)
+            raised = error.args[0] if getattr(error, "actor_init_failed", False) and error.args else None
+            if isinstance(raised, RayTaskError):
+                raise failure_of("a worker's start", raised) from error
+            self._count_false_start(error)
+
+    def _answer(self, worker: _Worker) -> Done | None:
+        """A worker answers, or is found to be gone."""
+        task, refs = worker.task, worker.refs
+        assert task is not None
+        try:
+            value = ray.get(refs[0], timeout=self._task_seconds)
+        except RayError as error:
+            if isinstance(error, RayTaskError) and isinstance(error.cause, ObjectLostError):
+                self._finish(worker)
+                return Done(task, None, error=InputLost(f"{task.name}: an object that it reads is gone"))
+            loss = loss_of(error)
+            if loss is None:
+                raise failure_of(task.name, error) from error
+            self._lose(worker, loss)
+            return None
+        self._finish(worker)
+        self._false_starts = 0
+        return Done(task, value, tuple(refs[1:]))
+
+    def _finish(self, worker: _Worker) -> None:
+        assert worker.task is not None
+        self._ledger.finish(worker.task.name)
+        del self._tasks[worker.task.name]
+        worker.task, worker.refs = None, []
+
+    def _lose(self, worker: _Worker, loss: Loss) -> None:
+        """Gives the worker's task back, counted as lost if the worker was there when it came."""
+        task = worker.task
+        assert task is not None
+        began = _is_answered(worker.greeting)
+        self._remove(worker)
+        if not began:
+            self._ledger.put_back(task.name)
+            self._count_false_start(loss.cause)
+            return
+        self._ledger.lose(task.name, loss.cause, loss.advice)
+        tally = f"{self._ledger.losses(task.name)} of {self._ledger.max_lost} allowed"
+        self._notice(f"{task.name}: lost, {loss.cause} ({tally}); another worker does it")
+
+    def _remove(self, worker: _Worker) -> None:
+        """Kills, since a worker that does not answer may still live, and hold a GPU."""
+        ray.kill(worker.actor)
+        self._workers.remove(worker)
+
+    def _count_false_start(self, reason: object) -> None:
+        """A worker gone before it did anything is replaced, but not for ever."""
+        self._false_starts += 1
+        if self._false_starts > self._count + self._ledger.max_lost:
+            text = " ".join(str(reason).split())[:300]
+            raise SessionError(f"{self._false_starts} workers died before they did anything; the last: {text}")
+
+    def _check_empty(self) -> None:
+        """Tells when no worker could be had for long, and gives up when for too long."""
+        if self.alive or not self._ledger.open:
+            self._empty_since, self._told_empty = None, False
+            return
+        now = time.monotonic()
+        self._empty_since = self._empty_since or now
+        waited = now - self._empty_since
+        limit = max(self._task_seconds, START_LIMIT_SECONDS)
+        if waited > limit:
+            raise SessionError(
+                f"no worker has started in {limit / 60:g} minutes: each needs {self._needs}; "
+                f"look at the cluster's nodes (ray status)"
+            )
+        if waited > START_NOTICE_SECONDS and not self._told_empty:
+            self._told_empty = True
+            self._notice(
+                f"no worker has started in {START_NOTICE_SECONDS:g} s: each needs {self._needs}; still waiting"
+            )
+
+    def _leave_draining_nodes(self) -> None:
+        """Gives nothing more to workers on nodes that are being taken away, and ends the idle ones to let a node go."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + TICK_SECONDS
+        draining = draining_nodes()
+        for node in draining - self._draining:
+            if any(worker.node == node for worker in self._workers):
+                self._notice(f"node {node[:8]} is being taken away: its workers finish what they have")
+        self._draining = draining
+        for worker in [worker for worker in self._workers if worker.node in draining and not worker.task]:
+            self._remove(worker)
+
+
+def draining_nodes() -> set[str]:
+    """Ids of nodes that have notice to leave: a spot node about to be taken, a pod about to be stopped."""
+    return set(ray._private.state.state.get_draining_nodes())
+
+
+def _node(_: Any) -> str:
+    """Runs in the worker: the id of its node."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def _is_there(ref: ObjectRef) -> bool:
+    return bool(ray.wait([ref], timeout=0)[0])
+
+
+def _is_answered(greeting: ObjectRef) -> bool:
+    if not _is_there(greeting):
+        return False
+    try:
+        ray.get(greeting, timeout=TICK_SECONDS)
+    except RayError:
+        return False
+    return True

@@ -1,0 +1,192 @@
+"""What the run is doing, for whoever watches: one live line on a terminal, now and then a plain line elsewhere.
+
+What must stay true: nothing is written to stdout, which belongs to results; and a line fits 80 columns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+Events = Callable[..., None]
+
+PLAIN_SECONDS = 10.0
+"""Least time between two plain lines of one stage."""
+
+
+@dataclass
+class _Stage:
+    """One stage on its way. ``before`` tasks were done when it began, after a resume: no measure of speed."""
+
+    name: str
+    total: int
+    detail: str
+    before: int
+    start: float
+    done: int = 0
+    samples: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} {self.detail}".rstrip()
+
+    @property
+    def count(self) -> str:
+        return f"{self.done}/{self.total}"
+
+    def speed(self, now: float) -> str:
+        """Samples a second so far, for a reader; empty while unknown."""
+        seconds = now - self.start
+        return f"{compact(self.samples / seconds)} img/s" if self.samples and seconds > 0 else ""
+
+    def left(self, now: float) -> str:
+        """Time to the end at the speed so far; empty while unknown."""
+        fresh = self.done - self.before
+        if not fresh or self.done >= self.total:
+            return ""
+        return clock_text((now - self.start) / fresh * (self.total - self.done))
+
+    def numbers(self) -> str:
+        """The latest metrics."""
+        return "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+
+
+class Progress:
+    """Shows stages as they go. ``events`` is told each fact as keywords with a ``kind``; ``live`` forces the display.
+
+    On a terminal (stderr), a live line; elsewhere a line when a stage begins and ends, and every 10 seconds between.
+    """
+
+    def __init__(
+        self,
+        events: Events | None = None,
+        live: bool | None = None,
+        *,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._events = events or (lambda **_: None)
+        self._console = console or Console(stderr=True, highlight=False)
+        self._clock = clock
+        self._stage: _Stage | None = None
+        self._workers = 0
+        self._said = 0.0
+        self._live: Live | None = None
+        if self._console.is_terminal if live is None else live:
+            # Warnings pass above the line; results on stdout, which may be a pipe, are left alone.
+            self._live = Live(
+                console=self._console, get_renderable=self._picture, transient=True, redirect_stdout=False
+            )
+            self._live.start()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def stage(self, name: str, total: int, detail: str = "", *, done: int = 0) -> None:
+        """Begins a stage of ``total`` tasks, of which ``done`` are done already; ends the one before."""
+        self._end_stage()
+        self._stage = _Stage(name, total, detail, before=done, start=self._clock(), done=done)
+        self._events(kind="stage", stage=name, detail=detail, total=total, done=done)
+        self._say_plainly()
+
+    def advance(self, n: int = 1, samples: int = 0, **metrics: float) -> None:
+        """``n`` more tasks are done, in which ``samples`` images were worked on; metrics are numbers to show."""
+        stage = self._stage
+        assert stage is not None, "no stage has begun"
+        stage.done += n
+        stage.samples += samples
+        stage.metrics.update(metrics)
+        self._events(
+            kind="progress", stage=stage.name, detail=stage.detail, done=stage.done, total=stage.total, **metrics
+        )
+        if self._clock() - self._said >= PLAIN_SECONDS and stage.done < stage.total:
+            self._say_plainly()
+
+    def note(self, text: str) -> None:
+        """One line that stays."""
+        self._events(kind="note", text=text)
+        self._print(text)
+
+    def workers(self, n: int) -> None:
+        """How many workers are alive."""
+        if n != self._workers:
+            self._workers = n
+            self._events(kind="workers", workers=n)
+
+    def close(self) -> None:
+        """Ends the stage and the display."""
+        self._end_stage()
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    # --- the two displays ----------------------------------------------------------------------------------------
+
+    def _end_stage(self) -> None:
+        stage, self._stage = self._stage, None
+        if stage is None:
+            return
+        now = self._clock()
+        self._events(
+            kind="stage_end", stage=stage.name, detail=stage.detail, done=stage.done, seconds=now - stage.start
+        )
+        took = clock_text(now - stage.start)
+        self._print(", ".join(part for part in (f"{stage.title}: {stage.count} in {took}", stage.speed(now)) if part))
+
+    def _say_plainly(self) -> None:
+        """One line on how the stage goes, where there is no live line."""
+        stage = self._stage
+        if self._live is not None or stage is None:
+            return
+        now = self._said = self._clock()
+        left = stage.left(now)
+        parts = (f"{stage.title}: {stage.count}", self._crew(), stage.speed(now), f"{left} left" if left else "")
+        self._print(", ".join(part for part in (*parts, stage.numbers()) if part))
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+    def _crew(self) -> str:
+        return f"{self._workers} worker{'' if self._workers == 1 else 's'}" if self._workers else ""
+
+    def _picture(self) -> RenderableType:
+        """The live line: what, how far, by whom, how fast, how long; below it the latest metrics."""
+        stage = self._stage
+        if stage is None:
+            return Text("")
+        now = self._clock()
+        line = Table.grid(padding=(0, 1), expand=True)
+        line.add_column(no_wrap=True, overflow="ellipsis", max_width=34)
+        line.add_column(ratio=1, min_width=8)
+        for _ in range(4):
+            line.add_column(no_wrap=True, justify="right")
+        bar = ProgressBar(total=max(stage.total, 1), completed=stage.done)
+        line.add_row(Text(stage.title, "bold"), bar, stage.count, self._crew(), stage.speed(now), stage.left(now))
+        numbers = stage.numbers()
+        return Group(line, Text(f"  {numbers}", "dim", no_wrap=True, overflow="ellipsis")) if numbers else line
+
+
+def clock_text(seconds: float) -> str:
+    """``75`` as ``1:15``, ``4000`` as ``1:06:40``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def compact(number: float) -> str:
+    """Three figures: 7.12, 85.3, 1.2k, 36k, 1.5M."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.2g}{letter}" if number / size < 10 else f"{number / size:.0f}{letter}"
+    return f"{number:.3g}"

@@ -1,0 +1,26 @@
+"""One Ray for the whole test session: starting it takes seconds, so no test starts its own without a reason."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ.pop("RAY_ADDRESS", None)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[object]:
+    """A session of two small CPU workers, open until the last test."""
+    from dasm_ray.config import Runtime
+    from dasm_ray.runtime.session import Session
+
+    with Session.open(Runtime(workers=2, cpus_per_worker=1, gpus_per_worker=0), log=lambda text: None) as session:
+        yield session
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Where the real sets for tests lie, as Parquet."""
+    return Path(__file__).parents[2] / "shared" / "data"

@@ -1,0 +1,133 @@
+"""The table's figures by hand, and its three forms against one another.
+
+What must stay true: the terminal form is looked at through a console of 80 columns, as a user would.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from dasm_ray.report.table import Row, as_json, hlr, ior, markdown, render
+
+ROWS = [
+    Row("distilled", [0.80, 0.82, 0.84], [0.81, 0.82, 0.83]),
+    Row("initial", [0.70, 0.71, 0.72], [0.70, 0.70, 0.70], note="zero iterations, same parameterisation"),
+    Row("random", [0.60, 0.62, 0.64], [0.60, 0.60, 0.60]),
+    Row("k_center", [0.50, 0.52, 0.54], [0.50, 0.50, 0.50]),
+    Row("random", [0.70, 0.71, 0.75], [0.70, 0.70, 0.70], labels="expert soft"),
+    Row("distilled", [0.86, 0.87, 0.88], [0.85, 0.85, 0.85], labels="expert soft"),
+    Row("full", [0.97], [0.98]),
+]
+
+
+def drawn(rows: list[Row], title: str = "") -> str:
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    console.print(render(rows, title))
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def lines_of(text: str) -> dict[str, str]:
+    """Each drawn line by its first two words, single spaces between words."""
+    split = [line.split() for line in text.splitlines()]
+    return {" ".join(words[:2]): " ".join(words) for words in split}
+
+
+def test_mean_and_sample_standard_deviation() -> None:
+    row = Row("distilled", [0.80, 0.82, 0.87])
+    assert row.mean == pytest.approx(0.83)
+    assert row.std == pytest.approx(math.sqrt((0.03**2 + 0.01**2 + 0.04**2) / 2))  # n - 1, not n
+
+
+def test_one_seed_has_no_spread() -> None:
+    assert Row("full", [0.97]).std is None
+    assert lines_of(drawn([Row("full", [0.97])]))["full hard"] == "full hard 1 97.0"
+
+
+def test_ior_is_over_random_images_with_the_same_labels() -> None:
+    gains = [ior(row, ROWS) for row in ROWS]
+    assert gains == [
+        pytest.approx(0.20),
+        pytest.approx(0.09),
+        None,
+        pytest.approx(-0.10),
+        None,
+        pytest.approx(0.15),
+        None,
+    ]
+
+
+def test_hlr_is_below_full_data_and_for_hard_labels_only() -> None:
+    gaps = [hlr(row, ROWS) for row in ROWS]
+    assert gaps == [
+        pytest.approx(0.15),
+        pytest.approx(0.26),
+        pytest.approx(0.35),
+        pytest.approx(0.45),
+        None,
+        None,
+        None,
+    ]
+
+
+def test_nothing_is_compared_with_a_row_that_is_missing() -> None:
+    lone = [Row("distilled", [0.8, 0.9], labels="soft"), Row("random", [0.5, 0.6])]
+    assert ior(lone[0], lone) is None, "random has other labels"
+    assert hlr(lone[1], lone) is None, "there is no full row"
+    assert lines_of(drawn(lone))["set labels"] == "set labels seeds test", "a column that knows nothing is not drawn"
+
+
+def test_the_terminal_form_fits_80_columns_and_cuts_nothing() -> None:
+    text = drawn(ROWS, "cifar10, 10 images a class")
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert "cifar10, 10 images a class" in text
+    lines = lines_of(text)
+    assert lines["distilled hard"] == "distilled hard 3 82.0 ± 2.0 82.0 ± 1.0 +20.0 +15.0"
+    assert lines["random expert"] == "random expert soft 3 72.0 ± 2.6 70.0 ± 0.0 – –"
+    assert lines["full hard"] == "full hard 1 97.0 98.0 – –"
+    assert "initial, hard labels: zero iterations, same parameterisation" in text
+
+
+def test_long_names_are_wrapped_and_not_cut() -> None:
+    long = [Row("random images of the easiest two thirds", [0.1, 0.2], [0.1, 0.2], labels="mean of 10 experts"), *ROWS]
+    text = drawn(long)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert all(word in text for word in ["easiest", "thirds", "experts"])
+
+
+def test_square_brackets_are_text_and_not_markup() -> None:
+    text = drawn([Row("[bold]x", [0.5, 0.5], note="range [0, 4]")], "[run]")
+    assert "[bold]x" in text
+    assert "range [0, 4]" in text
+    assert "[run]" in text
+
+
+def test_markdown_holds_the_same_figures() -> None:
+    lines = markdown(ROWS, "digits").splitlines()
+    assert lines[0] == "## digits"
+    assert lines[2] == "| set | labels | seeds | test | validation | IOR | HLR | note |"
+    assert lines[3] == "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |"
+    assert lines[4] == "| distilled | hard | 3 | 82.0 ± 2.0 | 82.0 ± 1.0 | +20.0 | +15.0 |  |"
+    assert lines[5].endswith("| zero iterations, same parameterisation |")
+    assert len(lines[4:]) >= len(ROWS)
+
+
+def test_markdown_keeps_a_bar_inside_its_cell() -> None:
+    assert "a \\| b" in markdown([Row("distilled", [0.5], note="a | b")])
+
+
+def test_json_holds_every_digit_and_reads_back() -> None:
+    tree = as_json(ROWS, "digits")
+    assert json.loads(json.dumps(tree, allow_nan=False)) == tree
+    assert tree["title"] == "digits"
+    first, last = tree["rows"][0], tree["rows"][-1]
+    assert first["accuracies"] == [0.80, 0.82, 0.84]
+    assert (first["mean"], first["std"]) == (pytest.approx(0.82), pytest.approx(0.02))
+    assert (first["ior"], first["hlr"]) == (pytest.approx(0.20), pytest.approx(0.15))
+    assert (last["std"], last["ior"], last["hlr"]) == (None, None, None)

@@ -1,0 +1,398 @@
+"""The pool against a world that kills, stalls and raises; workers here are a few lines each."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray.exceptions import ActorDiedError, NodeDiedError, ObjectLostError, OutOfMemoryError, RayTaskError
+
+from dasm_ray.errors import DataError, NonFinite, SessionError, TaskFailed, TaskLost
+from dasm_ray.runtime import pool as pool_module
+from dasm_ray.runtime.pool import Done, InputLost, Pool, Task, failure_of, loss_of
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
+
+
+class Squarer:
+    """Squares; when told to, first leaves its process id in a file and waits to be killed, once or always."""
+
+    def __init__(self, folder: str = "", sentence: str = "") -> None:
+        self.folder = Path(folder)
+        if sentence:
+            raise DataError(sentence) if sentence.startswith("data") else ValueError(sentence)
+
+    def square(self, number: int) -> int:
+        return number * number
+
+    def square_once_killed(self, number: int) -> int:
+        mark = self.folder / f"{number}.pid"
+        if not mark.exists():
+            self.wait_to_be_killed(number)
+        return number * number
+
+    def wait_to_be_killed(self, number: int) -> None:
+        aside = self.folder / f"{number}.{os.getpid()}"
+        aside.write_text(str(os.getpid()))
+        aside.rename(self.folder / f"{number}.pid")
+        time.sleep(60)
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def sleep(self, seconds: float) -> str:
+        time.sleep(seconds)
+        return "slept"
+
+    def parts(self, number: int) -> tuple[dict[str, int], Any, Any]:
+        return {"number": number}, np.full(200_000, number), np.zeros(3)
+
+    def total(self, pixels: Any) -> int:
+        return int(pixels.sum())
+
+    def fail(self, kind: str) -> None:
+        if kind == "data":
+            raise DataError("train.parquet row 7: the image is corrupt; mend or drop it")
+        if kind == "nan":
+            raise NonFinite("segment 1: the loss is nan; lower matcher.lr_img")
+        if kind == "lost":
+            raise ObjectLostError("00" * 28, None, "")
+        if kind == "memory":
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        raise ValueError("no good\nsecond line")
+
+    def threads(self) -> str | None:
+        return os.environ.get("OMP_NUM_THREADS")
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+@pytest.fixture
+def notices() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def make_pool(ray_session: object, notices: list[str], tmp_path: Path) -> Iterator[Callable[..., Pool]]:
+    pools: list[Pool] = []
+
+    def make(**changes: Any) -> Pool:
+        settings: dict[str, Any] = {
+            "count": 1,
+            "max_lost": 1,
+            "task_seconds": 120.0,
+            "args": (str(tmp_path),),
+        } | changes
+        args = settings.pop("args")
+        pools.append(Pool(Squarer, args, num_cpus=0.5, num_gpus=0, notice=notices.append, **settings))
+        return pools[-1]
+
+    yield make
+    for made in pools:
+        made.close()
+
+
+def squares(numbers: range, method: str = "square") -> list[Task]:
+    return [Task(f"square {number}", method, (number,)) for number in numbers]
+
+
+def values(answers: Iterator[Done]) -> dict[str, Any]:
+    return {done.task.name: done.value for done in answers}
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_all_tasks_are_done_for_any_number_of_workers(make_pool: Callable[..., Pool], count: int) -> None:
+    pool = make_pool(count=count)
+    assert values(pool.run(squares(range(8)))) == {f"square {number}": number**2 for number in range(8)}
+    assert 1 <= pool.alive <= count
+
+
+def test_no_more_workers_are_asked_for_than_there_are_tasks(make_pool: Callable[..., Pool]) -> None:
+    pool = make_pool(count=50)
+    assert len(values(pool.run(squares(range(2))))) == 2
+    assert pool.alive <= 2
+
+
+def test_a_killed_worker_costs_one_notice_and_nothing_else(
+    make_pool: Callable[..., Pool], notices: list[str], tmp_path: Path
+) -> None:
+    pool = make_pool(count=2)
+    for task in [*squares(range(1), "square_once_killed"), *squares(range(1, 6))]:
+        pool.submit(task)
+    seen = {}
+    for done in pool.results():
+        seen[done.task.name] = done.value
+        if len(seen) == 5:  # all but the one that waits to be killed
+            wait_until((tmp_path / "0.pid").exists)
+            os.kill(int((tmp_path / "0.pid").read_text()), signal.SIGKILL)
+    assert seen == {f"square {number}": number**2 for number in range(6)}
+    assert len(notices) == 1
+    for part in ("square 0", "worker process died", "1 of 1 allowed"):
+        assert part in notices[0]
+
+
+def test_a_task_that_kills_every_worker_is_given_up_with_task_cause_and_knob(
+    make_pool: Callable[..., Pool], notices: list[str]
+) -> None:
+    with pytest.raises(TaskLost) as caught:
+        values(make_pool(max_lost=1).run([Task("segment 2 group 0", "die", ())]))
+    for part in ("segment 2 group 0", "lost 2 times", "worker process died", "runtime.max_lost=1", "runtime.workers"):
+        assert part in str(caught.value)
+    assert len(notices) == 1
+
+
+def test_a_worker_that_died_idle_is_not_held_against_the_next_task(
+    make_pool: Callable[..., Pool], notices: list[str]
+) -> None:
+    pool = make_pool(max_lost=0)
+    (pid,) = values(pool.run([Task("who", "pid", ())])).values()
+    os.kill(pid, signal.SIGKILL)
+    assert values(pool.run(squares(range(1)))) == {"square 0": 0}
+    assert notices == []
+
+
+@pytest.mark.parametrize(("kind", "error"), [("data", DataError), ("nan", NonFinite)])
+def test_an_error_of_the_package_arrives_as_itself(
+    make_pool: Callable[..., Pool], kind: str, error: type[Exception]
+) -> None:
+    with pytest.raises(error) as caught:
+        values(make_pool().run([Task("score 1", "fail", (kind,))]))
+    assert type(caught.value) is error
+    assert str(caught.value).startswith(("train.parquet row 7:", "segment 1:"))
+
+
+def test_any_other_error_is_a_failed_task_and_is_not_tried_again(
+    make_pool: Callable[..., Pool], notices: list[str]
+) -> None:
+    with pytest.raises(TaskFailed, match=r"^score 1: failed with ValueError: no good second line; ") as caught:
+        values(make_pool(max_lost=5).run([Task("score 1", "fail", ("other",))]))
+    assert "in fail" in str(caught.value.__cause__)  # the worker's traceback is kept
+    assert notices == []
+
+
+def test_a_gpu_out_of_memory_names_the_knobs(make_pool: Callable[..., Pool]) -> None:
+    with pytest.raises(TaskFailed, match=r"score 1: the GPU ran out of memory; lower matcher\.batch_real"):
+        values(make_pool().run([Task("score 1", "fail", ("memory",))]))
+
+
+def test_a_lost_input_comes_back_to_the_caller_who_may_ask_again(make_pool: Callable[..., Pool]) -> None:
+    pool, seen = make_pool(max_lost=0), []
+    pool.submit(Task("round 3", "fail", ("lost",)))
+    for done in pool.results():
+        seen.append(done)
+        if done.error:
+            pool.submit(Task("round 3", "square", (3,)))
+    assert isinstance(seen[0].error, InputLost)
+    assert (seen[1].value, seen[1].error) == (9, None)
+
+
+def test_a_task_that_takes_too_long_is_lost(make_pool: Callable[..., Pool], notices: list[str]) -> None:
+    with pytest.raises(TaskLost, match=r"longer than runtime\.task_minutes=0\.05; raise runtime\.task_minutes"):
+        values(make_pool(task_seconds=3).run([Task("expert 1", "sleep", (60,))]))
+    assert len(notices) == 1
+
+
+def test_an_answer_that_waits_for_a_busy_caller_is_not_late(make_pool: Callable[..., Pool], notices: list[str]) -> None:
+    pool, seen = make_pool(count=2, task_seconds=1, max_lost=0), []
+    for done in pool.run(squares(range(3))):
+        seen.append(done.value)
+        time.sleep(1.2)
+    assert sorted(seen) == [0, 1, 4]
+    assert notices == []
+
+
+@pytest.mark.parametrize(
+    ("sentence", "error", "pattern"),
+    [
+        ("no such device", TaskFailed, "^a worker's start: failed with ValueError: no such device"),
+        ("data is missing; fetch it", DataError, "^data is missing; fetch it$"),
+    ],
+)
+def test_a_worker_that_cannot_be_made_stops_the_run(
+    make_pool: Callable[..., Pool], sentence: str, error: type[Exception], pattern: str
+) -> None:
+    with pytest.raises(error, match=pattern):
+        values(make_pool(args=("", sentence)).run(squares(range(3))))
+
+
+def test_tasks_may_be_submitted_while_answers_are_read(make_pool: Callable[..., Pool]) -> None:
+    pool, seen = make_pool(count=2), []
+    pool.submit(Task("square 0", "square", (0,)))
+    for done in pool.results():
+        seen.append(done.value)
+        for number in [2 * len(seen) - 1, 2 * len(seen)]:
+            if number < 7:
+                pool.submit(Task(f"square {number}", "square", (number,)))
+    assert sorted(seen) == [number**2 for number in range(7)]
+
+
+def test_an_abandoned_reading_goes_on_where_it_stopped(make_pool: Callable[..., Pool]) -> None:
+    pool = make_pool(count=2)
+    first = next(pool.run(squares(range(5))))
+    assert {first.task.name: first.value} | values(pool.results()) == {f"square {n}": n**2 for n in range(5)}
+
+
+def test_of_several_outputs_only_the_first_is_fetched(make_pool: Callable[..., Pool]) -> None:
+    pool = make_pool()
+    (done,) = pool.run([Task("parts 4", "parts", (4,), outputs=3)])
+    assert done.value == {"number": 4}
+    assert [type(ref) for ref in done.refs] == [ray.ObjectRef, ray.ObjectRef]
+    assert values(pool.run([Task("total", "total", (done.refs[0],))])) == {"total": 800_000}
+
+
+def test_the_environment_reaches_the_worker(make_pool: Callable[..., Pool]) -> None:
+    pool = make_pool(env={"OMP_NUM_THREADS": "3"})
+    assert values(pool.run([Task("threads", "threads", ())])) == {"threads": "3"}
+
+
+def test_close_leaves_no_worker_alive(make_pool: Callable[..., Pool], tmp_path: Path) -> None:
+    with make_pool(count=2) as pool:
+        pids = set(values(pool.run([Task(f"pid {n}", "pid", ()) for n in range(8)])).values())
+        pool.submit(Task("busy", "wait_to_be_killed", (5,)))
+        pool._staff()
+        pool._give()
+        wait_until((tmp_path / "5.pid").exists)
+    assert pool.alive == 0
+    wait_until(lambda: not any(is_running(pid) for pid in pids))
+
+
+def is_running(pid: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return not Path(f"/proc/{pid}/stat").read_text().split(") ")[1].startswith("Z")
+    return False
+
+
+def test_workers_that_never_start_are_noticed_and_then_given_up(
+    ray_session: object, notices: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "START_NOTICE_SECONDS", 0.5)
+    monkeypatch.setattr(pool_module, "START_LIMIT_SECONDS", 2)
+    with (
+        Pool(
+            Squarer, (), count=1, num_cpus=1000, num_gpus=0, max_lost=1, task_seconds=1, notice=notices.append
+        ) as pool,
+        pytest.raises(SessionError, match=r"no worker has started .* each needs 1000 CPU and 0 GPU"),
+    ):
+        values(pool.run(squares(range(1))))
+    assert [line.split(":")[0] for line in notices] == ["no worker has started in 0.5 s"]
+
+
+# --- what an error means, without workers --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "knob"),
+    [
+        (OutOfMemoryError("low memory"), "the host ran out of memory", "runtime.workers"),
+        (NodeDiedError("gone"), "its node went away", "runtime.max_lost"),
+        (ActorDiedError(), "its worker process died", "runtime.workers"),
+        (ObjectLostError("00" * 28, None, ""), "its answer was lost with a node", "runtime.max_lost"),
+    ],
+)
+def test_losses_have_a_cause_and_a_knob(error: Any, cause: str, knob: str) -> None:
+    loss = loss_of(error)
+    assert loss is not None
+    assert loss.cause == cause
+    assert knob in loss.advice
+
+
+def test_an_error_of_the_task_is_no_loss_even_if_it_looks_like_one(ray_session: object) -> None:
+    error = RayTaskError("f", "Traceback", ObjectLostError("00" * 28, None, "")).as_instanceof_cause()
+    assert isinstance(error, ObjectLostError)
+    assert loss_of(error) is None
+
+
+def test_a_long_message_is_cut(ray_session: object) -> None:
+    assert len(str(failure_of("t", RayTaskError("f", "Traceback", ValueError("x" * 5000))))) < 400
+
+
+# --- nodes that are lost or taken away (a cluster of three nodes in a process of its own) ---------------------------
+
+CLUSTER = """
+import os, signal, sys, threading, time
+os.environ["RAY_TMPDIR"] = sys.argv[1]
+import numpy as np, ray
+from ray.cluster_utils import Cluster
+from dasm_ray.runtime.pool import Pool, Task
+
+class Worker:
+    def make(self, number):
+        time.sleep(1)
+        return number, np.full(10**6, number)
+    def total(self, pixels):
+        time.sleep(1)
+        return int(pixels.sum())
+
+quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_timeout_ms": 500,
+         "health_check_failure_threshold": 3}
+small = {"object_store_memory": 10**8}
+cluster = Cluster(True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": quick, **small})
+nodes = [cluster.add_node(num_cpus=1, **small) for _ in range(2)]
+ray.init(cluster.address, logging_level="ERROR", log_to_driver=False)
+try:
+    say = lambda text: print("NOTICE", text, flush=True)
+    with Pool(Worker, (), count=2, num_cpus=1, num_gpus=0, max_lost=3, task_seconds=60, notice=say) as pool:
+        made = {done.value: done.refs[0] for done in pool.run([Task(f"make {n}", "make", (n,), 2) for n in range(6)])}
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        nodes.append(cluster.add_node(num_cpus=1, **small))
+        for number, ref in made.items():
+            pool.submit(Task(f"total {number}", "total", (ref,)))
+        lost, totals, draining = 0, {}, None
+        for done in pool.results():
+            if done.error:
+                lost += 1
+                pool.submit(Task(done.task.name, "total", (np.full(10**6, int(done.task.name.split()[1])),)))
+            else:
+                totals[done.task.name] = done.value // 10**6
+            if lost and len(totals) == 4 and draining is None:
+                draining = next(w.node for w in pool._workers if w.node and w.node != nodes[2].node_id)
+                ray._raylet.GcsClient(cluster.address).drain_node(draining, 2, "spot", int(1000 * (time.time() + 60)))
+                for n in range(6, 10):
+                    pool.submit(Task(f"total {n}", "total", (np.full(10**6, n),)))
+        print("TOTALS", sorted(totals.items()))
+        print("LOST INPUTS", lost > 0)
+        print("LEFT", draining not in [w.node for w in pool._workers])
+finally:
+    ray.shutdown()
+    cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_lost_node_and_a_draining_node_change_no_answer(tmp_path: Path) -> None:
+    script = tmp_path / "cluster.py"
+    script.write_text(CLUSTER)
+    # Ray's sockets lie in the folder, and their paths may have no more than 107 bytes: tmp_path is too long.
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
+        ran = subprocess.run(
+            [sys.executable, str(script), folder],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    lines = ran.stdout.splitlines()
+    assert f"TOTALS {sorted((f'total {n}', n) for n in range(10))}" in lines
+    assert "LOST INPUTS True" in lines
+    assert "LEFT True" in lines
+    assert sum("is being taken away" in line for line in lines) == 1

@@ -1,0 +1,172 @@
+"""What is shown, on a terminal of 80 columns and in a log, with a clock of our own."""
+
+import io
+import sys
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from dasm_ray.runtime.progress import Progress, clock_text, compact
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def plain(clock: Clock, events: Any = None) -> tuple[Progress, io.StringIO]:
+    file = io.StringIO()
+    return Progress(events, console=Console(file=file, width=80), clock=clock), file
+
+
+def live(clock: Clock, width: int = 80) -> tuple[Progress, Console]:
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, _environ={})
+    return Progress(console=console, clock=clock), console
+
+
+def picture(progress: Progress, console: Console) -> list[str]:
+    """The live line as it would be drawn now."""
+    with console.capture() as captured:
+        console.print(progress._picture())
+    return [Text.from_ansi(line).plain for line in captured.get().splitlines()]
+
+
+def test_a_log_gets_a_line_at_the_beginning_now_and_then_and_at_the_end(clock: Clock) -> None:
+    progress, file = plain(clock)
+    progress.workers(2)
+    progress.stage("distil", 40, "segment 1 of 2")
+    for _ in range(40):
+        clock.now += 1
+        progress.advance(1, samples=1500, loss=0.25)
+    progress.close()
+    assert file.getvalue().splitlines() == [
+        "distil segment 1 of 2: 0/40, 2 workers",
+        "distil segment 1 of 2: 10/40, 2 workers, 1.5k img/s, 0:30 left, loss 0.25",
+        "distil segment 1 of 2: 20/40, 2 workers, 1.5k img/s, 0:20 left, loss 0.25",
+        "distil segment 1 of 2: 30/40, 2 workers, 1.5k img/s, 0:10 left, loss 0.25",
+        "distil segment 1 of 2: 40/40 in 0:40, 1.5k img/s",
+    ]
+
+
+def test_notes_are_kept_whole_and_their_brackets_mean_nothing(clock: Clock) -> None:
+    progress, file = plain(clock)
+    note = "expert 3: lost [red]again[/red], " + "x" * 100
+    progress.note(note)
+    assert file.getvalue() == f"{note}\n"
+
+
+def test_what_was_done_before_a_resume_is_no_measure_of_speed(clock: Clock) -> None:
+    progress, file = plain(clock)
+    progress.stage("experts", 100, done=90)
+    clock.now += 20
+    progress.advance(2)
+    assert file.getvalue().splitlines() == ["experts: 90/100", "experts: 92/100, 1:20 left"]
+
+
+def test_a_new_stage_ends_the_one_before(clock: Clock) -> None:
+    progress, file = plain(clock)
+    with progress:
+        progress.stage("experts", 1)
+        progress.advance()
+        progress.stage("score", 1)
+    assert [line.split(" in")[0] for line in file.getvalue().splitlines()] == [
+        "experts: 0/1",
+        "experts: 1/1",
+        "score: 0/1",
+        "score: 0/1",
+    ]
+
+
+def test_events_are_told_as_plain_values(clock: Clock) -> None:
+    events: list[dict[str, Any]] = []
+    progress, _ = plain(clock, lambda **fields: events.append(fields))
+    progress.stage("probe", 2, "segment 2 of 2")
+    progress.workers(3)
+    progress.workers(3)
+    clock.now += 5
+    progress.advance(samples=10, loss=0.5)
+    progress.note("a word")
+    progress.close()
+    where = {"stage": "probe", "detail": "segment 2 of 2"}
+    assert events == [
+        {"kind": "stage", **where, "total": 2, "done": 0},
+        {"kind": "workers", "workers": 3},
+        {"kind": "progress", **where, "done": 1, "total": 2, "loss": 0.5},
+        {"kind": "note", "text": "a word"},
+        {"kind": "stage_end", **where, "done": 1, "seconds": 5.0},
+    ]
+
+
+def test_the_live_line_says_what_how_far_by_whom_how_fast_and_how_long(clock: Clock) -> None:
+    progress, console = live(clock)
+    with progress:
+        progress.workers(2)
+        progress.stage("distil", 40, "segment 1 of 2")
+        clock.now += 100
+        progress.advance(10, samples=150_000, loss=0.123456)
+        line, numbers = picture(progress, console)
+    assert len(line) <= 80
+    assert line.startswith("distil segment 1 of 2 ━")
+    assert line.rstrip().endswith("10/40 2 workers 1.5k img/s 5:00")
+    assert numbers.strip() == "loss 0.1235"
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_live_line_fits_the_terminal_whatever_is_told(clock: Clock, width: int) -> None:
+    progress, console = live(clock, width)
+    with progress:
+        progress.workers(12345)
+        progress.stage("a stage with quite a name", 1_000_000, "segment 112 of 124 and then some")
+        clock.now += 1e5
+        progress.advance(123_456, samples=123_456_789, **{f"metric_{n}": 1 / 3 for n in range(20)})
+        lines = picture(progress, console)
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= width
+
+
+def test_the_live_line_is_gone_at_the_end_and_its_last_word_stays(clock: Clock) -> None:
+    progress, console = live(clock)
+    with progress:
+        progress.stage("experts", 2)
+        progress.note("one note")
+        progress.advance(2)
+    assert isinstance(console.file, io.StringIO)
+    drawn = console.file.getvalue()
+    assert drawn.count("one note\n") == 1
+    assert "experts: 2/2 in 0:00\n" in drawn
+    assert "experts: 0/2\n" not in drawn  # no plain line beside the live one
+    assert "\x1b[?25h" in drawn  # the cursor is back
+
+
+@pytest.mark.parametrize("forced", [True, False])
+def test_stdout_is_left_alone(clock: Clock, forced: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sys.stdout
+    with Progress(live=forced, clock=clock) as progress:
+        progress.stage("experts", 1)
+        assert sys.stdout is before
+        progress.advance()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "experts: 1/1" in captured.err
+
+
+def test_times_and_rates_are_short() -> None:
+    assert [clock_text(s) for s in (0, 59.6, 75, 3600, 4000.4)] == ["0:00", "1:00", "1:15", "1:00:00", "1:06:40"]
+    assert [compact(n) for n in (0.125, 7.123, 85.31, 999, 1234, 36_200, 1.52e6)] == [
+        "0.125",
+        "7.12",
+        "85.3",
+        "999",
+        "1.2k",
+        "36k",
+        "1.5M",
+    ]

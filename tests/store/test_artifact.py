@@ -1,0 +1,294 @@
+"""The finished set: exact values back, a stable digest, and nothing damaged or half written is ever read."""
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from dasm_ray.errors import ArtifactError, RunDirError
+from dasm_ray.store import artifact as artifacts
+from dasm_ray.store.artifact import Artifact, digest, export, read_artifact, write_artifact
+from dasm_ray.store.rundir import Place
+
+
+def artifact_of(count=6, classes=3, shape=(3, 4, 5), soft=True, **changes):
+    generator = np.random.default_rng(0)
+    whole = Artifact(
+        pixels=generator.random((count, *shape), dtype=np.float32),
+        labels=(np.arange(count) % classes).astype(np.int64),
+        segments=(np.arange(count) // 3).astype(np.int32),
+        soft_labels=generator.normal(size=(count, classes)).astype(np.float32) if soft else None,
+        class_names=("zebra", "ant/eater", "0")[:classes],
+        mean=(0.1, 0.2, 1 / 3)[: shape[0]],
+        std=(0.25,) * shape[0],
+        factor=2,
+        step_size=0.017 if soft else None,
+        recipe={"model": {"arch": "convnet", "width": 16}, "epochs": 30, "augment": "color_crop"},
+        provenance={"seed": 0, "run": "x"},
+    )
+    return dataclasses.replace(whole, **changes)
+
+
+def assert_same(one, other):
+    for field in dataclasses.fields(Artifact):
+        left, right = getattr(one, field.name), getattr(other, field.name)
+        if isinstance(left, np.ndarray):
+            np.testing.assert_array_equal(left, right)
+            assert left.dtype == right.dtype
+        else:
+            assert left == right, field.name
+
+
+@pytest.mark.parametrize("soft", [True, False])
+@pytest.mark.parametrize("shape", [(3, 4, 5), (1, 8, 8)])
+@pytest.mark.parametrize("memory", [True, False])
+def test_what_is_written_is_read(tmp_path, soft, shape, memory):
+    place = Place(f"mock://{tmp_path.name}/set") if memory else Place(tmp_path / "set")
+    whole = artifact_of(soft=soft, shape=shape)
+    assert write_artifact(place, whole) == digest(whole)
+    found = read_artifact(place)
+    assert_same(found, whole)
+    assert all(array.flags.writeable for array in (found.pixels, found.labels, found.segments))
+
+
+def test_the_folder_explains_itself(tmp_path):
+    stamp = write_artifact(Place(tmp_path), artifact_of())
+    described = json.loads((tmp_path / "dataset.json").read_text())
+    assert described["schema_version"] == 1
+    assert described["digest"] == stamp
+    assert described["class_names"] == ["zebra", "ant/eater", "0"]
+    assert described["recipe"]["model"]["width"] == 16
+    assert described["provenance"] == {"seed": 0, "run": "x"}
+    front = yaml.safe_load((tmp_path / "README.md").read_text().split("---\n")[1])
+    assert front["configs"][0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
+
+
+def test_others_read_images_and_names_from_the_parquet(tmp_path):
+    whole = artifact_of()
+    write_artifact(Place(tmp_path), whole)
+    table = pq.read_table(tmp_path / "data" / "train-00000-of-00001.parquet")
+    features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+    assert features["label"] == {"names": ["zebra", "ant/eater", "0"], "_type": "ClassLabel"}
+    assert list(features) == table.schema.names
+    assert features["pixels"]["length"] == 60
+    preview = np.asarray(Image.open(io.BytesIO(table.column("image")[4]["bytes"].as_py())))
+    np.testing.assert_allclose(preview.transpose(2, 0, 1) / 255, whole.pixels[4], atol=0.5 / 255 + 1e-6)
+    np.testing.assert_array_equal(np.float32(table.column("pixels")[4].as_py()), whole.pixels[4].reshape(-1))
+
+
+def test_many_rows_make_many_files_and_an_older_set_is_gone(tmp_path, monkeypatch):
+    whole = artifact_of(count=7)
+    monkeypatch.setattr(artifacts, "FILE_BYTES", 3 * 4 * 60)
+    write_artifact(Place(tmp_path), whole)
+    assert Place(tmp_path / "data").names() == [f"train-{n:05d}-of-00003.parquet" for n in range(3)]
+    assert_same(read_artifact(Place(tmp_path)), whole)
+    monkeypatch.undo()
+    write_artifact(Place(tmp_path), whole)
+    assert Place(tmp_path / "data").names() == ["train-00000-of-00001.parquet"]
+    assert_same(read_artifact(Place(tmp_path)), whole)
+
+
+def test_the_same_set_gives_the_same_bytes(tmp_path):
+    for name in "xy":
+        write_artifact(Place(tmp_path / name), artifact_of())
+    for file in ("data/train-00000-of-00001.parquet", "dataset.json", "README.md"):
+        assert (tmp_path / "x" / file).read_bytes() == (tmp_path / "y" / file).read_bytes()
+
+
+def moved(array):
+    other = array.copy()
+    other.flat[-1] = np.float32(0.123) if other.dtype == np.float32 else (other.flat[-1] + 1) % 3
+    return other
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pixels": moved(artifact_of().pixels)},
+        {"labels": moved(artifact_of().labels)},
+        {"segments": moved(artifact_of().segments)},
+        {"soft_labels": moved(artifact_of().soft_labels)},
+        {"soft_labels": None},
+        {"class_names": ("ant/eater", "zebra", "0")},
+        {"mean": (0.1, 0.2, 0.3)},
+        {"std": (0.25, 0.25, 0.3)},
+        {"factor": 1},
+        {"step_size": None},
+        {"recipe": {"epochs": 30}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_the_digest_sees_all_that_evaluation_needs(changes):
+    assert digest(artifact_of(**changes)) != digest(artifact_of())
+
+
+def test_the_digest_does_not_see_where_it_came_from():
+    assert digest(artifact_of(provenance={"run": "y"})) == digest(artifact_of())
+    assert len(digest(artifact_of())) == 16
+    tuples = {**artifact_of().recipe, "rows": (1, 2)}
+    assert digest(artifact_of(recipe=tuples)) == digest(artifact_of(recipe={**tuples, "rows": [1, 2]}))
+
+
+# --- refusals ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pixels": artifact_of().pixels[:, :2]}, r"pixels of shape \(6, 2, 4, 5\) are not \(N, 1 or 3, H, W\)"),
+        ({"pixels": artifact_of().pixels + 0.5}, r"a pixel lies outside \[0, 1\]"),
+        ({"pixels": np.full((6, 3, 4, 5), np.nan, np.float32)}, "a pixel lies outside"),
+        ({"pixels": artifact_of().pixels[:5]}, "differ in number"),
+        ({"pixels": artifact_of().pixels.astype(np.float64)}, "must be float32"),
+        ({"labels": artifact_of().labels + 1}, r"a label lies outside 0\.\.2"),
+        ({"segments": artifact_of().segments.astype(np.int64)}, "segments must be int32"),
+        ({"soft_labels": np.zeros((6, 4), np.float32)}, r"soft labels must be \(N, K\)"),
+        ({"mean": (0.5,)}, "mean and std need one value a channel"),
+        ({"factor": 0}, "factor 0 is not positive"),
+    ],
+)
+def test_an_unsound_set_is_never_written(tmp_path, changes, message):
+    with pytest.raises(ArtifactError, match=f"not sound: .*{message}"):
+        write_artifact(Place(tmp_path / "set"), artifact_of(**changes))
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.fixture
+def written(tmp_path):
+    write_artifact(Place(tmp_path), artifact_of())
+    return tmp_path
+
+
+def edit(folder, **changes):
+    described = json.loads((folder / "dataset.json").read_text()) | changes
+    kept = {key: value for key, value in described.items() if value != "gone"}
+    (folder / "dataset.json").write_text(json.dumps(kept))
+
+
+def test_a_later_version_is_refused(written):
+    edit(written, schema_version=2)
+    with pytest.raises(ArtifactError, match=r"later version of dasm_ray \(schema 2, .* up to 1\); upgrade dasm_ray"):
+        read_artifact(Place(written))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema_version": "one"}, "lacks its schema_version"),
+        ({"schema_version": True}, "lacks its schema_version"),
+        ({"schema_version": 0}, "lacks its schema_version"),
+        ({"digest": "gone"}, "lacks its schema_version or its digest"),
+        ({"mean": [0.1, 0.2, 0.4]}, "does not have the digest"),
+        ({"class_names": ["ant/eater", "zebra", "0"]}, "does not have the digest"),
+        ({"shape": [6, 3, 5, 4]}, "does not have the digest"),
+        ({"shape": [7, 3, 4, 5]}, "is damaged"),
+        ({"shape": None}, "is damaged"),
+        ({"mean": None}, "is damaged"),
+        ({"factor": "two"}, "is damaged"),
+        ({"recipe": "gone"}, "it lacks 'recipe'"),
+        ({"files": []}, "is damaged"),
+        ({"soft_labels": False}, "does not have the digest"),
+        ({"files": ["train-9.parquet"]}, "is not whole: .*train-9.parquet cannot be read"),
+        ({"class_names": ["zebra"]}, "not sound"),
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused(written, changes, message):
+    edit(written, **changes)
+    with pytest.raises(ArtifactError, match=message):
+        read_artifact(Place(written))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\xff"])
+def test_a_description_that_is_damaged(written, text):
+    (written / "dataset.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ArtifactError, match=r"dataset.json (cannot be read|lacks)"):
+        read_artifact(Place(written))
+
+
+def test_a_missing_set(tmp_path):
+    with pytest.raises(ArtifactError, match=r"holds no dataset.json, so it is no finished synthetic set"):
+        read_artifact(Place(tmp_path / "none"))
+
+
+def test_missing_data(written):
+    (written / "data" / "train-00000-of-00001.parquet").unlink()
+    with pytest.raises(ArtifactError, match="is not whole"):
+        read_artifact(Place(written))
+
+
+def test_flipped_bytes_never_change_the_set_in_silence(written):
+    file = written / "data" / "train-00000-of-00001.parquet"
+    data = file.read_bytes()
+    refused = 0
+    for at in range(0, len(data), 41):
+        file.write_bytes(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :])
+        try:
+            found = read_artifact(Place(written))
+        except ArtifactError:
+            refused += 1
+        else:
+            assert_same(found, artifact_of())  # a byte of a preview, of statistics or of the writer's name
+    assert refused > 20
+
+
+def test_a_file_that_is_cut_short(written):
+    file = written / "data" / "train-00000-of-00001.parquet"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ArtifactError, match="is damaged"):
+        read_artifact(Place(written))
+
+
+def test_a_write_that_fails_leaves_no_finished_set(written, monkeypatch):
+    def full(self, text):
+        raise RunDirError("the disk is full")
+
+    monkeypatch.setattr(Place, "write_text", full)
+    with pytest.raises(RunDirError, match="the disk is full"):
+        write_artifact(Place(written), artifact_of(factor=1))
+    with pytest.raises(ArtifactError, match=r"holds no dataset.json"):
+        read_artifact(Place(written))
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirError, match="cannot be written"):
+        write_artifact(Place(tmp_path / "file" / "set"), artifact_of())
+
+
+# --- exports -----------------------------------------------------------------------------------------------------
+
+
+def test_png_folders_hold_the_stored_images(tmp_path):
+    whole = artifact_of(shape=(1, 4, 5))
+    export(whole, Place(tmp_path), "png")
+    assert Place(tmp_path).walk()[1] == [
+        f"{name}/{number:05d}.png" for name in ("0", "ant_eater", "zebra") for number in range(2)
+    ]
+    image = np.asarray(Image.open(tmp_path / "ant_eater" / "00001.png"))
+    np.testing.assert_array_equal(image, np.rint(whole.pixels[4, 0] * 255))
+
+
+@pytest.mark.parametrize("names", [("a/b", "a:b", "c"), ("A", "a", "c"), ("..", "x", "y")])
+def test_png_folders_never_collide(tmp_path, names):
+    export(artifact_of(class_names=names), Place(tmp_path / "out"), "png")
+    folders, files = Place(tmp_path).walk()
+    assert len(folders) == 4
+    assert len(files) == 6
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_npz_opens_without_pickle(tmp_path, soft):
+    whole = artifact_of(soft=soft)
+    export(whole, Place(tmp_path), "npz")
+    with np.load(tmp_path / "synthetic.npz", allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["pixels"], whole.pixels)
+        np.testing.assert_array_equal(arrays["labels"], whole.labels)
+        assert tuple(arrays["class_names"]) == whole.class_names
+        assert tuple(arrays["mean"]) == whole.mean
+        assert arrays["factor"] == 2
+        assert ("soft_labels" in arrays, "step_size" in arrays) == (soft, soft)
