@@ -1,4 +1,7 @@
-"""The command line. Each command reads its options, calls one function and prints; nothing heavy is imported for help."""
+"""The command line: each command reads its options, calls one function and prints.
+
+What must stay true: help imports nothing heavy, and an error is a sentence with an exit code.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +47,10 @@ def distill(config: str, run: str | None, overrides: tuple[str, ...], workers: i
     RUN/report. Stopped or killed, the same command goes on from the last checkpoint.
     """
     with _told():
+        settings = _config(config, overrides, workers, address)
         from dasm_ray import pipeline
 
-        _print_table(pipeline.distill(_config(config, overrides, workers, address), run))
+        _print_table(pipeline.distill(settings, run))
 
 
 @main.command()
@@ -54,9 +58,10 @@ def distill(config: str, run: str | None, overrides: tuple[str, ...], workers: i
 def experts(config: str, run: str | None, overrides: tuple[str, ...], workers: int | None, address: str | None) -> None:
     """Train the experts of a config, or find them trained."""
     with _told():
+        settings = _config(config, overrides, workers, address)
         from dasm_ray import pipeline
 
-        for number, accuracy in enumerate(pipeline.experts(_config(config, overrides, workers, address), run)):
+        for number, accuracy in enumerate(pipeline.experts(settings, run)):
             click.echo(f"expert {number}: " + " ".join(f"{100 * share:.1f}" for share in accuracy))
 
 
@@ -68,9 +73,10 @@ def score(config: str, run: str | None, overrides: tuple[str, ...], workers: int
     Writes RUN/scores and prints a line per class.
     """
     with _told():
+        settings = _config(config, overrides, workers, address)
         from dasm_ray import pipeline
 
-        for line in pipeline.score_summary(_config(config, overrides, workers, address), run):
+        for line in pipeline.score_summary(settings, run):
             click.echo(line)
 
 
@@ -87,9 +93,10 @@ def select(
 ) -> None:
     """Choose real images instead of distilling, as an artifact in RUN/METHOD."""
     with _told():
+        settings = _config(config, overrides, workers, address)
         from dasm_ray import pipeline
 
-        place, digest = pipeline.select(_config(config, overrides, workers, address), method, run)
+        place, digest = pipeline.select(settings, method, run)
         click.echo(f"{place}\ndigest {digest}")
 
 
@@ -164,7 +171,7 @@ def _with_options(overrides: tuple[str, ...], workers: int | None, address: str 
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
     """Errors as sentences with their exit code; being stopped as a word on how to go on."""
-    signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         yield
     except DasmError as error:
@@ -174,6 +181,8 @@ def _told() -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo("dasm-ray: stopped; the same command goes on from the last checkpoint", err=True)
         sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _stop(*_: Any) -> NoReturn:

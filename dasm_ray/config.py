@@ -116,7 +116,7 @@ class TrainRecipe(Section):
 
 
 class Experts(TrainRecipe):
-    """Networks trained on the real data; their snapshots are the states that are matched and the teachers of windows."""
+    """Networks trained on the real data: their snapshots are the states to match at, and they teach the windows."""
 
     count: Count = Field(4, description="independent trainings")
     cache: StrictStr | None = Field(
@@ -226,7 +226,7 @@ class Runtime(Section):
 class RunConfig(Section):
     """A run of distillation, whole."""
 
-    name: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = Field(
+    name: Annotated[StrictStr, Field(pattern=r"^\w[\w.-]*$")] = Field(
         "run", description="names the default run directory, runs/NAME", json_schema_extra=HOW
     )
     seed: Natural = Field(0, description="every random number of the run follows from it")
@@ -248,7 +248,7 @@ class RunConfig(Section):
 
     @property
     def network(self) -> Literal["experts", "real", "synthetic"]:
-        """Where the states come from that are matched at: expert snapshots, or a net trained on real or synthetic data."""
+        """Where network states come from: expert snapshots, or a net trained on real or on synthetic data."""
         if self.matcher.name != "idc":
             return "synthetic"
         return "real" if self.matcher.network == "train" else "experts"

@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
-from ray import ObjectRef
 
 from dasm_ray.config import RunConfig, apply_override, digest_of, parse_config, what
 from dasm_ray.core.models import default_depth
@@ -25,11 +23,11 @@ from dasm_ray.core.seed import numpy_generator
 from dasm_ray.core.selection import random
 from dasm_ray.core.train import steps_for
 from dasm_ray.core.window import window
-from dasm_ray.errors import ArtifactError, ConfigError, DataError, TaskLost
+from dasm_ray.errors import ArtifactError, ConfigError, DataError, TaskLost, UserError
 from dasm_ray.report.table import Row, as_json, markdown
 from dasm_ray.runtime.actors import Around, Job, Worker
 from dasm_ray.runtime.coordinator import SegmentRun
-from dasm_ray.runtime.pool import Done, Pool, Task
+from dasm_ray.runtime.pool import Done, Pool, Ref, Task, fetch, put
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.real import RealRefs, load_real
 from dasm_ray.runtime.session import Session
@@ -79,7 +77,10 @@ def experts(config: RunConfig, run: str | None = None) -> list[list[float]]:
 
 
 def score_summary(config: RunConfig, run: str | None = None) -> list[str]:
-    """Scores every training image before the first segment, into RUN/scores. A line a class: mean difficulties, and how much the probe gets wrong and the window holds."""
+    """Scores every training image before the first segment, into RUN/scores.
+
+    Returns a line a class: mean difficulties, what share the probe gets wrong, and what share the window holds.
+    """
     with _opened(config, run or f"runs/{config.name}") as here:
         trained = train_experts(here)
         found, names = _scores(here, 0, trained, [], _StaticScores(here, trained)), here.real.class_names
@@ -97,7 +98,7 @@ def select(config: RunConfig, method: str, run: str | None = None) -> tuple[Plac
     with _opened(config, run or f"runs/{config.name}") as here:
         chosen = _random_choice(here, 0) if method == "random" else _selections(here, train_experts(here))[method]
         (done,) = _all(here, [Task("selected images", "images", (here.job, chosen), outputs=2)])
-        images = ray.get(done.refs[0])
+        images = fetch(done.refs[0])
         artifact = _artifact(here, None, images, np.repeat(np.arange(here.classes), here.config.synthetic.ipc))
         place = here.place / method
         return place, write_artifact(place, artifact)
@@ -125,7 +126,9 @@ def _evaluate_artifact(place: Place, changes: list[str]) -> Result:
     artifact = read_artifact(place)
     kept = artifact.provenance.get("config")
     if kept is None:
-        raise ArtifactError(f"{place}: does not say which configuration made it, so there is nothing to compare it with")
+        raise ArtifactError(
+            f"{place}: does not say which configuration made it, so there is nothing to compare it with"
+        )
     config = _changed(parse_config(kept), changes)
     stamp = digest(artifact)
     with _connected(config, place) as here:
@@ -180,9 +183,19 @@ class _Here:
 
 @contextlib.contextmanager
 def _opened(config: RunConfig, uri: str) -> Iterator[_Here]:
-    """The run directory under lock, a session, the real data and a pool of workers."""
-    with RunDir.open(uri, config) as record, _connected(config, record.place, record.event) as here:
-        yield here
+    """The run directory under lock, a session, the real data and a pool of workers.
+
+    A directory made for a run that cannot be meant is taken away again, so that the mended run can have its name.
+    """
+    is_new, was_begun = not Place(uri).exists(), False
+    try:
+        with RunDir.open(uri, config) as record, _connected(config, record.place, record.event) as here:
+            was_begun = True
+            yield here
+    except UserError:
+        if is_new and not was_begun and Place(uri).exists():
+            Place(uri).delete()
+        raise
 
 
 @contextlib.contextmanager
@@ -219,7 +232,9 @@ def _check_against_data(config: RunConfig, real: RealRefs) -> None:
     synthetic, size = config.synthetic, min(real.shape[1:])
     depth = config.model.depth or default_depth(size)
     if size >> depth < 1:
-        raise ConfigError(f"model.depth: {depth} blocks halve {size} pixels to nothing; use at most {size.bit_length() - 1}")
+        raise ConfigError(
+            f"model.depth: {depth} blocks halve {size} pixels to nothing; use at most {size.bit_length() - 1}"
+        )
     if synthetic.factor > size:
         raise ConfigError(f"synthetic.factor: {synthetic.factor} tiles do not fit into {size} pixels; lower it")
     wanted = synthetic.ipc * (synthetic.factor**2 if synthetic.init == "mix" else 1)
@@ -239,7 +254,9 @@ def _all(here: _Here, tasks: Sequence[Task], told: Callable[[Done], None] = lamb
     answers: dict[str, Done] = {}
     for done in here.pool.run(tasks):
         if done.error is not None:
-            raise TaskLost(f"{done.task.name}: what it reads was lost with its node; run the same command again to go on")
+            raise TaskLost(
+                f"{done.task.name}: what it reads was lost with its node; run the same command again to go on"
+            )
         answers[done.task.name] = done
         if isinstance(done.value, dict):
             here.take_notices(done.value.get("notices", ()))
@@ -253,10 +270,10 @@ def _all(here: _Here, tasks: Sequence[Task], told: Callable[[Done], None] = lamb
 
 @dataclass(frozen=True)
 class Experts:
-    """Trained experts: references to their snapshots (E+1, P) and to their first epochs (P,); accuracies (E+1,) each."""
+    """References to the experts' snapshots (E+1, P) and first epochs (P,); their accuracies (E+1,)."""
 
-    snapshots: tuple[ObjectRef, ...]
-    early: tuple[ObjectRef, ...]
+    snapshots: tuple[Ref, ...]
+    early: tuple[Ref, ...]
     accuracies: list[list[float]]
 
 
@@ -264,7 +281,9 @@ def expert_key(here: _Here) -> str:
     """The digest of everything that affects an expert."""
     config = here.config
     runtime = (config.runtime.cpus_per_worker, config.runtime.compile, here.job.device)
-    return digest_of(what(config.experts), what(config.model), what(config.data), config.seed, runtime, here.real.digest)
+    return digest_of(
+        what(config.experts), what(config.model), what(config.data), config.seed, runtime, here.real.digest
+    )
 
 
 def train_experts(here: _Here) -> Experts:
@@ -286,7 +305,7 @@ def train_experts(here: _Here) -> Experts:
 
 
 class _StaticScores:
-    """The difficulty of every training image under the experts, computed when first needed: (score, known), (N,) each."""
+    """The difficulty of every training image under the experts, found when first needed: (score, known), (N,) each."""
 
     def __init__(self, here: _Here, trained: Experts) -> None:
         self._here, self._trained = here, trained
@@ -300,25 +319,26 @@ class _StaticScores:
 
 
 def _sharded(
-    here: _Here, method: str, name: str, networks: tuple[ObjectRef, ...]
+    here: _Here, method: str, name: str, networks: tuple[Ref, ...]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """All training images scored in shards: score and wrong, (N,) each, whatever the number of shards."""
     count, recipe = int(here.real.counts["train"].sum()), here.config.score
     ranges = shard_ranges(count, recipe.batch, recipe.shards or 2 * here.session.workers)
     here.progress.stage(name, len(ranges))
     tasks = [
-        Task(f"{name}, images {first} to {last - 1}", method, (here.job, networks, first, last)) for first, last in ranges
+        Task(f"{name}, images {first} to {last - 1}", method, (here.job, networks, first, last))
+        for first, last in ranges
     ]
     answers = _all(here, tasks, lambda done: here.progress.advance(samples=len(done.value.score)))
     return np.concatenate([d.value.score for d in answers]), np.concatenate([d.value.wrong for d in answers])
 
 
-def _probes(here: _Here, segment: int, trained: Experts, frozen: list[Pixels]) -> tuple[ObjectRef, ...]:
+def _probes(here: _Here, segment: int, trained: Experts, frozen: list[Pixels]) -> tuple[Ref, ...]:
     """Networks that know the segments so far; before the first, experts after one epoch."""
     if not frozen:
         return trained.early[: here.config.probe.members]
     pixels, labels = _flat(frozen)
-    where = ray.put(pixels)  # in a tuple it travels as a reference; on its own Ray would send the pixels
+    where = put(pixels)  # in a tuple it travels as a reference; on its own Ray would send the pixels
     members = here.config.probe.members
     here.progress.stage("probes", members, _of(here, segment))
     tasks = [
@@ -386,7 +406,7 @@ def distil_segments(here: _Here, trained: Experts) -> tuple[list[Pixels], list[P
             [Task(f"start of segment {segment + 1}", "initialise", (here.job, segment, windows[-1], used), outputs=2)],
         )
         used = [np.concatenate(pair) for pair in zip(used, start.value, strict=True)]
-        started.append(ray.get(start.refs[0]))
+        started.append(fetch(start.refs[0]))
         frozen.append(_one_segment(here, segment, trained, frozen, windows, started[-1]))
     return frozen, started
 
@@ -399,7 +419,7 @@ def _one_segment(
     needs_probes = here.config.matcher.probe_share > 0 and run.rounds_done < run.rounds_total
     probes = _probes(here, segment, trained, frozen) if needs_probes else ()
     earlier = np.concatenate(frozen, axis=1) if frozen else np.empty((here.classes, 0, *here.real.shape), np.float32)
-    seen, before = ray.put(windows), ray.put(earlier)
+    seen, before = put(windows), put(earlier)
     snapshots = trained.snapshots if here.config.network == "experts" else ()
     here.progress.stage("distil", run.rounds_total, _of(here, segment), done=run.rounds_done)
     return run.run(lambda beside: Around(seen, before, beside, snapshots, probes))
@@ -521,7 +541,9 @@ def _best_selection(rows: list[Row]) -> list[Row]:
         return rows
     best = max(selections, key=lambda row: float(np.mean(row.validation)))
     others = " and ".join(row.name for row in selections if row is not best)
-    chosen = Row(f"selection: {best.name}", best.accuracies, best.validation, best.labels, f"{best.note}, before {others}")
+    chosen = Row(
+        f"selection: {best.name}", best.accuracies, best.validation, best.labels, f"{best.note}, before {others}"
+    )
     kept = [chosen if row is best else row for row in rows]
     return [row for row in kept if row is chosen or row not in selections]
 
@@ -534,7 +556,7 @@ def _trainings(
     rows: dict[str, Callable[[int], tuple[str, Any]]] = {}
     for name, (pixels, labels) in sets.items():
         if name in wanted:
-            rows[name] = _always("synthetic", ((ray.put(pixels),), labels, factor))
+            rows[name] = _always("synthetic", ((put(pixels),), labels, factor))
     rows["random"] = lambda seed: ("real", _random_choice(here, seed))
     methods = [method for method in ("herding", "k_center") if method in wanted]
     if methods and trained is not None:
@@ -611,5 +633,6 @@ def _finished(uri: str, config: RunConfig) -> Result | None:
 def from_json(table: dict[str, Any]) -> list[Row]:
     """The rows of a table that ``report.table.as_json`` wrote."""
     return [
-        Row(row["name"], row["accuracies"], row["validation"], row["labels"], row.get("note", "")) for row in table["rows"]
+        Row(row["name"], row["accuracies"], row["validation"], row["labels"], row.get("note", ""))
+        for row in table["rows"]
     ]

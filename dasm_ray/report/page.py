@@ -26,7 +26,7 @@ def describe(artifact: Artifact) -> str:
         "segments": ", ".join(f"{size} images in {segment + 1}" for segment, size in zip(segments, sizes, strict=True)),
         "labels": "hard" if artifact.soft_labels is None else "soft",
         "mean, std": f"{_rounded(artifact.mean)}, {_rounded(artifact.std)}",
-        "evaluated by": f"{model['arch']} of width {model['width']}, {training['epochs']} epochs, rate {training['lr']}",
+        "evaluated by": f"{model['arch']}, width {model['width']}, {training['epochs']} epochs, rate {training['lr']}",
         "made with": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "digest": digest(artifact),
     }

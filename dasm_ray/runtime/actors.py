@@ -1,4 +1,4 @@
-"""The worker: one actor class whose methods are the roles of the house, each a thin shell around ``core`` and ``store``.
+"""The worker: one actor class whose methods are the roles of the house, thin shells around ``core`` and ``store``.
 
 One process serves all stages, so torch is imported and a step compiled once per worker. What must stay true: a method's
 result depends on its arguments alone; whatever a worker keeps between calls only saves time.
@@ -25,8 +25,8 @@ from dasm_ray.core.expert import train_expert
 from dasm_ray.core.matching.gradient import Matching
 from dasm_ray.core.real import Blocks
 from dasm_ray.core.scoring import Scored, features_of, score_range, static_range
-from dasm_ray.core.segment import Assignment, Surroundings, distil_round, initial_pixels, matching_of
 from dasm_ray.core.seed import torch_generator
+from dasm_ray.core.segment import Assignment, Surroundings, distil_round, initial_pixels, matching_of
 from dasm_ray.core.train import Network, RealSamples, Samples, TensorSamples, steps_for, train
 from dasm_ray.runtime.real import RealRefs
 from dasm_ray.store import trajectories
@@ -71,8 +71,9 @@ class Worker:
         self._networks: dict[str, Network] = {}
         self._matchings: dict[str, Matching] = {}
 
-    def pid(self) -> int:
-        """The process id."""
+    def nap(self, seconds: float) -> int:
+        """Waits, so that every worker gets one; the process id."""
+        time.sleep(seconds)
         return os.getpid()
 
     # --- experts, probes, scores ---------------------------------------------------------------------------------
@@ -99,7 +100,7 @@ class Worker:
     def probe(
         self, job: Job, segment: int, member: int, pixels: tuple[ObjectRef], labels: NDArray[np.int64]
     ) -> tuple[Metrics, NDArray[np.float32]]:
-        """Trains one member of the ensemble on the earlier segments ``pixels`` (N, C, H, W): metrics, parameters (P,)."""
+        """Trains one member on the earlier segments' ``pixels`` (N, C, H, W): metrics, parameters (P,)."""
         network = self._network(job)
         samples = synthetic_samples(network, ray.get(pixels[0]), labels, job.config.synthetic.factor)
         recipe = job.config.probe
@@ -158,7 +159,7 @@ class Worker:
     # --- baselines and evaluation --------------------------------------------------------------------------------
 
     def select(self, job: Job, label: int, ipc: int, experts: tuple[ObjectRef, ...]) -> dict[str, NDArray[np.int64]]:
-        """Within-class indices (ipc,) that each selection method chooses from one class by a trained expert's features."""
+        """Within-class indices (ipc,) that each method chooses from one class by an expert's features."""
         network = self._network(job)
         flat = torch.tensor(ray.get(list(experts))[0][-1], device=job.device)
         features = features_of(network, _blocks(job, "train"), flat, label, job.config.score.batch)
@@ -166,11 +167,9 @@ class Worker:
 
     def images(self, job: Job, indices: NDArray[np.int64]) -> tuple[None, NDArray[np.float32]]:
         """Training images at global indices, as pixels (N, C, H, W) in [0, 1]."""
-        return None, _blocks(job, "train").take(indices).astype(np.float32) / 255
+        return None, _blocks(job, "train").take(indices).astype(np.float32) / np.float32(255)
 
-    def evaluate(
-        self, job: Job, row: str, seed: int, steps: int, training: tuple[str, Any]
-    ) -> tuple[Outcome, Metrics]:
+    def evaluate(self, job: Job, row: str, seed: int, steps: int, training: tuple[str, Any]) -> tuple[Outcome, Metrics]:
         """One training of one row of the table. ``training``: ("synthetic", ((pixels,), labels, factor)),
         ("real", indices (N,)) or ("full", None).
         """
@@ -190,7 +189,9 @@ class Worker:
     # --- what a worker keeps -------------------------------------------------------------------------------------
 
     def _network(self, job: Job) -> Network:
-        key = repr((job.config.model, job.real.shape, job.real.mean, job.real.std, job.device, job.config.runtime.compile))
+        key = repr(
+            (job.config.model, job.real.shape, job.real.mean, job.real.std, job.device, job.config.runtime.compile)
+        )
         if key not in self._networks:
             self._networks[key] = job.network()
         return self._networks[key]

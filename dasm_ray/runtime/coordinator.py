@@ -135,17 +135,22 @@ class SegmentRun:
         self._lost += 1
         if self._lost > self._job.config.runtime.max_lost:
             raise TaskLost(
-                f"{done.task.name}: what it reads was lost with its node {self._lost} times; run the same command again "
+                f"{done.task.name}: what it reads was lost {self._lost} times; run the same command again "
                 f"to go on from the last checkpoint, or raise runtime.max_lost"
             )
         before = self.rounds_done
         for each in self._groups if self._is_coupled else [group]:
             kept = segments.read(self._place, self._segment, each.number, self._key)
-            pixels, velocity, each.round = (each.initial, np.zeros_like(each.initial), 0) if kept is None else (
-                kept.pixels, kept.velocity, kept.round)
+            pixels, velocity, each.round = (
+                (each.initial, np.zeros_like(each.initial), 0)
+                if kept is None
+                else (kept.pixels, kept.velocity, kept.round)
+            )
             each.state, each.saved_round = ray.put((pixels, velocity)), each.round
         self._base.clear()
-        self._progress.note(f"{done.task.name}: what it reads was lost with its node; going on from round {group.round}")
+        self._progress.note(
+            f"{done.task.name}: what it reads was lost with its node; going on from round {group.round}"
+        )
         self._progress.advance(self.rounds_done - before)
 
     def _check_finite(self, done: Done) -> None:

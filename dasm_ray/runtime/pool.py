@@ -39,6 +39,10 @@ START_LIMIT_SECONDS = 300.0
 """Without a single worker for this long (or a task's longest time, if that is more), give up."""
 
 
+Ref = ObjectRef
+"""A reference to an object in the store; one name for it outside this layer."""
+
+
 @dataclass(frozen=True)
 class Task:
     """A call of ``method`` on any worker. ``name`` is unique among the open tasks of a pool.
@@ -72,6 +76,16 @@ class Loss:
 
     cause: str
     advice: str
+
+
+def put(value: Any) -> ObjectRef:
+    """Puts a value into the object store; whoever gets the reference reads the node's one copy."""
+    return ray.put(value)
+
+
+def fetch(ref: ObjectRef) -> Any:
+    """What a reference refers to; arrays are read-only views."""
+    return ray.get(ref)
 
 
 # --- what an error means -----------------------------------------------------------------------------------------

@@ -1,0 +1,48 @@
+"""The words and the picture of a synthetic set."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dasm_ray.report.page import MARGIN, describe, draw_sheet
+from dasm_ray.store.artifact import Artifact, digest
+
+
+def a_set(channels: int) -> Artifact:
+    pixels = np.zeros((6, channels, 4, 5), np.float32)
+    pixels[3] = 1.0  # the second image of class 1
+    return Artifact(
+        pixels=pixels,
+        labels=np.array([0, 0, 1, 1, 2, 2]),
+        segments=np.array([0, 1, 0, 1, 0, 1], np.int32),
+        soft_labels=None,
+        class_names=("ant", "bee", "cat"),
+        mean=(0.5,) * channels,
+        std=(0.25,) * channels,
+        factor=2,
+        step_size=None,
+        recipe={"model": {"arch": "convnet", "width": 8}, "training": {"epochs": 3, "lr": 0.01}},
+        provenance={"versions": {"torch": "2"}},
+    )
+
+
+def test_facts() -> None:
+    text = describe(a_set(1))
+    assert "6 stored of 1x4x5, 24 for training (factor 2)" in text
+    assert "ant, bee, cat" in text
+    assert "3 images in 1, 3 images in 2" in text
+    assert digest(a_set(1)) in text
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sheet_has_a_row_per_class(channels: int) -> None:
+    sheet = Image.open(io.BytesIO(draw_sheet(a_set(channels))))
+    assert sheet.size == (2 * 2 * (5 + MARGIN), 2 * 3 * (4 + MARGIN))
+    grey = np.asarray(sheet.convert("L"))
+    top, left = 2 * (4 + MARGIN), 2 * (5 + MARGIN)
+    assert (grey[top : top + 8, left : left + 10] == 255).all()
+    assert (grey[:8, :10] == 0).all()

@@ -1,0 +1,126 @@
+"""The worker's roles, called in this process: what they return depends on their arguments alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import ray
+
+from dasm_ray.config import Data, parse_config
+from dasm_ray.core.scoring import shard_ranges
+from dasm_ray.runtime.actors import Job, Worker
+from dasm_ray.runtime.pool import Pool, Task
+from dasm_ray.runtime.real import load_real
+from dasm_ray.store import trajectories
+from dasm_ray.store.rundir import Place
+
+
+@pytest.fixture(scope="module")
+def job(ray_session: object) -> Job:
+    config = parse_config(
+        {
+            "data": {"name": "digits"},
+            "model": {"width": 4, "depth": 1},
+            "synthetic": {"ipc": 2, "segments": 1},
+            "experts": {"epochs": 4, "batch": 64},
+            "probe": {"epochs": 2, "batch": 10},
+            "evaluate": {"batch": 10, "checkpoints": 2},
+            "score": {"batch": 128},
+            "runtime": {"compile": False},
+        }
+    )
+    return Job(config, load_real(config.data, lambda text: None), "cpu")
+
+
+@pytest.fixture
+def worker() -> Worker:
+    import torch
+
+    return Worker(torch.get_num_threads())
+
+
+def test_an_expert_is_trained_once_and_read_after(job: Job, worker: Worker, tmp_path: Path) -> None:
+    metrics, snapshots, early = worker.expert(job, Place(tmp_path), "key", 3)
+    assert metrics["trained"]
+    assert snapshots.shape[0] == 5
+    assert np.array_equal(early, snapshots[1])
+    kept = trajectories.read(Place(tmp_path), 3, "key")
+    assert kept is not None
+    assert kept.snapshots.tobytes() == snapshots.tobytes()
+    again, same, _ = Worker(1).expert(job, Place(tmp_path), "key", 3)
+    assert not again["trained"]
+    assert same.tobytes() == snapshots.tobytes()
+    assert again["accuracy"] == metrics["accuracy"]
+
+
+def test_scores_do_not_depend_on_the_cut(job: Job, worker: Worker, tmp_path: Path) -> None:
+    _, snapshots, early = worker.expert(job, Place(tmp_path), "key", 0)
+    probes, experts = (ray.put(early),), (ray.put(snapshots),)
+    count = int(job.real.counts["train"].sum())
+    for method, networks in ((worker.score, probes), (worker.score_statically, experts)):
+        whole = method(job, networks, 0, count)
+        for shards in (2, 5):
+            parts = [method(job, networks, *range_) for range_ in shard_ranges(count, job.config.score.batch, shards)]
+            assert np.concatenate([part.score for part in parts]).tobytes() == whole.score.tobytes()
+            assert np.concatenate([part.wrong for part in parts]).tobytes() == whole.wrong.tobytes()
+
+
+def test_a_probe_follows_from_its_member_number(job: Job, worker: Worker) -> None:
+    pixels = (ray.put(np.random.Generator(np.random.PCG64(0)).random((20, 1, 8, 8), np.float32)),)
+    labels = np.repeat(np.arange(10), 2)
+    _, first = worker.probe(job, 1, 0, pixels, labels)
+    _, same = Worker(1).probe(job, 1, 0, pixels, labels)
+    _, other = worker.probe(job, 1, 1, pixels, labels)
+    assert first.tobytes() == same.tobytes()
+    assert not np.array_equal(first, other)
+
+
+def test_selection_and_evaluation_of_real_images(job: Job, worker: Worker, tmp_path: Path) -> None:
+    _, snapshots, _ = worker.expert(job, Place(tmp_path), "key", 0)
+    chosen = worker.select(job, 4, 3, (ray.put(snapshots),))
+    assert set(chosen) == {"herding", "k_center"}
+    assert all(len(set(indices.tolist())) == 3 for indices in chosen.values())
+    everything = np.arange(int(job.real.counts["train"].sum()))
+    outcome, _ = worker.evaluate(job, "some", 0, 8, ("real", everything))
+    same, _ = worker.evaluate(job, "some", 0, 8, ("full", None))
+    assert (outcome.validation, outcome.test) == (same.validation, same.test)
+    _, images = worker.images(job, everything[:3])
+    assert images.dtype == np.float32
+    assert images.min() >= 0
+    assert images.max() <= 1
+
+
+@pytest.mark.slow
+def test_four_workers_hold_one_decoded_copy(ray_session: object, data_folder: Path) -> None:
+    """CIFAR-10, 184 MB decoded: what four workers own beside shared memory is far less than a copy each."""
+    if not (data_folder / "cifar10").exists():
+        pytest.skip(f"{data_folder / 'cifar10'} is missing")
+    data = Data(name="cifar10", path=str(data_folder / "cifar10"))
+    real = load_real(data, lambda text: None)
+    decoded = sum(int(counts.sum()) for counts in real.counts.values()) * 3 * 32 * 32
+    config = parse_config({"data": {"name": "cifar10"}, "model": {"width": 4}, "runtime": {"compile": False}})
+    job = Job(config, real, "cpu")
+    flat = ray.put(job.network().initial(__import__("torch").Generator().manual_seed(0)).numpy())
+    with Pool(
+        Worker, (1,), count=4, num_cpus=0.5, num_gpus=0, max_lost=0, task_seconds=300, notice=lambda text: None
+    ) as pool:
+        before = {d.value: _private(d.value) for d in pool.run([Task(f"pid {i}", "nap", (1.0,)) for i in range(4)])}
+        count = int(real.counts["train"].sum())
+        list(pool.run([Task(f"score {i}", "score", (job, (flat,), 0, count)) for i in range(4)]))
+        grown = [_private(pid) - was for pid, was in before.items()]
+    assert len(before) == 4
+    store = ray.cluster_resources()["object_store_memory"] - ray.available_resources().get("object_store_memory", 0)
+    print(
+        f"\ndecoded {decoded / 2**20:.0f} MiB; store holds {store / 2**20:.0f} MiB; "
+        f"workers grew by {[f'{grow / 2**20:.0f}' for grow in grown]} MiB of their own"
+    )
+    assert max(grown) < decoded / 2
+    assert store < 1.5 * decoded
+
+
+def _private(pid: int) -> int:
+    """Bytes that only this process holds."""
+    return int(psutil.Process(pid).memory_full_info().uss)

@@ -1,0 +1,318 @@
+"""The command line on bad input: one clear sentence that names the thing, the right exit code, nothing left behind."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from dasm_ray.cli import main
+from dasm_ray.store.artifact import Artifact, write_artifact
+from dasm_ray.store.rundir import Place
+
+GOOD = "name: good\ndata: {name: digits}\nmodel: {width: 8, depth: 1}\nsynthetic: {ipc: 2, segments: 2}\n"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "good.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def refused(result: Result, *parts: str, code: int = 2, sentences: int = 1) -> None:
+    """One sentence on stderr with all these parts; no traceback; nothing on stdout."""
+    assert result.exit_code == code, result.output
+    said = [line for line in result.stderr.splitlines() if line.startswith("dasm-ray: ")]
+    assert len(said) == sentences, result.stderr
+    for part in parts:
+        assert part in result.stderr, result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+
+
+# --- configuration: known before Ray starts ----------------------------------------------------------------------
+
+FILES = {
+    "not YAML": ("a: [1", "is not YAML"),
+    "a list": ("- 1\n- 2\n", "must be a mapping"),
+    "a wrong section": ("matcer: {}\n", "did you mean 'matcher'?"),
+    "a typo": ("synthetic: {icp: 2}\n", "synthetic.icp: there is no such key; did you mean 'ipc'?"),
+    "text for a number": ("synthetic: {ipc: many}\n", "synthetic.ipc"),
+    "true for a rate": ("matcher: {lr_img: true}\n", "matcher.lr_img: must be a number"),
+    "a negative rate": ("matcher: {lr_img: -1}\n", "matcher.lr_img"),
+    "an unknown matcher": ("matcher: {name: idcc}\n", "did you mean 'idc'?"),
+    "an unknown policy": ("window: {policy: frontal}\n", "did you mean 'frontier'?"),
+    "an unknown augmentation": ("matcher: {augment: color_crup}\n", "'crup' is no augmentation"),
+    "segments that do not divide": (
+        "synthetic: {ipc: 5, segments: 2}\n",
+        "synthetic.ipc: 5 images a class cannot be cut",
+    ),
+    "slots larger than the batch": (
+        "synthetic: {factor: 4}\nmatcher: {batch_syn: 8}\n",
+        "matcher.batch_syn: 8 cannot hold",
+    ),
+    "snapshots past the end": ("experts: {epochs: 3}\nmatcher: {snapshots: [[0, 9]]}\n", "matcher.snapshots: [0, 9]"),
+    "an empty range": ("matcher: {snapshots: [[3, 3]]}\n", "matcher.snapshots: [3, 3] is empty"),
+    "dc with experts": ("matcher: {name: dc, network: experts}\n", "matcher.network: dc trains its own network"),
+    "dsa without augmentation": ("matcher: {name: dsa, augment: none}\n", "set matcher.name to dc"),
+    "one and a half GPUs": ("runtime: {gpus_per_worker: 1.5}\n", "runtime.gpus_per_worker: 1.5"),
+    "a table without random": ("evaluate: {rows: [distilled, full]}\n", "evaluate.rows"),
+    "a name that is a path": ("name: ../up\n", "name"),
+}
+
+
+@pytest.mark.parametrize(("text", "part"), FILES.values(), ids=FILES.keys())
+def test_configurations_that_cannot_be_meant(tmp_path: Path, text: str, part: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    refused(call("distill", path, "--run", tmp_path / "run"), part)
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_faults_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("synthetic: {icp: 2, factor: none}\nseed: 1.5\n")
+    refused(call("distill", path), "synthetic.icp", "synthetic.factor", "seed", sentences=3)
+
+
+OPTIONS = {
+    "no equals sign": (["--set", "seed"], "write it as section.key=value"),
+    "into a value": (["--set", "seed.x=1"], "seed"),
+    "an unknown key": (["--set", "probe.member=3"], "did you mean 'members'?"),
+    "no workers": (["--workers", "0"], "runtime.workers"),
+    "64 GPUs": (["--set", "runtime.gpus_per_worker=64"], "64 GPUs"),
+    "64 workers with a GPU": (["--workers", "64", "--set", "runtime.gpus_per_worker=1"], "1 GPU"),
+    "more cores than there are": (["--set", "runtime.cpus_per_worker=4096"], "4096 cores"),
+    "too many blocks": (["--set", "model.depth=8"], "model.depth: 8 blocks"),
+    "tiles finer than pixels": (["--set", "synthetic.factor=9"], "synthetic.factor"),
+    "a class too small": (["--set", "synthetic.ipc=400"], "class '0': has"),
+}
+
+
+@pytest.mark.parametrize(("options", "part"), OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.usefixtures("ray_session")
+def test_options_that_cannot_be_met(recipe: Path, tmp_path: Path, options: list[str], part: str) -> None:
+    refused_with_notes(call("distill", recipe, "--run", tmp_path / "run", *options), part)
+    assert not (tmp_path / "run").exists()
+
+
+def refused_with_notes(result: Result, *parts: str, code: int = 2) -> None:
+    """Like ``refused``, where progress may have been told on stderr before."""
+    assert result.exit_code == code, result.output
+    (said,) = [line for line in result.stderr.splitlines() if line.startswith("dasm-ray: ")]
+    for part in parts:
+        assert part in said, said
+    assert "Traceback" not in result.output
+
+
+def test_a_missing_recipe(tmp_path: Path) -> None:
+    refused(call("distill", tmp_path / "none.yaml"), "none.yaml: there is no such file")
+
+
+def test_a_cluster_that_does_not_answer(recipe: Path, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "dasm_ray.cli",
+            "distill",
+            str(recipe),
+            "--run",
+            str(tmp_path / "run"),
+            "--address",
+            address,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1, done.stderr
+    assert address in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- data --------------------------------------------------------------------------------------------------------
+
+
+def jpeg(size: int = 16, value: int = 100) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(np.full((size, size, 3), value, np.uint8)).save(data, "JPEG")
+    return data.getvalue()
+
+
+def parquet_of(folder: Path, images: list[bytes], labels: list[int | None]) -> Path:
+    folder.mkdir()
+    rows = pa.array([{"bytes": data, "path": None} for data in images])
+    table = pa.table({"image": rows, "label": pa.array(labels, pa.int64())})
+    features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+    meta = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(meta), folder / "train-00000-of-00001.parquet")
+    return folder
+
+
+def good_images(count: int = 60) -> tuple[list[bytes], list[int | None]]:
+    return [jpeg(value=10 + 2 * i) for i in range(count)], [i % 2 for i in range(count)]
+
+
+def truncated(images: list[bytes], labels: list[int | None]) -> None:
+    images[7] = images[7][: len(images[7]) // 2]
+
+
+def wrong_label(images: list[bytes], labels: list[int | None]) -> None:
+    labels[7] = 2
+
+
+def no_label(images: list[bytes], labels: list[int | None]) -> None:
+    labels[7] = None
+
+
+def mixed_sizes(images: list[bytes], labels: list[int | None]) -> None:
+    images[7] = jpeg(size=24)
+
+
+def not_an_image(images: list[bytes], labels: list[int | None]) -> None:
+    images[7] = b"hello"
+
+
+@pytest.mark.parametrize("spoil", [truncated, wrong_label, no_label, mixed_sizes, not_an_image])
+@pytest.mark.usefixtures("ray_session")
+def test_images_that_cannot_be_used(
+    recipe: Path, tmp_path: Path, spoil: Callable[[list[bytes], list[int | None]], None]
+) -> None:
+    images, labels = good_images()
+    spoil(images, labels)
+    folder = parquet_of(tmp_path / "images", images, labels)
+    options = ["--set", "data.name=parquet", "--set", f"data.path={folder}"]
+    result = call("distill", recipe, "--run", tmp_path / "run", *options)
+    refused_with_notes(result, "train-00000-of-00001.parquet", "row 7")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_class_without_images(recipe: Path, tmp_path: Path) -> None:
+    images, _ = good_images()
+    folder = parquet_of(tmp_path / "images", images, [0] * len(images))
+    options = ["--set", "data.name=parquet", "--set", f"data.path={folder}"]
+    refused_with_notes(call("distill", recipe, "--run", tmp_path / "run", *options), "dog")
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("cifar11", "cifar10"), ("parquet", "data.path"), ("folder", "data.path"), ("svhn", "svhn")]
+)
+@pytest.mark.usefixtures("ray_session")
+def test_sets_that_are_not_there(
+    recipe: Path, tmp_path: Path, name: str, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    result = call("distill", recipe, "--run", tmp_path / "run", "--set", f"data.name={name}")
+    refused_with_notes(result, part)
+
+
+# --- run directories and artifacts -------------------------------------------------------------------------------
+
+
+def test_a_folder_that_cannot_be_written(recipe: Path) -> None:
+    refused_with_notes(call("distill", recipe, "--run", "/proc/nowhere/run"), "/proc/nowhere")
+
+
+def test_a_run_below_a_file(recipe: Path) -> None:
+    refused_with_notes(call("distill", recipe, "--run", recipe / "run"), "good.yaml")
+
+
+def test_a_folder_of_somebody_else(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "holiday.txt").write_text("mine")
+    refused_with_notes(call("distill", recipe, "--run", tmp_path / "photos"), "photos")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["holiday.txt"]
+
+
+def test_the_run_of_another_configuration(recipe: Path, tmp_path: Path) -> None:
+    from dasm_ray.config import load_config
+    from dasm_ray.store.rundir import RunDir
+
+    RunDir.open(str(tmp_path / "run"), load_config(recipe)).close()
+    result = call("distill", recipe, "--run", tmp_path / "run", "--set", "probe.members=5")
+    refused_with_notes(result, "probe.members", "--run")
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    config = {"data": {"name": "digits"}, "model": {"width": 8, "depth": 1}, "synthetic": {"ipc": 1, "segments": 1}}
+    made = Artifact(
+        pixels=np.full((10, 1, 8, 8), 0.5, np.float32),
+        labels=np.arange(10, dtype=np.int64),
+        segments=np.zeros(10, np.int32),
+        soft_labels=None,
+        class_names=tuple("0123456789"),
+        mean=(0.3,),
+        std=(0.4,),
+        factor=1,
+        step_size=None,
+        recipe={"model": {"arch": "convnet", "width": 8}, "image_size": [8, 8], "training": {"epochs": 1, "lr": 0.01}},
+        provenance={"config": config},
+    )
+    write_artifact(Place(str(tmp_path / "set")), made)
+    return tmp_path / "set"
+
+
+def test_an_artifact_of_the_future(artifact: Path) -> None:
+    described = json.loads((artifact / "dataset.json").read_text())
+    (artifact / "dataset.json").write_text(json.dumps({**described, "schema_version": 99}))
+    refused(call("inspect", artifact), "99")
+
+
+def test_a_damaged_artifact(artifact: Path, tmp_path: Path) -> None:
+    (file,) = (artifact / "data").iterdir()
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    file.write_bytes(bytes(data))
+    refused(call("export", artifact, "--to", tmp_path / "out"), "set")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_artifact_with_a_file_missing(artifact: Path) -> None:
+    shutil.rmtree(artifact / "data")
+    refused(call("inspect", artifact), "set")
+
+
+def test_no_artifact(tmp_path: Path) -> None:
+    refused(call("inspect", tmp_path), str(tmp_path))
+
+
+def test_export_into_a_folder_in_use(artifact: Path) -> None:
+    refused(call("export", artifact, "--to", artifact), "is not empty")
+
+
+def test_evaluating_with_another_matcher(artifact: Path) -> None:
+    refused(call("evaluate", artifact, "--set", "matcher.name=dc"), "matcher.name=dc")
+
+
+def test_inspect_and_export_of_a_good_one(artifact: Path, tmp_path: Path) -> None:
+    result = call("inspect", artifact, "--png", tmp_path / "sheet.png")
+    assert result.exit_code == 0, result.output
+    assert "10 stored of 1x8x8" in result.stdout
+    assert Image.open(tmp_path / "sheet.png").size == (2 * (8 + 2), 2 * 10 * (8 + 2))
+    for kind, name in (("png", "3"), ("npz", "synthetic.npz"), ("pt", "images.pt")):
+        assert call("export", artifact, "--to", tmp_path / kind, "--format", kind).exit_code == 0
+        assert (tmp_path / kind / name).exists()

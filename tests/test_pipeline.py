@@ -1,0 +1,203 @@
+"""The whole command, as users run it: same bytes for any number of workers, after losses, and after a restart."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dasm_ray.store.artifact import read_artifact
+from dasm_ray.store.rundir import Place
+
+LIMIT = 240
+"""Seconds after which a command counts as hanging."""
+
+SMALL = """
+name: small
+seed: 7
+data: {name: digits}
+model: {width: 8, depth: 1}
+synthetic: {ipc: 2, segments: 2, factor: 2, group_size: 4}
+experts: {count: 2, epochs: 2, batch: 64, cutmix: 0.5}
+matcher: {rounds: 3, networks: 4, lr_img: 0.01, scale_lr: false, snapshots: [[0, 3]], perturb: 0.1,
+          probe_share: 0.3, context: residual}
+score: {early: 1, batch: 100}
+probe: {epochs: 10, batch: 20, members: 2}
+evaluate: {epochs: 4, full_epochs: 1, batch: 20, seeds: 2, checkpoints: 2}
+runtime: {compile: false, checkpoint_seconds: 0}
+"""
+
+COUPLED = SMALL.replace("rounds: 3, networks: 4", "name: dsa, rounds: 3, networks: 2, steps: 2, inner_steps: 2")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+def command(recipe: Path, run: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "dasm_ray.cli", "distill", str(recipe), "--run", str(run), *options]
+
+
+def started(recipe: Path, run: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(recipe, run, *options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    """What the command printed on stdout; it must have succeeded."""
+    out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, err
+    return out
+
+
+def digest_in(run: Path) -> str:
+    return str(json.loads((run / "synthetic" / "dataset.json").read_text())["digest"])
+
+
+@pytest.fixture(scope="module")
+def reference(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run with two workers."""
+    run = tmp_path_factory.mktemp("reference") / "run"
+    out = finished(started(recipe, run, "--workers", "2"))
+    assert f"digest {digest_in(run)}" in out
+    return run
+
+
+def wait_for(found: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not found():
+        assert time.monotonic() < deadline, f"never saw {what}"
+        time.sleep(0.05)
+
+
+def workers_of(process: subprocess.Popen[str], doing: str) -> list[psutil.Process]:
+    """The driver's worker processes that are at a method now: Ray names a process after it."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if any(f"Worker.{doing}" in part for part in child.cmdline()):
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def test_artifact_and_table_are_whole(reference: Path) -> None:
+    artifact = read_artifact(Place(reference / "synthetic"))
+    assert artifact.pixels.shape == (20, 1, 8, 8)
+    assert artifact.labels.tolist() == [label for label in range(10) for _ in range(2)]
+    assert artifact.segments.tolist() == [0, 1] * 10
+    table = json.loads((reference / "report" / "table.json").read_text())
+    names = [row["name"] for row in table["rows"]]
+    assert names[:3] == ["distilled", "initial", "random"]
+    assert names[3].startswith("selection: ")
+    assert names[4] == "full"
+    assert all(len(row["accuracies"]) == 2 for row in table["rows"])
+    assert table["digest"] == digest_in(reference)
+    assert (reference / "report" / "table.md").read_text().count("±") >= 5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--workers", "1"), ("--workers", "3"), ("--set", "score.shards=1"), ("--set", "score.shards=5")],
+    ids=["1 worker", "3 workers", "1 shard", "5 shards"],
+)
+def test_same_bytes_however_the_work_is_spread(
+    recipe: Path, reference: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    quick = ("--set", "evaluate.rows=[distilled, random]") if "--workers" in options else ()
+    finished(started(recipe, tmp_path / "run", *options, *quick))
+    if quick:
+        ours, theirs = (read_artifact(Place(run / "synthetic")) for run in (tmp_path / "run", reference))
+        assert ours.pixels.tobytes() == theirs.pixels.tobytes()
+    else:
+        assert digest_in(tmp_path / "run") == digest_in(reference)
+
+
+def test_same_bytes_after_a_worker_is_killed(recipe: Path, reference: Path, tmp_path: Path) -> None:
+    process = started(recipe, tmp_path / "run", "--workers", "2")
+    wait_for(lambda: workers_of(process, "distil"), "a worker at work")
+    workers_of(process, "distil")[0].kill()
+    out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, err
+    assert "lost" in err
+    assert digest_in(tmp_path / "run") == digest_in(reference)
+    assert "Traceback" not in out + err
+
+
+def test_same_bytes_after_the_driver_is_killed(recipe: Path, reference: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = started(recipe, run, "--workers", "2")
+    wait_for(lambda: list(run.glob("segments/segment_001_*")), "a checkpoint of the second segment")
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    assert not (run / "synthetic" / "dataset.json").exists()
+    wait_for(lambda: not any(child.is_running() and child.status() != "zombie" for child in children), "Ray gone")
+    out = finished(started(recipe, run, "--workers", "2"))
+    assert digest_in(run) == digest_in(reference)
+    assert digest_in(run) in out
+
+
+def test_a_stopped_run_says_how_to_go_on_and_does(recipe: Path, reference: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = started(recipe, run, "--workers", "2")
+    wait_for(lambda: list(run.glob("segments/*")), "a checkpoint")
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from the last checkpoint" in err
+    assert "Traceback" not in err
+    finished(started(recipe, run, "--workers", "2"))
+    assert digest_in(run) == digest_in(reference)
+
+
+def test_a_finished_run_is_told_again_without_starting_anything(recipe: Path, reference: Path) -> None:
+    began = time.time()
+    out = finished(started(recipe, reference))
+    assert digest_in(reference) in out
+    newest = max(path.stat().st_mtime for path in (reference / "segments").iterdir())
+    assert newest < began, "it distilled again"
+
+
+def test_coupled_groups_give_the_same_bytes_for_one_and_three_workers(tmp_path: Path) -> None:
+    recipe = tmp_path / "coupled.yaml"
+    recipe.write_text(COUPLED)
+    quick = ("--set", "evaluate.rows=[distilled, random]", "--set", "evaluate.seeds=1")
+    finished(started(recipe, tmp_path / "one", "--workers", "1", *quick))
+    finished(started(recipe, tmp_path / "three", "--workers", "3", *quick))
+    assert digest_in(tmp_path / "one") == digest_in(tmp_path / "three")
+
+
+def test_evaluating_a_run_again_with_more_seeds_leaves_the_set_alone(reference: Path) -> None:
+    before = digest_in(reference)
+    done = subprocess.run(
+        [sys.executable, "-m", "dasm_ray.cli", "evaluate", str(reference), "--set", "evaluate.seeds=3",
+         "--set", "evaluate.rows=[distilled, random]"],
+        capture_output=True, text=True, timeout=LIMIT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    table = json.loads((reference / "report" / "table.json").read_text())
+    assert [len(row["accuracies"]) for row in table["rows"]] == [3, 3]
+    assert digest_in(reference) == before
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
