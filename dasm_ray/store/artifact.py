@@ -112,19 +112,22 @@ def write_artifact(place: Place, artifact: Artifact) -> str:
     return stamp
 
 
-def _write_parquet(folder: Place, artifact: Artifact) -> list[str]:
-    """Writes the rows as one or more files, removes those of an older set, and returns the names."""
+def _write_parquet(folder: Place, artifact: Artifact) -> dict[str, str]:
+    """Writes the rows as one or more files, removes those of an older set; returns names and SHA-256 of the files."""
     rows = len(artifact.labels)
     step = max(1, FILE_BYTES // (4 * math.prod(artifact.pixels.shape[1:])))
     starts = range(0, rows, step)
     names = [f"train-{number:05d}-of-{len(starts):05d}.parquet" for number in range(len(starts))]
+    checksums = {}
     for name, start in zip(names, starts, strict=True):
         sink = pa.BufferOutputStream()
         pq.write_table(_table(artifact, start, min(start + step, rows)), sink)
-        (folder / name).write_bytes(sink.getvalue().to_pybytes())
+        data = sink.getvalue().to_pybytes()
+        (folder / name).write_bytes(data)
+        checksums[name] = hashlib.sha256(data).hexdigest()
     for stale in set(folder.names()) - set(names):
         (folder / stale).delete()
-    return names
+    return checksums
 
 
 def _table(artifact: Artifact, first: int, last: int) -> pa.Table:
@@ -166,7 +169,7 @@ def _png(image: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def _description(artifact: Artifact, stamp: str, files: list[str]) -> dict[str, Any]:
+def _description(artifact: Artifact, stamp: str, files: dict[str, str]) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "digest": stamp,
@@ -223,7 +226,7 @@ def read_artifact(place: Place) -> Artifact:
         raise ArtifactError(f"{place} is not whole: {error}") from None
     except KeyError as error:
         raise _damaged(place, f"it lacks {error}") from None
-    except (OSError, pa.ArrowException, TypeError, ValueError) as error:
+    except (OSError, pa.ArrowException, TypeError, ValueError, AttributeError) as error:
         raise _damaged(place, str(error).partition("\n")[0]) from None
     if stamp != described["digest"]:
         raise _damaged(place, f"its content does not have the digest {described['digest']}")
@@ -249,11 +252,15 @@ def _read_description(place: Place) -> dict[str, Any]:
     return dict(described)
 
 
-def _read_table(folder: Place, files: list[str]) -> pa.Table:
+def _read_table(folder: Place, files: Mapping[str, str]) -> pa.Table:
     columns = ["pixels", "label", "soft_label", "segment"]
-    return pa.concat_tables(
-        pq.read_table(pa.BufferReader((folder / name).read_bytes()), columns=columns) for name in files
-    ).combine_chunks()
+    tables = []
+    for name, checksum in files.items():
+        data = (folder / name).read_bytes()
+        if hashlib.sha256(data).hexdigest() != checksum:
+            raise ValueError(f"data/{name} is not as it was written")
+        tables.append(pq.read_table(pa.BufferReader(data), columns=columns))
+    return pa.concat_tables(tables).combine_chunks()
 
 
 def _assemble(described: Mapping[str, Any], table: pa.Table) -> Artifact:

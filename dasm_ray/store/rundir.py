@@ -241,6 +241,8 @@ class RunDir:
         Raises RunDirError if it cannot be written, is in use, or belongs to another configuration.
         """
         place = Place(uri)
+        if not (place / RECORD).exists():
+            _check_free(place)
         place.make_dir()
         lock = _take_lock(place)
         try:

@@ -191,9 +191,9 @@ def test_a_later_version_is_refused(written):
         ({"mean": None}, "is damaged"),
         ({"factor": "two"}, "is damaged"),
         ({"recipe": "gone"}, "it lacks 'recipe'"),
-        ({"files": []}, "is damaged"),
+        ({"files": {}}, "is damaged"),
         ({"soft_labels": False}, "does not have the digest"),
-        ({"files": ["train-9.parquet"]}, "is not whole: .*train-9.parquet cannot be read"),
+        ({"files": {"train-9.parquet": ""}}, "is not whole: .*train-9.parquet cannot be read"),
         ({"class_names": ["zebra"]}, "not sound"),
     ],
 )
