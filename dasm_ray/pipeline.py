@@ -206,9 +206,15 @@ def _connected(config: RunConfig, place: Place, event: Callable[..., None] | Non
         real = load_real(config.data, progress.note, progress)
         _check_against_data(config, real)
         job = Job(config, real, session.device)
-        key = digest_of(what(config), real.digest, session.device)
+        key = distil_key(config, real, session.device)
         with _pool(config, session, progress) as pool:
             yield _Here(config, place, job, pool, progress, key, session)
+
+
+def distil_key(config: RunConfig, real: RealRefs, device: str) -> str:
+    """The digest of everything that scores and segments depend on; how they are evaluated is no part of it."""
+    kept = {name: value for name, value in what(config).items() if name != "evaluate"}
+    return digest_of(kept, real.digest, device)
 
 
 def _pool(config: RunConfig, session: Session, progress: Progress) -> Pool:
@@ -496,7 +502,7 @@ def evaluate_rows(here: _Here, sets: dict[str, Set], factor: int, trained: Exper
     here.progress.stage("evaluate", len(wanted), done=len(found))
     tasks = [
         Task(f"evaluate {row}, seed {seed}", "evaluate", (here.job, row, seed, steps[row], training[row](seed)))
-        for row, seed in wanted
+        for row, seed in sorted(wanted, key=lambda cell: -steps[cell[0]])  # the longest first, so that none ends alone
         if (row, seed) not in found
     ]
 

@@ -1,12 +1,13 @@
 """Gradient matching: synthetic images should push a network the way real images of their class do (dc, dsa, idc).
 
 One step is a pure function of fixed shapes: decode, normalise, one augmentation draw for both batches, both gradients,
-their distance, its gradient with respect to the pixels, and the pixels' SGD step. Two forms of the same mathematics:
+their distance, its gradient with respect to the pixels, and the pixels' SGD step. It differentiates through the inner
+gradient (autograd twice), as the published codes do, and has two forms:
 
-    reference   differentiates through the inner gradient (autograd twice), as the published codes do
-    fast        d/dx <grad_theta L(theta, x), v> = d/de grad_x L(theta + e v, x) at e = 0: once v, the distance's
-                gradient, is known, the outer derivative is a forward derivative of the image gradient along v, which
-                needs no graph of the inner gradient and shares its convolutions; compiled, it is one piece
+    eager       the library's own kernels, one by one: the reference
+    compiled    the same function as one piece. What both derivatives share is computed once; inside, the network lays
+                its channels innermost and spells out normalisation and pooling (`core.models`), so that the compiler
+                fuses them, and their first and second derivatives, into few passes over memory
 
 What must stay true: both give the same pixels up to rounding.
 """
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import grad, grad_and_value, jvp, vjp
+from torch.func import grad, grad_and_value
 
 from dasm_ray.core.augment import augment
 from dasm_ray.core.compiled import maybe_compiled
@@ -46,8 +47,9 @@ def _absolutes(real: Tensor, synthetic: Tensor) -> Tensor:
 def _cosines(real: Tensor, synthetic: Tensor) -> Tensor:
     """Sum over output channels of one minus the cosine (DC, eq. 10)."""
     real, synthetic = real.flatten(1), synthetic.flatten(1)
-    lengths = real.norm(dim=1) * (synthetic.square().sum(1) + 1e-12).sqrt() + 1e-6
-    return (1 - (real * synthetic).sum(1) / lengths).sum()
+    lengths = torch.linalg.vector_norm(real, dim=1) * (synthetic.square().sum(1) + 1e-12).sqrt() + 1e-6
+    apart: Tensor = 1 - (real * synthetic).sum(1) / lengths
+    return apart.sum()
 
 
 METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": _squares, "l1": _absolutes, "cos": _cosines}
@@ -57,7 +59,7 @@ METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": _squares, "l1":
 def distance(layout: Layout, matcher: str, metric: str, real: Tensor, synthetic: Tensor) -> Tensor:
     """The distance of two flat gradients (P,), summed over the compared parameters: a scalar."""
     compared, measure = MATCHERS[matcher], METRICS[metric]
-    pairs = zip(real.split(layout.sizes), synthetic.split(layout.sizes), layout.shapes, strict=True)
+    pairs = zip(torch.split(real, layout.sizes), torch.split(synthetic, layout.sizes), layout.shapes, strict=True)
     return torch.stack([measure(r.view(shape), s.view(shape)) for r, s, shape in pairs if compared(shape)]).sum()
 
 
@@ -76,7 +78,7 @@ class Matching:
         _, height, width = self.network.shape
         object.__setattr__(self, "rows", enlargers(height, self.factor).to(self.network.device))
         object.__setattr__(self, "columns", enlargers(width, self.factor).to(self.network.device))
-        step = maybe_compiled(self.network.compile, self.fast_step, self.reference_step)
+        step = maybe_compiled(self.network.compile, self.reference_step)
         object.__setattr__(self, "step", step)
         object.__setattr__(self, "mean_gradient", maybe_compiled(self.network.compile, self.gradient))
 
@@ -100,7 +102,8 @@ class Matching:
 
     def gradient(self, flat: Tensor, pixels: Tensor, label: Tensor, draws: Tensor) -> Tensor:
         """The gradient (P,) of the loss of stored ``pixels`` with respect to the parameters."""
-        return grad(self.loss)(flat, self.decoded(pixels, draws), label)
+        gradient: Tensor = grad(self.loss)(flat, self.decoded(pixels, draws), label)
+        return gradient
 
     def reference_step(
         self,
@@ -113,7 +116,7 @@ class Matching:
         earlier: Tensor,
         settings: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One matching step for one class, by differentiating twice.
+        """One matching step for one class, by differentiating twice; `step` is this, compiled if asked for.
 
         flat (P,); pixels, velocity (m, C, H, W); images (b, C, H, W) uint8; label (); draws (1, DRAWS); earlier (P,):
         what earlier segments add to the synthetic gradient (0 where a segment stands alone); settings (2,): pixel rate
@@ -127,35 +130,5 @@ class Matching:
             return distance(self.network.layout, self.matcher, self.metric, real, synthetic)
 
         slope, loss = grad_and_value(apart)(pixels)
-        velocity = self.momentum * velocity + slope
-        return pixels - rate * velocity, velocity, loss
-
-    def fast_step(
-        self,
-        flat: Tensor,
-        pixels: Tensor,
-        velocity: Tensor,
-        images: Tensor,
-        label: Tensor,
-        draws: Tensor,
-        earlier: Tensor,
-        settings: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The same step by a forward derivative of the pixel gradient; see the head of this file."""
-        rate, share = settings.unbind()
-        real = grad(self.loss)(flat, self.seen(images, draws), label)
-        decoded, pull_back = vjp(lambda pixels: self.decoded(pixels, draws), pixels)
-        own = grad(self.loss)(flat, decoded, label)
-
-        def apart(own: Tensor) -> Tensor:
-            return distance(self.network.layout, self.matcher, self.metric, real, share * own + earlier)
-
-        direction, loss = grad_and_value(apart)(own)
-
-        def image_gradient(flat: Tensor) -> Tensor:
-            return grad(self.loss, argnums=1)(flat, decoded, label)
-
-        _, tangent = jvp(image_gradient, (flat,), (direction,))
-        (slope,) = pull_back(tangent)
         velocity = self.momentum * velocity + slope
         return pixels - rate * velocity, velocity, loss
