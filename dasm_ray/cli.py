@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from dasm_ray.config import SELECTION_METHODS
 from dasm_ray.errors import DasmError
 
 if TYPE_CHECKING:
@@ -56,13 +57,17 @@ def distill(config: str, run: str | None, overrides: tuple[str, ...], workers: i
 @main.command()
 @recipe
 def experts(config: str, run: str | None, overrides: tuple[str, ...], workers: int | None, address: str | None) -> None:
-    """Train the experts of a config, or find them trained."""
+    """Train the experts of a config, or find them trained.
+
+    Says first how long it will take and how large they will be. Prints per expert and epoch the validation accuracy in
+    % and the loss on training images, from the initialisation on.
+    """
     with _told():
         settings = _config(config, overrides, workers, address)
         from dasm_ray import pipeline
 
-        for number, accuracy in enumerate(pipeline.experts(settings, run)):
-            click.echo(f"expert {number}: " + " ".join(f"{100 * share:.1f}" for share in accuracy))
+        for line in pipeline.experts(settings, run):
+            click.echo(line)
 
 
 @main.command()
@@ -82,7 +87,13 @@ def score(config: str, run: str | None, overrides: tuple[str, ...], workers: int
 
 @main.command()
 @recipe
-@click.option("--method", type=click.Choice(["random", "herding", "k_center"]), default="herding", show_default=True)
+@click.option(
+    "--method",
+    type=click.Choice(["random", *SELECTION_METHODS]),
+    default="herding",
+    show_default=True,
+    metavar="METHOD",
+)
 def select(
     config: str,
     run: str | None,
@@ -91,7 +102,11 @@ def select(
     address: str | None,
     method: str,
 ) -> None:
-    """Choose real images instead of distilling, as an artifact in RUN/METHOD."""
+    """Choose real images instead of distilling, as an artifact in RUN/METHOD.
+
+    METHOD: random; herding, k_center, k_means by an expert's features; forgetting, el2n, grand (the hardest) and ccs
+    (spread over difficulties) by the experts' scores.
+    """
     with _told():
         settings = _config(config, overrides, workers, address)
         from dasm_ray import pipeline
@@ -151,6 +166,33 @@ def export(path: str, target: str, kind: str) -> None:
         from dasm_ray import synthetic
 
         click.echo(f"written to {synthetic.export(path, target, kind)}")
+
+
+@main.command()
+@ADDRESS
+def doctor(address: str | None) -> None:
+    """Compare this machine and every node: versions, GPUs, memory, disk.
+
+    What differs is marked. Exits with 1 where something must be mended.
+    """
+    with _told():
+        from rich.console import Console
+
+        from dasm_ray.config import Runtime
+        from dasm_ray.report.health import health
+        from dasm_ray.runtime.doctor import differences, look_everywhere
+        from dasm_ray.runtime.session import Session
+
+        with Session.open(Runtime(address=address, gpus_per_worker=0), lambda text: None):
+            machines = look_everywhere()
+        differing = differences(machines)
+        Console().print(health([(machine.name, machine.facts) for machine in machines], differing))
+        found = [f"{name}: {fact} is not the driver's; install the same version there" for name, fact in differing]
+        found += [f"{machine.name}: {complaint}" for machine in machines for complaint in machine.complaints]
+        for sentence in found:
+            click.echo(sentence)
+        click.echo("something must be mended" if found else "all is well")
+        sys.exit(1 if found else 0)
 
 
 # --- what the commands share -------------------------------------------------------------------------------------

@@ -59,6 +59,18 @@ def _check_strategy(value: str) -> str:
 Strategy = Annotated[StrictStr, pydantic.AfterValidator(_check_strategy)]
 
 
+NORMS: dict[str, tuple[str, ...]] = {
+    "convnet": ("instance", "batch", "group", "none"),
+    "resnet18": ("instance", "batch"),
+    "vgg11": ("instance", "batch"),
+    "alexnet": ("none",),
+    "lenet": ("none",),
+    "mlp": ("none",),
+    "vit": ("none",),  # its own layer normalisation is not a choice
+}
+"""The normalisations that each architecture takes, its usual one first."""
+
+
 class Section(pydantic.BaseModel):
     """A part of the configuration: unknown keys refused, values fixed once read."""
 
@@ -72,6 +84,7 @@ class Data(Section):
     path: StrictStr | None = Field(None, description="folder or URI of the files", json_schema_extra=HOW)
     download: StrictBool = Field(False, description="fetch a torchvision set into `path`", json_schema_extra=HOW)
     image_size: Count | None = Field(None, description="resize and centre-crop to this square; unset: sizes must agree")
+    zca: Positive | None = Field(None, description="epsilon of ZCA whitening after normalisation; unset: none")
     val_share: Annotated[Number, Field(gt=0, lt=0.5)] = Field(
         0.1, description="share of the training split held out by content hash"
     )
@@ -83,12 +96,16 @@ class Data(Section):
 class Model(Section):
     """The network that is matched, probed and evaluated."""
 
-    arch: Literal["convnet"] = Field("convnet", description="a row of core.models.MODELS")
-    width: Count = Field(128, description="channels of every block")
-    depth: Annotated[int, Field(ge=1, le=8, strict=True)] | None = Field(
-        None, description="blocks; unset: from the image size"
+    arch: Literal["convnet", "resnet18", "vgg11", "alexnet", "lenet", "mlp", "vit"] = Field(
+        "convnet", description="a row of core.models.MODELS"
     )
-    norm: Literal["instance", "batch", "group", "none"] = Field("instance", description="normalisation of every block")
+    width: Count = Field(128, description="channels of every block (convnet; the others have widths of their own)")
+    depth: Annotated[int, Field(ge=1, le=8, strict=True)] | None = Field(
+        None, description="blocks (convnet only); unset: from the image size"
+    )
+    norm: Literal["instance", "batch", "group", "none"] = Field(
+        "instance", description="normalisation of every block; a row of NORMS says which the arch takes"
+    )
 
 
 class Synthetic(Section):
@@ -112,6 +129,7 @@ class TrainRecipe(Section):
     momentum: Momentum = Field(0.9, description="of SGD")
     weight_decay: NotNegative = Field(5e-4, description="L2 penalty")
     augment: Strategy = Field("color_crop", description="drawn anew for each sample")
+    single: StrictBool = Field(False, description="one augmentation of the strategy a step (DSA's mode S); off: all")
     cutmix: Share = Field(0.5, description="probability of CutMix a step")
 
 
@@ -119,6 +137,8 @@ class Experts(TrainRecipe):
     """Networks trained on the real data: their snapshots are the states to match at, and they teach the windows."""
 
     count: Count = Field(4, description="independent trainings")
+    rho: NotNegative = Field(0.0, description="radius of sharpness-aware training (FTD: GSAM, adaptive); 0: plain SGD")
+    alpha: NotNegative = Field(0.3, description="GSAM's weight of the perpendicular gradient; only with rho")
     cache: StrictStr | None = Field(
         None, description="folder shared by runs; unset: RUN/experts", json_schema_extra=HOW
     )
@@ -127,17 +147,23 @@ class Experts(TrainRecipe):
 class Matcher(Section):
     """The base matcher: what is compared at which network state, and how the pixels move."""
 
-    name: Literal["idc", "dc", "dsa"] = Field("idc", description="a row of core.matching.gradient.MATCHERS")
+    name: Literal["idc", "dc", "dsa", "dm", "cafe", "mtt", "datm"] = Field(
+        "idc",
+        description="gradients: idc, dc, dsa; distributions: dm, cafe; trajectories: mtt, datm (learns soft labels)",
+    )
     network: Literal["experts", "train"] | None = Field(
-        None, description="idc: states from experts (unset), or a net trained on real data inside the loop"
+        None,
+        description="idc: states from experts (unset), or a net trained on real data inside the loop; "
+        "dm: fresh networks (unset), or experts",
     )
     metric: Literal["mse", "l1", "cos"] | None = Field(
         None, description="gradient distance; unset: idc mse, dc and dsa cos"
     )
     augment: Strategy = Field(
-        "color_crop_cutout", description="one draw for both batches (ignored by dc, which has none)"
+        "color_crop_cutout",
+        description="gradients: one draw for both batches (dc: none); trajectories: a draw an image",
     )
-    rounds: Count = Field(10, description="tasks per group and segment")
+    rounds: Count = Field(10, description="gradients: tasks per group and segment; trajectories: steps on the set")
     networks: Count = Field(10, description="network states (outer iterations) a round")
     steps: Count = Field(1, description="matching steps per class at one network state")
     batch_real: Count = Field(64, description="real images of one class a step")
@@ -156,6 +182,35 @@ class Matcher(Section):
     inner_samples: Count = Field(500, description="idc with network train: real samples of one pass between steps")
     inner_steps: Count = Field(10, description="dc, dsa: steps on the synthetic set between matching steps")
     inner_lr: Positive = Field(0.01, description="learning rate of the network inside the loop")
+
+
+StartRow = Annotated[tuple[Natural, Count, Count], Field(description="first, open, last")]
+
+
+class Trajectory(Section):
+    """Matching of trajectories (mtt, datm): a student's walk on the synthetic set, and how the set learns from it."""
+
+    steps: Count = Field(80, description="N: SGD steps of a student")
+    epochs: Count = Field(2, description="M: epochs of the expert that the student is to make up for")
+    batch: Count = Field(100, description="synthetic images a student step")
+    lanes: Count = Field(1, description="draws of (expert, start) a round, averaged; what can run in parallel")
+    starts: tuple[StartRow, ...] = Field(
+        ((0, 10, 19),),
+        description="start epochs per segment: drawn from [first, open), which widens to [first, last) over "
+        "`expansion` rounds; the last row holds for the rest",
+    )
+    expansion: Count = Field(1000, description="rounds until the range of start epochs is at its widest")
+    by_probe: StrictBool = Field(
+        True, description="later segments: shift the range to where the experts' loss is the probe's"
+    )
+    single: StrictBool = Field(True, description="one augmentation of the strategy a step (DSA's mode S); off: all")
+    lr_img: Positive = Field(100.0, description="step on the normalised pixels")
+    lr_label: Positive = Field(2.0, description="step on the label logits; only datm")
+    label_momentum: Momentum = Field(0.9, description="of SGD on the label logits")
+    lr_step: NotNegative = Field(1e-5, description="step on the logarithm of the student's rate")
+    step_size: Positive = Field(0.01, description="the student's rate to begin with")
+    threshold: Positive = Field(1.0, description="draws whose distance is above it are left out")
+    patience: Count = Field(200, description="rounds in a row without a usable draw before the run stops")
 
 
 class Window(Section):
@@ -191,6 +246,14 @@ class Probe(TrainRecipe):
     members: Count = Field(2, description="networks of the ensemble")
 
 
+SELECTION_METHODS = ("herding", "k_center", "k_means", "forgetting", "el2n", "grand", "ccs")
+"""Ways to choose real images, beside at random."""
+
+RowName = Literal[
+    "distilled", "initial", "random", "herding", "k_center", "k_means", "forgetting", "el2n", "grand", "ccs", "full"
+]
+
+
 class Evaluate(TrainRecipe):
     """The fair table: every row trained alike, checkpoints chosen on validation data, the test set read once."""
 
@@ -199,8 +262,9 @@ class Evaluate(TrainRecipe):
     batch: Count = Field(64, description="samples a step")
     seeds: Count = Field(3, description="trainings per row")
     checkpoints: Count = Field(5, description="times that a training looks at the validation split")
-    rows: tuple[Literal["distilled", "initial", "random", "herding", "k_center", "full"], ...] = Field(
-        ("distilled", "initial", "random", "herding", "k_center", "full"), description="rows of the table"
+    rows: tuple[RowName, ...] = Field(
+        ("distilled", "initial", "random", "herding", "k_center", "full"),
+        description="rows of the table; of the selection methods the best on validation is shown",
     )
 
 
@@ -217,7 +281,9 @@ class Runtime(Section):
     address: StrictStr | None = Field(
         None, description="a running Ray cluster; unset: a local one", json_schema_extra=HOW
     )
-    compile: StrictBool = Field(True, description="compile the steps; off: the eager reference")
+    compile: StrictBool | None = Field(
+        None, description="compile the steps; off: the eager reference; unset: where networks are large enough to pay"
+    )
     max_lost: Count = Field(3, description="times that one task may be lost", json_schema_extra=HOW)
     task_minutes: Positive = Field(60, description="longest time that one task may take", json_schema_extra=HOW)
     checkpoint_seconds: NotNegative = Field(20, description="least time between checkpoints", json_schema_extra=HOW)
@@ -235,6 +301,7 @@ class RunConfig(Section):
     synthetic: Synthetic = Synthetic()
     experts: Experts = Experts()
     matcher: Matcher = Matcher()
+    trajectory: Trajectory = Trajectory()
     window: Window = Window()
     score: Score = Score()
     probe: Probe = Probe()
@@ -247,8 +314,28 @@ class RunConfig(Section):
         return self.synthetic.ipc // self.synthetic.segments
 
     @property
-    def network(self) -> Literal["experts", "real", "synthetic"]:
-        """Where network states come from: expert snapshots, or a net trained on real or on synthetic data."""
+    def is_trajectory(self) -> bool:
+        """Whether trajectories are matched: then the set is kept normalised, and a round couples all classes."""
+        return self.matcher.name in ("mtt", "datm")
+
+    @property
+    def is_distribution(self) -> bool:
+        """Whether distributions of features are matched."""
+        return self.matcher.name in ("dm", "cafe")
+
+    @property
+    def learns_labels(self) -> bool:
+        """Whether labels are soft, and learned."""
+        return self.matcher.name == "datm"
+
+    @property
+    def network(self) -> Literal["experts", "random", "real", "synthetic"]:
+        """Where network states come from: expert snapshots, fresh networks, or a net trained on real or on synthetic
+        data as it goes."""
+        if self.is_trajectory:
+            return "experts"
+        if self.matcher.name == "dm":
+            return "experts" if self.matcher.network == "experts" else "random"
         if self.matcher.name != "idc":
             return "synthetic"
         return "real" if self.matcher.network == "train" else "experts"
@@ -266,6 +353,11 @@ class RunConfig(Section):
     def snapshots_of(self, segment: int) -> tuple[int, int]:
         """The range ``[first, last)`` of expert epochs that segment ``segment`` (from 0) is matched at."""
         rows = self.matcher.snapshots
+        return rows[min(segment, len(rows) - 1)]
+
+    def starts_of(self, segment: int) -> tuple[int, int, int]:
+        """First, open and last start epoch of segment ``segment`` (from 0), before any shift."""
+        rows = self.trajectory.starts
         return rows[min(segment, len(rows) - 1)]
 
 
@@ -332,7 +424,12 @@ def parse_config(tree: Mapping[str, Any]) -> RunConfig:
 
 def impossible(config: RunConfig) -> Iterator[str]:
     """One sentence for each combination of legal values that cannot be run."""
-    synthetic, matcher = config.synthetic, config.matcher
+    model, synthetic, matcher = config.model, config.synthetic, config.matcher
+    if model.norm not in NORMS[model.arch]:
+        known = " or ".join(NORMS[model.arch])
+        yield f"model.norm: {model.arch} takes {known}, not {model.norm}; set model.norm to {NORMS[model.arch][0]}"
+    if model.depth is not None and model.arch != "convnet":
+        yield f"model.depth: {model.arch} has a depth of its own; leave the key out"
     if synthetic.ipc % synthetic.segments:
         yield (
             f"synthetic.ipc: {synthetic.ipc} images a class cannot be cut into {synthetic.segments} equal segments; "
@@ -343,14 +440,23 @@ def impossible(config: RunConfig) -> Iterator[str]:
             f"matcher.batch_syn: {matcher.batch_syn} cannot hold the {synthetic.factor**2} images of one slot at "
             f"factor {synthetic.factor}; raise it to at least {synthetic.factor**2}"
         )
-    if matcher.name != "idc" and matcher.network is not None:
+    if config.is_trajectory:
+        yield from _impossible_trajectory(config)
+    elif matcher.name == "dm":
+        if matcher.network == "train":
+            yield "matcher.network: dm trains no network in its loop; leave the key out or say experts"
+    elif matcher.name != "idc" and matcher.network is not None:
         yield f"matcher.network: {matcher.name} trains its own network on the synthetic set; leave the key out"
+    if config.is_distribution and matcher.metric is not None:
+        yield f"matcher.metric: has no meaning for {matcher.name}; leave the key out"
+    if matcher.name == "cafe" and synthetic.group_size is not None:
+        yield "synthetic.group_size: cafe tells all classes apart, so they are one group; leave the key out"
     if matcher.name == "dsa" and matcher.augment == "none":
         yield "matcher.augment: dsa without augmentation is dc; set matcher.name to dc"
     for first, last in matcher.snapshots:
         if first >= last:
             yield f"matcher.snapshots: [{first}, {last}] is empty; the first epoch must be below the last"
-        elif last > config.experts.epochs + 1 and config.network == "experts":
+        elif last > config.experts.epochs + 1 and config.network == "experts" and not config.is_trajectory:
             yield (
                 f"matcher.snapshots: [{first}, {last}] reaches past epoch {config.experts.epochs}, the last that "
                 f"experts.epochs trains; lower it or train longer"
@@ -368,6 +474,34 @@ def impossible(config: RunConfig) -> Iterator[str]:
     gpus = config.runtime.gpus_per_worker
     if gpus is not None and gpus > 1 and gpus != int(gpus):
         yield f"runtime.gpus_per_worker: {gpus} is neither a share of one GPU nor a whole number of them"
+
+
+def _impossible_trajectory(config: RunConfig) -> Iterator[str]:
+    """The same, of what trajectories ask for."""
+    name, matcher, trajectory = config.matcher.name, config.matcher, config.trajectory
+    if config.synthetic.factor != 1:
+        yield f"synthetic.factor: {name} matches images as they are stored; set it to 1"
+    for key in ("network", "metric"):
+        if getattr(matcher, key) is not None:
+            yield f"matcher.{key}: has no meaning for {name}; leave the key out"
+    if matcher.probe_share > 0:
+        yield f"matcher.probe_share: {name} starts from experts alone; set it to 0 (trajectory.by_probe places them)"
+    if matcher.augment == "none" and trajectory.single:
+        yield "trajectory.single: there is no augmentation to choose from; set it to false or matcher.augment to some"
+    if not trajectory.starts:
+        yield "trajectory.starts: is empty; give at least one row [first, open, last]"
+    for first, opened, last in trajectory.starts:
+        if not first < opened <= last:
+            yield (
+                f"trajectory.starts: [{first}, {opened}, {last}] must be first < open <= last, where the range "
+                f"[first, open) widens to [first, last)"
+            )
+        elif last - 1 + trajectory.epochs > config.experts.epochs:
+            yield (
+                f"trajectory.starts: a student that starts at epoch {last - 1} is held against epoch "
+                f"{last - 1 + trajectory.epochs}, past the {config.experts.epochs} of experts.epochs; "
+                f"lower the last start or train longer"
+            )
 
 
 def _sentence(detail: Any) -> str:

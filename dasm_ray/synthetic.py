@@ -25,17 +25,18 @@ from dasm_ray.store.rundir import Place
 class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
     """Decoded, normalised training images (C, H, W) float32 with their labels.
 
-    ``images`` (n, C, H, W) and ``labels`` (n,) hold all of them; a label is a class number, or a row of soft labels
-    where the set has them. ``classes`` are the class names in label order, ``recipe`` what the set was evaluated with.
+    ``images`` (n, C, H, W) and ``labels`` (n,) hold all of them; a label is a class number, or a row of probabilities
+    (n, K) where the set has soft labels. ``classes`` are the class names in label order, ``recipe`` what the
+    set was evaluated with.
     """
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         self.classes = artifact.class_names
         self.recipe: dict[str, Any] = artifact.recipe
-        labels = artifact.labels if artifact.soft_labels is None else artifact.soft_labels
-        self.labels = torch.tensor(labels).repeat_interleave(artifact.factor**2, dim=0)
-        self.images = self._normalised(decode_all(artifact.pixels, artifact.factor))
+        self.labels = _labels_of(artifact)
+        images = decode_all(artifact.pixels, artifact.factor)
+        self.images = images if artifact.is_normalised else self._normalised(images)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -57,7 +58,20 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.artifact.mean, self.artifact.std))
-        return (pixels - mean) / std
+        pixels = (pixels - mean) / std
+        centre, matrix = self.artifact.whitening_mean, self.artifact.whitening_matrix
+        if centre is None or matrix is None:
+            return pixels
+        flat = pixels.reshape(-1, len(centre)) - torch.tensor(centre)
+        return (flat @ torch.tensor(matrix)).view(pixels.shape)
+
+
+def _labels_of(artifact: Artifact) -> Tensor:
+    """Class numbers (n,), or probabilities (n, K) out of the logits that are stored, for each training image."""
+    labels = torch.tensor(artifact.labels)
+    if artifact.soft_labels is not None:
+        labels = torch.tensor(artifact.soft_labels).softmax(1)
+    return labels.repeat_interleave(artifact.factor**2, dim=0)
 
 
 def load(path: str | os.PathLike[str]) -> SyntheticSet:
@@ -74,7 +88,8 @@ def find(path: str | os.PathLike[str]) -> Place:
 def export(path: str, to: str, kind: str) -> Place:
     """Writes the set in another form into a new folder: ``png`` folders per class, ``npz`` arrays, or ``pt`` tensors.
 
-    ``pt``: images.pt (n, C, H, W) decoded, in [0, 1]; labels.pt (n,) or (n, K); lr.pt the step size to train with.
+    ``pt``: images.pt (n, C, H, W) decoded, in [0, 1] unless the set is kept normalised; labels.pt (n,), or (n, K)
+    probabilities; lr.pt the step size to train with.
     """
     target = Place(to)
     if target.exists() and target.names():
@@ -88,11 +103,10 @@ def export(path: str, to: str, kind: str) -> Place:
 
 
 def _export_tensors(artifact: Artifact, target: Place) -> None:
-    labels = torch.tensor(artifact.labels if artifact.soft_labels is None else artifact.soft_labels)
     step_size = artifact.step_size or artifact.recipe["training"]["lr"]
     for name, tensor in {
         "images": decode_all(artifact.pixels, artifact.factor),
-        "labels": labels.repeat_interleave(artifact.factor**2, dim=0),
+        "labels": _labels_of(artifact),
         "lr": torch.tensor(float(step_size)),
     }.items():
         data = io.BytesIO()

@@ -101,6 +101,30 @@ OPTIONS = {
     "too many blocks": (["--set", "model.depth=8"], "model.depth: 8 blocks"),
     "tiles finer than pixels": (["--set", "synthetic.factor=9"], "synthetic.factor"),
     "a class too small": (["--set", "synthetic.ipc=400"], "class '0': has"),
+    "tiles under trajectories": (
+        ["--set", "matcher.name=mtt", "--set", "synthetic.factor=2", "--set", "trajectory.starts=[[0,1,1]]"],
+        "synthetic.factor: mtt",
+    ),
+    "starts past the experts": (
+        ["--set", "matcher.name=datm", "--set", "trajectory.starts=[[0, 2, 900]]"],
+        "trajectory.starts: a student that starts at epoch 899",
+    ),
+    "starts the wrong way round": (
+        ["--set", "matcher.name=datm", "--set", "trajectory.starts=[[2, 1, 3]]"],
+        "trajectory.starts: [2, 1, 3] must be first < open <= last",
+    ),
+    "starts that are no rows": (
+        ["--set", "matcher.name=mtt", "--set", "trajectory.starts=[[0, 1, x]]"],
+        "trajectory.starts.0.2",
+    ),
+    "a metric for trajectories": (
+        ["--set", "matcher.name=mtt", "--set", "matcher.metric=l1", "--set", "trajectory.starts=[[0,1,1]]"],
+        "matcher.metric: has no meaning for mtt",
+    ),
+    "probes for trajectories": (
+        ["--set", "matcher.name=mtt", "--set", "matcher.probe_share=0.5", "--set", "trajectory.starts=[[0,1,1]]"],
+        "matcher.probe_share: mtt starts from experts alone",
+    ),
 }
 
 

@@ -14,7 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dasm_ray.store.artifact import read_artifact
+from dasm_ray import pipeline
+from dasm_ray.config import SELECTION_METHODS, load_config
+from dasm_ray.store.artifact import digest, read_artifact
 from dasm_ray.store.rundir import Place
 
 LIMIT = 240
@@ -31,11 +33,27 @@ matcher: {rounds: 3, networks: 4, lr_img: 0.01, scale_lr: false, snapshots: [[0,
           probe_share: 0.3, context: residual}
 score: {early: 1, batch: 100}
 probe: {epochs: 10, batch: 20, members: 2}
-evaluate: {epochs: 4, full_epochs: 1, batch: 20, seeds: 2, checkpoints: 2}
+evaluate: {epochs: 4, full_epochs: 1, batch: 20, seeds: 1, checkpoints: 2, rows: [distilled, random]}
 runtime: {compile: false, checkpoint_seconds: 0}
 """
 
 COUPLED = SMALL.replace("rounds: 3, networks: 4", "name: dsa, rounds: 3, networks: 2, steps: 2, inner_steps: 2")
+
+
+TRAJECTORIES = """
+name: walks
+seed: 5
+data: {name: digits, zca: 0.1}
+model: {width: 8, depth: 1}
+synthetic: {ipc: 2, segments: 2}
+experts: {count: 3, epochs: 4, batch: 64, rho: 0.01, cutmix: 0.0}
+matcher: {name: datm, rounds: 4, augment: crop_flip, context: residual}
+trajectory: {steps: 4, epochs: 1, batch: 10, lanes: 3, starts: [[0, 1, 3]], expansion: 2, lr_img: 1, threshold: 100}
+score: {early: 1, batch: 100}
+probe: {epochs: 10, batch: 20, members: 1}
+evaluate: {epochs: 4, full_epochs: 1, batch: 20, seeds: 1, checkpoints: 2, rows: [distilled, initial, random, full]}
+runtime: {compile: false, checkpoint_seconds: 0}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +121,12 @@ def test_artifact_and_table_are_whole(reference: Path) -> None:
     assert artifact.pixels.shape == (20, 1, 8, 8)
     assert artifact.labels.tolist() == [label for label in range(10) for _ in range(2)]
     assert artifact.segments.tolist() == [0, 1] * 10
+    done = subprocess.run(
+        [sys.executable, "-m", "dasm_ray.cli", "evaluate", str(reference), "--set", "evaluate.seeds=2",
+         "--set", "evaluate.rows=[distilled, initial, random, herding, k_center, full]"],
+        capture_output=True, text=True, timeout=LIMIT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     table = json.loads((reference / "report" / "table.json").read_text())
     names = [row["name"] for row in table["rows"]]
     assert names[:3] == ["distilled", "initial", "random"]
@@ -121,13 +145,8 @@ def test_artifact_and_table_are_whole(reference: Path) -> None:
 def test_same_bytes_however_the_work_is_spread(
     recipe: Path, reference: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
-    quick = ("--set", "evaluate.rows=[distilled, random]") if "--workers" in options else ()
-    finished(started(recipe, tmp_path / "run", *options, *quick))
-    if quick:
-        ours, theirs = (read_artifact(Place(run / "synthetic")) for run in (tmp_path / "run", reference))
-        assert ours.pixels.tobytes() == theirs.pixels.tobytes()
-    else:
-        assert digest_in(tmp_path / "run") == digest_in(reference)
+    finished(started(recipe, tmp_path / "run", *options))
+    assert digest_in(tmp_path / "run") == digest_in(reference)
 
 
 def test_same_bytes_after_a_worker_is_killed(recipe: Path, reference: Path, tmp_path: Path) -> None:
@@ -155,15 +174,19 @@ def test_same_bytes_after_the_driver_is_killed(recipe: Path, reference: Path, tm
     assert digest_in(run) in out
 
 
-def test_a_stopped_run_says_how_to_go_on_and_does(recipe: Path, reference: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_stopped_run_says_how_to_go_on_and_does(
+    recipe: Path, reference: Path, tmp_path: Path, how: signal.Signals
+) -> None:
     run = tmp_path / "run"
     process = started(recipe, run, "--workers", "2")
     wait_for(lambda: list(run.glob("segments/*")), "a checkpoint")
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, how)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "the same command goes on from the last checkpoint" in err
     assert "Traceback" not in err
+    assert "SIGTERM" not in err, "Ray's own handler was at work"
     finished(started(recipe, run, "--workers", "2"))
     assert digest_in(run) == digest_in(reference)
 
@@ -179,10 +202,103 @@ def test_a_finished_run_is_told_again_without_starting_anything(recipe: Path, re
 def test_coupled_groups_give_the_same_bytes_for_one_and_three_workers(tmp_path: Path) -> None:
     recipe = tmp_path / "coupled.yaml"
     recipe.write_text(COUPLED)
-    quick = ("--set", "evaluate.rows=[distilled, random]", "--set", "evaluate.seeds=1")
-    finished(started(recipe, tmp_path / "one", "--workers", "1", *quick))
-    finished(started(recipe, tmp_path / "three", "--workers", "3", *quick))
+    finished(started(recipe, tmp_path / "one", "--workers", "1"))
+    finished(started(recipe, tmp_path / "three", "--workers", "3"))
     assert digest_in(tmp_path / "one") == digest_in(tmp_path / "three")
+
+
+# --- trajectories ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def walks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("walks") / "walks.yaml"
+    path.write_text(TRAJECTORIES)
+    return path
+
+
+@pytest.fixture(scope="module")
+def walked(walks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of trajectory matching with three workers."""
+    run = tmp_path_factory.mktemp("walked") / "run"
+    finished(started(walks, run, "--workers", "3"))
+    return run
+
+
+def test_trajectories_give_a_normalised_whitened_set_with_soft_labels_and_both_kinds_of_rows(walked: Path) -> None:
+    artifact = read_artifact(Place(walked / "synthetic"))
+    assert artifact.is_normalised
+    assert artifact.whitening_matrix is not None
+    assert artifact.soft_labels is not None
+    assert artifact.step_size is not None
+    assert artifact.soft_labels.shape == (20, 10)
+    assert artifact.pixels.min() < 0
+    table = json.loads((walked / "report" / "table.json").read_text())
+    rows = [(row["name"], row["labels"]) for row in table["rows"]]
+    assert rows[:3] == [("distilled", "soft"), ("initial", "soft"), ("random", "soft")]
+    assert rows[3:6] == [("distilled", "hard"), ("initial", "hard"), ("random", "hard")]
+    assert rows[-1] == ("full", "hard")
+
+
+def test_trajectories_give_the_same_bytes_with_one_worker(walks: Path, walked: Path, tmp_path: Path) -> None:
+    finished(started(walks, tmp_path / "run", "--workers", "1"))
+    assert digest_in(tmp_path / "run") == digest_in(walked)
+
+
+@pytest.mark.parametrize("doing", ["expert", "walk"])
+def test_trajectories_give_the_same_bytes_after_a_worker_is_killed(
+    walks: Path, walked: Path, tmp_path: Path, doing: str
+) -> None:
+    process = started(walks, tmp_path / "run", "--workers", "2")
+    wait_for(lambda: workers_of(process, doing), f"a worker at {doing}")
+    workers_of(process, doing)[0].kill()
+    _, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, err
+    assert "lost" in err
+    assert digest_in(tmp_path / "run") == digest_in(walked)
+
+
+@pytest.mark.parametrize("seen", ["experts/*/*expert_*", "segments/segment_000_*"], ids=["experts", "lanes"])
+def test_trajectories_give_the_same_bytes_after_the_driver_is_killed(
+    walks: Path, walked: Path, tmp_path: Path, seen: str
+) -> None:
+    run = tmp_path / "run"
+    process = started(walks, run, "--workers", "2")
+    wait_for(lambda: list(run.glob(seen)), seen)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    assert not (run / "synthetic" / "dataset.json").exists()
+    wait_for(lambda: not any(child.is_running() and child.status() != "zombie" for child in children), "Ray gone")
+    finished(started(walks, run, "--workers", "2"))
+    assert digest_in(run) == digest_in(walked)
+
+
+def test_some_of_the_experts_are_usable_from_a_shared_cache(walks: Path, walked: Path, tmp_path: Path) -> None:
+    cache = ("--set", f"experts.cache={walked / 'experts'}", "--set", "experts.count=2")
+    process = started(walks, tmp_path / "run", *cache)
+    _, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, err
+    assert "to train for" not in err, "an expert was trained again"
+    assert not (tmp_path / "run" / "experts").exists()
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["random", *SELECTION_METHODS])
+def test_every_selection_is_an_artifact_like_any_other(
+    recipe: Path, tmp_path: Path, ray_session: object, method: str
+) -> None:
+    config = load_config(recipe, [f"experts.cache={tmp_path.parent / 'shared'}"])
+    place, stamp = pipeline.select(config, method, str(tmp_path / "run"))
+    found = read_artifact(place)
+    assert digest(found) == stamp
+    assert found.labels.tolist() == [label for label in range(10) for _ in range(2)]
+    assert found.factor == 1
+    assert len({image.tobytes() for image in found.pixels}) == 20
+    if method in ("random", "k_means", "ccs"):  # those that draw
+        assert pipeline.select(config, method, str(tmp_path / "again"))[1] == stamp
 
 
 def test_evaluating_a_run_again_with_more_seeds_leaves_the_set_alone(reference: Path) -> None:

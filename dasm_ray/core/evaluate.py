@@ -12,6 +12,9 @@ from dasm_ray.config import TrainRecipe
 from dasm_ray.core.decode import decode_all
 from dasm_ray.core.train import Network, RealSamples, Samples, TensorSamples, accuracy, statistics_of, train
 
+Labels = NDArray[np.int64] | NDArray[np.float32]
+"""Class numbers (N,), or logits (N, K)."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -39,7 +42,7 @@ def evaluate_on(
     """
     looks = {max(1, round(steps * (place + 1) / checkpoints)) for place in range(checkpoints)}
     best_accuracy, best_step, best = -1.0, 0, torch.empty(0)
-    for step, flat, _ in train(network, samples, recipe, steps=steps, generator=generator, decay=True):
+    for step, flat, *_ in train(network, samples, recipe, steps=steps, generator=generator, decay=True):
         if step in looks:
             seen = accuracy(network, flat, statistics_of(network, flat, samples), validation)
             if seen >= best_accuracy:
@@ -48,9 +51,13 @@ def evaluate_on(
 
 
 def synthetic_samples(
-    network: Network, pixels: NDArray[np.float32], labels: NDArray[np.int64], factor: int
+    network: Network, pixels: NDArray[np.float32], labels: Labels, factor: int, is_normalised: bool = False
 ) -> TensorSamples:
-    """The training samples of stored ``pixels`` (N, C, H, W) and ``labels`` (N,): decoded and normalised."""
+    """The training samples of stored ``pixels`` (N, C, H, W), decoded and, unless they are so already, normalised.
+
+    ``labels`` (N,) are class numbers, or (N, K) logits of soft labels.
+    """
     images = decode_all(pixels, factor).to(network.device)
-    repeated = torch.tensor(labels).repeat_interleave(factor**2).to(network.device)
-    return TensorSamples(network.normalise(images), repeated)
+    told = torch.tensor(labels) if labels.ndim == 1 else torch.tensor(labels).softmax(1)
+    repeated = told.repeat_interleave(factor**2, dim=0).to(network.device)
+    return TensorSamples(images if is_normalised else network.normalise(images), repeated)

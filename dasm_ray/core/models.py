@@ -1,4 +1,4 @@
-"""The networks of the field as plain modules, and a table of builders.
+"""The ConvNet of the field as a plain module, and the table of all builders.
 
 What must stay true: a module holds no random state and changes nothing while it runs, so that it can be evaluated at
 any parameter vector, differentiated twice and compiled. Initial values come from ``core.params.initial``.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dasm_ray.config import Model
+from dasm_ray.core.architectures import ARCHITECTURES
 
 EPSILON = 1e-5
 """Added to every variance, as in torch.nn."""
@@ -110,13 +112,21 @@ class ConvNet(nn.Module):
         self.norms = nn.ModuleList(Norm(norm, width) if norm != "none" else nn.Identity() for _ in range(depth))
         self.linear = nn.Linear(width * (size[0] >> depth) * (size[1] >> depth), classes)
 
-    def forward(self, x: Tensor, hidden: bool = False, head: bool = False) -> Tensor:
-        """Logits (n, K) of images (n, C, H, W); ``hidden`` stops at the last hidden layer (n, d), ``head`` goes on."""
+    def forward(self, x: Tensor, hidden: bool = False, head: bool = False, blocks: bool = False) -> Tensor:
+        """Logits (n, K) of images (n, C, H, W); ``hidden`` stops at the last hidden layer (n, d), ``head`` goes on.
+
+        ``blocks`` gives (n, D): the outputs of all blocks, flattened and side by side, the last hidden layer last.
+        """
+        seen = []
         if not head:
             x = channels_last(x)
             for conv, norm in zip(self.convs, self.norms, strict=True):
                 x = average_pool(F.relu(norm(conv(x))))
+                if blocks:
+                    seen.append(x.flatten(1))
             x = x.flatten(1)
+        if blocks:
+            return torch.cat(seen, 1)
         return x if hidden else self.linear(x)
 
 
@@ -131,7 +141,14 @@ def _convnet(model: Model, shape: tuple[int, int, int], classes: int) -> nn.Modu
     return ConvNet(channels, (height, width), classes, model.width, depth, model.norm)
 
 
-MODELS: dict[str, Callable[[Model, tuple[int, int, int], int], nn.Module]] = {"convnet": _convnet}
+def _other(model: Model, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    return ARCHITECTURES[model.arch](model, shape, classes, partial(Norm, model.norm))
+
+
+MODELS: dict[str, Callable[[Model, tuple[int, int, int], int], nn.Module]] = {
+    "convnet": _convnet,
+    **dict.fromkeys(ARCHITECTURES, _other),
+}
 """Builders: (model, image shape (C, H, W), number of classes) to a module whose parameters still lack values."""
 
 

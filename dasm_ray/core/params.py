@@ -7,7 +7,7 @@ layout is a function of the network's definition alone, and every initial value 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -49,16 +49,48 @@ def apply(module: nn.Module, layout: Layout, flat: Tensor, images: Tensor) -> Te
     return logits
 
 
+Draw = Callable[[torch.Size, torch.Generator], Tensor]
+"""Fresh values of one parameter. A module may name those of its own in ``draws``, by parameter name."""
+
+
+def uniform(shape: torch.Size, bound: float, generator: torch.Generator) -> Tensor:
+    """Values in ±``bound``, flat."""
+    return (torch.rand(shape.numel(), generator=generator) * 2 - 1) * bound
+
+
+def xavier(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """A matrix (out, in) in ±sqrt(6 / (in + out)), flat (Glorot and Bengio 2010)."""
+    return uniform(shape, math.sqrt(6 / sum(shape)), generator)
+
+
+def normal(std: float) -> Draw:
+    """Normal values of mean 0, flat."""
+    return lambda shape, generator: torch.randn(shape.numel(), generator=generator) * std
+
+
+def zeros(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Nothing drawn, flat."""
+    return torch.zeros(shape.numel())
+
+
 def initial(module: nn.Module, generator: torch.Generator) -> Tensor:
-    """A fresh flat vector (P,), float32: PyTorch's own defaults (uniform ±1/sqrt(fan in)), drawn from ``generator``."""
+    """A fresh flat vector (P,), float32, drawn from ``generator`` parameter by parameter.
+
+    Where a module does not name its own ``draws``: PyTorch's defaults, uniform in ±1/sqrt(fan in) for convolutions and
+    matrices, weights 1 and biases 0 for normalisation.
+    """
     parts = []
     for name, parameter in module.named_parameters():
-        owner = module.get_submodule(name.rpartition(".")[0])
-        if isinstance(owner, nn.Conv2d | nn.Linear):
+        place, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(place)
+        own: Mapping[str, Draw] = getattr(owner, "draws", {})
+        if leaf in own:
+            parts.append(own[leaf](parameter.shape, generator))
+        elif isinstance(owner, nn.Conv2d | nn.Linear):
             bound = 1 / math.sqrt(owner.weight[0].numel())
-            parts.append((torch.rand(parameter.numel(), generator=generator) * 2 - 1) * bound)
+            parts.append(uniform(parameter.shape, bound, generator))
         else:
-            parts.append(torch.full((parameter.numel(),), 1.0 if name.endswith("weight") else 0.0))
+            parts.append(torch.full((parameter.numel(),), 1.0 if leaf == "weight" else 0.0))
     return torch.cat(parts)
 
 

@@ -6,7 +6,7 @@ shape, so every sample meets the same neighbours in any cut.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -40,10 +40,12 @@ def score_range(
     network: Network, blocks: Blocks, ensemble: Sequence[Tensor], score: str, first: int, last: int, batch: int
 ) -> Scored:
     """The mean score over the networks of ``ensemble``, and whether their mean prediction is wrong."""
-    readings = [_read(network, blocks, flat, first, last, batch) for flat in ensemble]
-    labels = readings[0][2]
-    scores = [SCORES[score](logits, labels, features) for logits, features, _ in readings]
-    return Scored(torch.stack(scores).mean(0).cpu().numpy(), _wrong(readings))
+
+    def judged(readings: Sequence[Reading], labels: Tensor) -> tuple[Tensor, Tensor]:
+        scores = [SCORES[score](logits, labels, features) for logits, features in readings]
+        return torch.stack(scores).mean(0), _wrong(readings, labels)
+
+    return _scored(judged, network, blocks, ensemble, first, last, batch)
 
 
 def static_range(
@@ -60,35 +62,63 @@ def static_range(
 
     ``forgetting`` counts over whole trajectories instead.
     """
-    ends = [_read(network, blocks, snapshots[-1], first, last, batch) for snapshots in experts]
-    labels = ends[0][2]
-    parts = []
-    for snapshots in experts:
-        epochs = snapshots[1:] if score == "forgetting" else snapshots[1 : early + 1]
-        readings = [_read(network, blocks, flat, first, last, batch) for flat in epochs]
-        if score == "forgetting":
-            parts.append(forgetting(torch.stack([logits.argmax(1) == labels for logits, _, _ in readings])).double())
-        else:
-            parts.extend(SCORES[score](logits, labels, features) for logits, features, _ in readings)
-    return Scored(torch.stack(parts).mean(0).cpu().numpy(), _wrong(ends))
+    counted = len(experts[0]) - 1 if score == "forgetting" else early
+    flats = [flat for snapshots in experts for flat in (*snapshots[1 : counted + 1], snapshots[-1])]
+
+    def judged(readings: Sequence[Reading], labels: Tensor) -> tuple[Tensor, Tensor]:
+        parts, ends = [], readings[counted :: counted + 1]
+        for start in range(0, len(readings), counted + 1):
+            epochs = readings[start : start + counted]
+            if score == "forgetting":
+                parts.append(forgetting(torch.stack([logits.argmax(1) == labels for logits, _ in epochs])).double())
+            else:
+                parts.extend(SCORES[score](logits, labels, features) for logits, features in epochs)
+        return torch.stack(parts).mean(0), _wrong(ends, labels)
+
+    return _scored(judged, network, blocks, flats, first, last, batch)
 
 
 def features_of(network: Network, blocks: Blocks, flat: Tensor, label: int, batch: int) -> NDArray[np.float32]:
     """The last hidden layer (n_c, d) of all images of one class."""
     first = int(blocks.starts[label])
-    return _read(network, blocks, flat, first, first + int(blocks.counts[label]), batch)[1].cpu().numpy()
+    readings = _read(network, blocks, [flat], first, first + int(blocks.counts[label]), batch)
+    return np.concatenate([features.cpu().numpy() for ((_, features),), _ in readings])
+
+
+Reading = tuple[Tensor, Tensor]
+"""Logits (n, K) and last hidden layer (n, d) of a batch under one network."""
+
+
+def _scored(
+    judged: Callable[[Sequence[Reading], Tensor], tuple[Tensor, Tensor]],
+    network: Network,
+    blocks: Blocks,
+    flats: Sequence[Tensor],
+    first: int,
+    last: int,
+    batch: int,
+) -> Scored:
+    """Score and error of [first, last) by ``judged``; of a batch nothing else is kept, so memory is one batch's."""
+    parts = [judged(readings, labels) for readings, labels in _read(network, blocks, flats, first, last, batch)]
+    score, wrong = (np.concatenate([part.cpu().numpy() for part in column]) for column in zip(*parts, strict=True))
+    return Scored(score, wrong)
 
 
 def _read(
-    network: Network, blocks: Blocks, flat: Tensor, first: int, last: int, batch: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, features and labels of the samples [first, last)."""
-    statistics = statistics_of(network, flat, RealSamples(network, blocks))
-    samples = RealSamples(network, blocks, np.arange(first, last))
-    readings = list(read_all(network, flat, statistics, samples, batch))
-    return tuple(torch.cat(parts) for parts in zip(*readings, strict=True))  # type: ignore[return-value]
+    network: Network, blocks: Blocks, flats: Sequence[Tensor], first: int, last: int, batch: int
+) -> Iterator[tuple[list[Reading], Tensor]]:
+    """Batch by batch of [first, last): what each network makes of it, and its labels (n,)."""
+    everything = RealSamples(network, blocks)
+    statistics = [statistics_of(network, flat, everything) for flat in flats]
+    for start in range(first, last, batch):
+        samples = RealSamples(network, blocks, np.arange(start, min(start + batch, last)))
+        seen = [
+            next(read_all(network, *with_statistics, samples, batch))
+            for with_statistics in zip(flats, statistics, strict=True)
+        ]
+        yield [(logits, features) for logits, features, _ in seen], seen[0][2]
 
 
-def _wrong(readings: Sequence[tuple[Tensor, Tensor, Tensor]]) -> NDArray[np.bool_]:
-    mean = torch.stack([logits.softmax(1) for logits, _, _ in readings]).mean(0)
-    return (mean.argmax(1) != readings[0][2]).cpu().numpy()
+def _wrong(readings: Sequence[Reading], labels: Tensor) -> Tensor:
+    mean = torch.stack([logits.softmax(1) for logits, _ in readings]).mean(0)
+    return mean.argmax(1) != labels

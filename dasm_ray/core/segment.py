@@ -1,8 +1,9 @@
 """Distilling one group of one segment for one round: the loop around the matching step.
 
-The network states come from one of three walks: snapshots of experts, a network trained on real data as it goes (idc),
-or one trained on the synthetic set as it goes (dc, dsa). What must stay true: a round is a function of its inputs and
-of (run seed, segment, group, round), so that it gives the same bytes on any worker, at any time.
+The network states come from one of four walks: snapshots of experts, fresh networks (dm), a network trained on real
+data as it goes (idc), or one trained on the synthetic set as it goes (dc, dsa, cafe). What must stay true: a round is a
+function of its inputs and of (run seed, segment, group, round), so that it gives the same bytes on any worker, at any
+time.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dasm_ray.config import RunConfig, TrainRecipe
 from dasm_ray.core.augment import draw
 from dasm_ray.core.decode import pack
 from dasm_ray.core.evaluate import synthetic_samples
+from dasm_ray.core.matching.distribution import Distribution
 from dasm_ray.core.matching.gradient import Matching
 from dasm_ray.core.params import perturb
 from dasm_ray.core.real import Blocks
@@ -67,14 +69,16 @@ def pixel_rate(config: RunConfig, size: int) -> float:
     return config.matcher.lr_img * (config.segment_ipc / 10) * (size / base) ** 2
 
 
-def matching_of(network: Network, config: RunConfig) -> Matching:
+def matching_of(network: Network, config: RunConfig) -> Matching | Distribution:
     """The matching step that a configuration asks for."""
-    matcher = config.matcher
-    return Matching(network, matcher.name, config.metric, config.augment, config.synthetic.factor, matcher.momentum)
+    matcher, factor = config.matcher, config.synthetic.factor
+    if config.is_distribution:
+        return Distribution(network, matcher.name, config.augment, factor, matcher.momentum)
+    return Matching(network, matcher.name, config.metric, config.augment, factor, matcher.momentum)
 
 
 def distil_round(
-    matching: Matching,
+    matching: Matching | Distribution,
     config: RunConfig,
     where: Assignment,
     around: Surroundings,
@@ -100,7 +104,7 @@ class _Loop:
 
     def __init__(
         self,
-        matching: Matching,
+        matching: Matching | Distribution,
         config: RunConfig,
         where: Assignment,
         around: Surroundings,
@@ -130,12 +134,17 @@ class _Loop:
         steps = 0
         for flat, is_new in self._walk(outer, generator):
             if is_new:
-                anchors = [self._anchor(flat, place, generator) for place in range(len(where.classes))]
-            for place, anchor in enumerate(anchors):
-                total += self._match(flat, place, anchor, generator)
+                anchors = [self._anchor(flat, places, generator) for places in self._together()]
+            for places, anchor in zip(self._together(), anchors, strict=True):
+                total += self._match(flat, places, anchor, generator)
                 steps += 1
         self.pixels.clamp_(0, 1)
         return float(total) / steps
+
+    def _together(self) -> list[list[int]]:
+        """The classes (by their place in the group) of each matching step: one for gradients, all for distributions."""
+        places = list(range(len(self.where.classes)))
+        return [places] if self.config.is_distribution else [[place] for place in places]
 
     # --- network states ------------------------------------------------------------------------------------------
 
@@ -143,7 +152,7 @@ class _Loop:
         """The states to match at, each with whether it differs from the one before."""
         matcher = self.config.matcher
         start = self._start(outer, generator)
-        if self.config.network == "experts":
+        if self.config.network in ("experts", "random"):
             for step in range(matcher.steps):
                 yield start, step == 0
             return
@@ -184,8 +193,8 @@ class _Loop:
             )
             recipe = recipe.model_copy(update={"augment": self.config.augment, "cutmix": 0.0})
             trained = train(self.network, synthetic, recipe, steps=matcher.inner_steps, generator=generator, flat=flat)
-        for _, after, _ in trained:
-            flat = after
+        for state in trained:
+            flat = state.flat
         return flat
 
     def _whole_set(self) -> NDArray[np.float32]:
@@ -194,48 +203,56 @@ class _Loop:
         beside[list(self.where.classes)] = self.pixels.clamp(0, 1).cpu().numpy()
         return np.concatenate([self.around.earlier, beside], axis=1)
 
-    # --- one class at one state ----------------------------------------------------------------------------------
+    # --- some classes at one state -------------------------------------------------------------------------------
 
-    def _anchor(self, flat: Tensor, place: int, generator: torch.Generator) -> tuple[Tensor | None, Tensor]:
-        """What stays fixed at one network state: for `residual` one draw and the earlier segments' gradient (P,).
+    def _anchor(self, flat: Tensor, places: list[int], generator: torch.Generator) -> tuple[Tensor | None, Tensor]:
+        """What stays fixed at one network state: for `residual` one draw and the earlier segments' part of the match.
 
         The sum is computed once per state; keeping its draw for every step there keeps all batches siamese.
         """
+        distribution = isinstance(self.matching, Distribution)
         if not self.is_residual:
-            return None, torch.zeros_like(flat)
-        label = self.where.classes[place]
-        stored = self.around.earlier[label]
-        count = min(len(stored), self.slots)
-        chosen = torch.randperm(len(stored), generator=generator)[:count].sort().values.numpy()
+            return None, torch.zeros((), device=self.network.device) if distribution else torch.zeros_like(flat)
+        stored = self.around.earlier[[self.where.classes[place] for place in places]]
+        chosen = torch.randperm(stored.shape[1], generator=generator)[: self.slots].sort().values
         draws = draw(1, generator).to(self.network.device)
-        pixels = torch.from_numpy(stored[chosen]).to(self.network.device)
-        gradient = self.matching.mean_gradient(flat, pixels, self._label(label), draws)
-        return draws, (1 - self.settings[1]) * gradient
+        pixels = torch.from_numpy(stored[:, chosen.numpy()]).to(self.network.device)
+        label = self._label(places)
+        if isinstance(self.matching, Distribution):
+            part = self.matching.mean_features(flat, pixels, label, draws)
+        else:
+            part = self.matching.mean_gradient(flat, pixels[0], label, draws)
+        return draws, (1 - self.settings[1]) * part
 
     def _match(
-        self, flat: Tensor, place: int, anchor: tuple[Tensor | None, Tensor], generator: torch.Generator
+        self, flat: Tensor, places: list[int], anchor: tuple[Tensor | None, Tensor], generator: torch.Generator
     ) -> Tensor:
-        """One matching step for one class of the group; the distance."""
-        label = self.where.classes[place]
+        """One matching step for one class of the group (gradients), or for all; the distance."""
         slots = self.pixels.shape[1]
         chosen = torch.arange(slots)
         if slots > self.slots:
             chosen = torch.randperm(slots, generator=generator)[: self.slots].sort().values
-        images = torch.from_numpy(self.around.blocks.take(self._real_batch(label, generator))).to(self.network.device)
+        chosen_real = [self._real_batch(self.where.classes[place], generator) for place in places]
+        images = torch.stack([self.around.blocks.take_to(self.network.device, batch) for batch in chosen_real])
         draws, earlier = anchor
         if draws is None:
             draws = draw(1, generator).to(self.network.device)
+        which = (
+            (torch.tensor(places)[:, None], chosen) if isinstance(self.matching, Distribution) else (places[0], chosen)
+        )
+        if not isinstance(self.matching, Distribution):
+            images = images[0]
         pixels, velocity, distance = self.matching.step(
             flat,
-            self.pixels[place, chosen],
-            self.velocity[place, chosen],
+            self.pixels[which],
+            self.velocity[which],
             images,
-            self._label(label),
+            self._label(places),
             draws,
             earlier,
             self.settings,
         )
-        self.pixels[place, chosen], self.velocity[place, chosen] = pixels, velocity
+        self.pixels[which], self.velocity[which] = pixels, velocity
         return distance
 
     def _real_batch(self, label: int, generator: torch.Generator) -> NDArray[np.int64]:
@@ -249,8 +266,8 @@ class _Loop:
         first = int(self.around.blocks.starts[label])
         return np.concatenate(picked) + first
 
-    def _label(self, label: int) -> Tensor:
-        return torch.tensor(label, device=self.network.device)
+    def _label(self, places: list[int]) -> Tensor:
+        return torch.tensor(self.where.classes[places[0]], device=self.network.device)
 
 
 def _draw_from(window: NDArray[np.int64], count: int, generator: torch.Generator) -> NDArray[np.int64]:

@@ -1,12 +1,16 @@
 """Picking real images instead of making synthetic ones: the baselines that a distilled set has to beat.
 
-What must stay true: equal candidates are told apart by the lower index, and no sum depends on the number of threads,
-so a baseline is the same set on every machine.
+Each method works on one class: on its features (n, d), or on one score per sample (n,) where larger is harder, and
+returns within-class indices. What must stay true: equal candidates are told apart by the lower index, and no sum
+depends on the number of threads, so a baseline is the same set on every machine.
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +19,10 @@ from dasm_ray.errors import DataError
 
 Indices = NDArray[np.int64]
 Features = NDArray[np.floating]
+Scores = NDArray[np.generic]
+
+TRIALS, ITERATIONS = 3, 100
+"""k-means: starts of which the best is kept, and the most steps of one."""
 
 
 def random(counts: Sequence[int] | Indices, ipc: int, generator: np.random.Generator) -> list[Indices]:
@@ -62,10 +70,112 @@ def k_center(features: Features, count: int) -> Indices:
     return chosen
 
 
+def k_means(features: Features, count: int, generator: np.random.Generator) -> Indices:
+    """The sample nearest to each of ``count`` centroids of k-means, none twice.
+
+    ``features`` (n, d) of one class; ``generator`` gives the one seed of scikit-learn's k-means, which runs on one
+    thread, since it adds up in the order in which threads finish. DataError where n is below ``count``.
+    """
+    # Loaded here: it takes a second, and every other method does without.
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    centred = _centred(features, count)
+    means = KMeans(count, n_init=TRIALS, max_iter=ITERATIONS, random_state=int(generator.integers(2**31)))
+    with threadpool_limits(limits=1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct samples than centroids is no fault
+        centroids = means.fit(centred).cluster_centers_
+    chosen = np.empty(count, dtype=np.int64)
+    for place, centroid in enumerate(centroids):
+        offset = centred - centroid
+        distance = _dot(offset, offset)
+        distance[chosen[:place]] = np.inf
+        # The two samples of a cluster of two are equally near, whatever rounding makes of it.
+        chosen[place] = np.flatnonzero(distance <= distance.min() * (1 + 1e-9))[0]
+    return chosen
+
+
+def hardest(score: Scores, count: int) -> Indices:
+    """The ``count`` samples of the highest ``score`` (n,), hardest first: `forgetting`, `el2n` and `grand` by theirs.
+
+    Toneva et al. 2019, Paul et al. 2021. DataError where n is below ``count``.
+    """
+    _refuse_small(len(score), count)
+    # Sorted from behind, so that equal ones keep the order of their indices once it is turned round.
+    return len(score) - 1 - np.argsort(score[::-1], kind="stable")[::-1][:count]
+
+
+def ccs(score: Scores, count: int, generator: np.random.Generator, beta: float = 0.3, strata: int = 50) -> Indices:
+    """``count`` samples that cover all difficulties (coverage-centric selection, Zheng et al. 2023, algorithm 1).
+
+    The hardest share ``beta`` of ``score`` (n,) is dropped, as far as ``count`` samples are left; the range of the rest
+    is cut into ``strata`` equal widths. The budget is shared evenly among those that hold a sample, the smallest first,
+    so that what it cannot use goes to the others; within each the draw is uniform. Easiest stratum first. DataError
+    where n is below ``count``.
+    """
+    _refuse_small(len(score), count)
+    dropped = min(math.floor(_exact(beta) * len(score)), len(score) - count)
+    kept = _easiest_first(score)[: len(score) - dropped]
+    members = [kept[_strata(score[kept], strata) == stratum] for stratum in range(strata)]
+    taken: dict[int, Indices] = {}
+    filled = sorted((stratum for stratum in range(strata) if len(members[stratum])), key=lambda s: len(members[s]))
+    left = count
+    for place, stratum in enumerate(filled):
+        budget = min(len(members[stratum]), left // (len(filled) - place))
+        taken[stratum] = generator.choice(members[stratum], budget, replace=False)
+        left -= budget
+    return np.concatenate([taken[stratum] for stratum in sorted(taken)])
+
+
+def _strata(score: Scores, strata: int) -> Indices:
+    """Which of ``strata`` equal widths between least and largest each score (n,) falls in; one if all are equal."""
+    wide = score.astype(np.float64)
+    span = wide.max() - wide.min()
+    if span == 0:
+        return np.zeros(len(wide), dtype=np.int64)
+    places: Indices = np.minimum((wide - wide.min()) / span * strata, strata - 1).astype(np.int64)
+    return places
+
+
+def window(score: Scores, count: int, start: float, width: float, generator: np.random.Generator) -> Indices:
+    """``count`` samples drawn from one window of difficulty, easiest first.
+
+    Samples (n,) stand in order from easy to hard; the window begins after a share ``start`` of them and holds a share
+    ``width``, but at least ``count`` (so width 0 is exactly the next ``count``); where it would reach past the hardest
+    it ends there. DataError where n is below ``count``.
+    """
+    _refuse_small(len(score), count)
+    size = max(count, math.ceil(_exact(width) * len(score)))
+    first = min(math.floor(_exact(start) * len(score)), len(score) - size)
+    places = np.sort(generator.choice(size, count, replace=False))
+    return _easiest_first(score)[first + places]
+
+
+def windows(
+    score: Scores, count: int, starts: Sequence[float], width: float, generator: np.random.Generator
+) -> list[Indices]:
+    """A candidate for each of ``starts``, see `window`; which is best is for a validation to say."""
+    return [window(score, count, start, width, generator) for start in starts]
+
+
+def _easiest_first(score: Scores) -> Indices:
+    return np.argsort(score, kind="stable").astype(np.int64, copy=False)
+
+
+def _exact(share: float) -> Fraction:
+    """The share as it was written: 0.29 of 100 samples is 29 of them, though ``0.29 * 100 < 29`` in binary."""
+    return Fraction(repr(float(share)))
+
+
+def _refuse_small(present: int, count: int) -> None:
+    if present < count:
+        raise DataError(f"a class has {present} images, fewer than the {count} to pick; lower synthetic.ipc")
+
+
 def _centred(features: Features, count: int) -> NDArray[np.float64]:
-    """Features minus their mean, (n, d) float64; neither method is moved by a shift."""
-    if len(features) < count:
-        raise DataError(f"a class has {len(features)} images, fewer than the {count} to pick; lower synthetic.ipc")
+    """Features minus their mean, (n, d) float64; no method is moved by a shift."""
+    _refuse_small(len(features), count)
     wide = features.astype(np.float64)
     wide -= wide.mean(axis=0)
     return wide

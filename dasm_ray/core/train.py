@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.func import functional_call, grad_and_value
+from torch.func import functional_call, grad, grad_and_value
 
 from dasm_ray.config import Model, TrainRecipe
 from dasm_ray.core.augment import augment, cutmix, draw
@@ -23,12 +23,17 @@ from dasm_ray.core.compiled import maybe_compiled
 from dasm_ray.core.models import Norm, batch_moments, build
 from dasm_ray.core.params import Layout, apply, initial
 from dasm_ray.core.real import Blocks
+from dasm_ray.core.whiten import Whitening
 
 DECAY_AT, DECAY = (2 / 3, 5 / 6), 0.2
 """IDC's schedule for evaluation: the rate falls to a fifth at these shares of the training."""
 
 STATISTICS_SAMPLES = 512
 """Images whose moments stand for the running statistics of batch normalisation."""
+
+
+WORTH_COMPILING = 1 << 14
+"""Values in a network's first block from which a CPU step is compiled: 28x28 pixels at width 21, never 8x8 ones."""
 
 
 class Network:
@@ -42,15 +47,20 @@ class Network:
         mean: tuple[float, ...],
         std: tuple[float, ...],
         device: str = "cpu",
-        compile: bool = True,
+        compile: bool | None = None,
+        whitening: Whitening | None = None,
     ) -> None:
+        """``compile`` unset: where a step is large enough that compiling it, some 20 s, pays within a run."""
         self.model, self.shape, self.classes = model, shape, classes
         self.mean, self.std = mean, std
-        self.device, self.compile = device, compile
+        self.whitening = None if whitening is None else whitening.to(device)
+        self.device = device
+        is_large = device != "cpu" or model.width * shape[1] * shape[2] >= WORTH_COMPILING
+        self.compile = is_large if compile is None else compile
         self.module = build(model, shape, classes).to(device)  # holds no values of its own
         self.layout = Layout.of(self.module)
         self.read = self._reader()
-        self._train_steps: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {}
+        self._train_steps: dict[tuple[str, bool], Callable[..., tuple[Tensor, Tensor, Tensor]]] = {}
 
     def initial(self, generator: torch.Generator) -> Tensor:
         """Fresh parameters (P,) on the device."""
@@ -61,24 +71,32 @@ class Network:
         return apply(self.module, self.layout, flat, images)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Pixels in [0, 1], or uint8, of shape (n, C, H, W), to zero mean and unit variance per channel."""
+        """Pixels in [0, 1], or uint8, (n, C, H, W), to zero mean and unit variance a channel; whitened where asked."""
         if images.dtype == torch.uint8:
             images = images.to(torch.float32) / 255
         mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device).view(-1, 1, 1)
         std = torch.tensor(self.std, dtype=images.dtype, device=images.device).view(-1, 1, 1)
-        return (images - mean) / std
+        images = (images - mean) / std
+        return images if self.whitening is None else self.whitening.apply(images)
 
-    def train_step(self, augment_by: str) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-        """One SGD step of fixed shape with augmentation and CutMix inside.
+    def denormalise(self, images: Tensor) -> Tensor:
+        """The pixels (n, C, H, W), around [0, 1], that ``normalise`` makes into ``images``."""
+        if self.whitening is not None:
+            images = self.whitening.invert(images)
+        mean, std = (torch.tensor(v, dtype=images.dtype, device=images.device) for v in (self.mean, self.std))
+        return images * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
 
-        (flat (P,), velocity (P,), images (b, C, H, W) normalised, labels (b,), draws (b, DRAWS), box (4,),
-        settings (3,): rate, momentum, weight decay) to (flat, velocity, loss).
+    def train_step(self, augment_by: str, is_flat: bool = False) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+        """One SGD step of fixed shape with augmentation and CutMix inside; ``is_flat``: towards a flat minimum (GSAM).
+
+        (flat (P,), velocity (P,), images (b, C, H, W) normalised, labels (b,) or probabilities (b, K),
+        draws (b, DRAWS), box (4,), settings (5,): rate, momentum, weight decay, rho, alpha) to (flat, velocity, loss).
         """
-        if augment_by not in self._train_steps:
-            self._train_steps[augment_by] = self._train_step(augment_by)
-        return self._train_steps[augment_by]
+        if (augment_by, is_flat) not in self._train_steps:
+            self._train_steps[augment_by, is_flat] = self._train_step(augment_by, is_flat)
+        return self._train_steps[augment_by, is_flat]
 
-    def _train_step(self, augment_by: str) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    def _train_step(self, augment_by: str, is_flat: bool) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
 
         def loss_of(flat: Tensor, images: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
             logits = self.logits(flat, images)
@@ -91,7 +109,11 @@ class Network:
             images = augment(images, draws, augment_by)
             mixed, kept = cutmix(images, images.roll(1, 0), box)
             gradient, loss = grad_and_value(loss_of)(flat, mixed, labels, kept)
-            rate, momentum, decay = settings.unbind()
+            rate, momentum, decay, rho, alpha = settings.unbind()
+            if is_flat:
+                gradient = flattened(
+                    lambda there: grad(loss_of)(there, mixed, labels, kept), flat, gradient, rho, alpha
+                )
             velocity = momentum * velocity + gradient + decay * flat
             return flat - rate * velocity, velocity, loss
 
@@ -128,6 +150,20 @@ class Network:
         return found
 
 
+def flattened(
+    gradient_at: Callable[[Tensor], Tensor], flat: Tensor, gradient: Tensor, rho: Tensor, alpha: Tensor
+) -> Tensor:
+    """The direction of GSAM (Zhuang et al. 2022) with adaptive radius, by which FTD trains its experts.
+
+    The gradient at the worst point within ``rho`` (distances in units of each parameter), less ``alpha`` times that
+    part of the ``gradient`` here which is perpendicular to it. All vectors (P,).
+    """
+    scaled = flat.abs() * gradient
+    there = gradient_at(flat + flat.abs() * scaled * (rho / (scaled.norm() + 1e-12)))
+    parallel = torch.dot(gradient, there) / (torch.dot(there, there) + 1e-12)
+    return there - alpha * (gradient - parallel * there)
+
+
 class Samples(Protocol):
     """Labelled images that can be taken by index."""
 
@@ -153,14 +189,14 @@ class RealSamples:
         """See Samples."""
         if self.chosen is not None:
             indices = self.chosen[indices]
-        images = torch.from_numpy(self.blocks.take(indices)).to(self.network.device)
+        images = self.blocks.take_to(self.network.device, indices)
         labels = torch.from_numpy(self.blocks.labels[indices]).to(self.network.device)
         return self.network.normalise(images), labels
 
 
 @dataclass(frozen=True)
 class TensorSamples:
-    """Normalised images (n, C, H, W) and labels (n,) held on the device."""
+    """Normalised images (n, C, H, W) and labels (n,), or probabilities (n, K), held on the device."""
 
     images: Tensor
     labels: Tensor
@@ -189,6 +225,15 @@ def steps_for(count: int, recipe: TrainRecipe, epochs: int | None = None) -> int
     return max(1, (epochs or recipe.epochs) * count // min(recipe.batch, count))
 
 
+class Trained(NamedTuple):
+    """A training after ``steps`` steps."""
+
+    steps: int
+    flat: Tensor  # (P,)
+    velocity: Tensor  # (P,)
+    loss: Tensor  # () of the last batch
+
+
 def train(
     network: Network,
     samples: Samples,
@@ -197,25 +242,37 @@ def train(
     steps: int,
     generator: torch.Generator,
     flat: Tensor | None = None,
+    velocity: Tensor | None = None,
     decay: bool = False,
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Trains for ``steps`` steps; yields (steps done, parameters (P,), loss) after each.
+    flatness: tuple[float, float] = (0.0, 0.0),
+) -> Iterator[Trained]:
+    """Trains for ``steps`` steps and yields the state after each.
 
-    ``flat`` is where to start (unset: a fresh initialisation); ``decay`` follows IDC's schedule of the rate.
+    ``flat`` and ``velocity`` are where to start (unset: a fresh initialisation, at rest); ``decay`` follows IDC's
+    schedule of the rate; ``flatness``: GSAM's rho and alpha, plain SGD where rho is 0.
     """
     if flat is None:
         flat = network.initial(generator)
-    velocity = torch.zeros_like(flat)
-    step_once = network.train_step(recipe.augment)
+    if velocity is None:
+        velocity = torch.zeros_like(flat)
     size = min(recipe.batch, len(samples))
     for done, indices in enumerate(batches(len(samples), size, steps, generator)):
         images, labels = samples.take(indices)
         draws = draw(size, generator).to(network.device)
         box = _box(recipe.cutmix, generator).to(network.device)
         rate = recipe.lr * (DECAY ** sum(done >= share * steps for share in DECAY_AT) if decay else 1)
-        settings = torch.tensor([rate, recipe.momentum, recipe.weight_decay], device=network.device)
+        settings = torch.tensor([rate, recipe.momentum, recipe.weight_decay, *flatness], device=network.device)
+        step_once = network.train_step(_strategy(recipe, generator), flatness[0] > 0)
         flat, velocity, loss = step_once(flat, velocity, images, labels, draws, box, settings)
-        yield done + 1, flat, loss
+        yield Trained(done + 1, flat, velocity, loss)
+
+
+def _strategy(recipe: TrainRecipe, generator: torch.Generator) -> str:
+    """The augmentations of one step: all, or the one that is drawn."""
+    parts = recipe.augment.split("_")
+    if not recipe.single or len(parts) == 1:
+        return recipe.augment
+    return parts[int(torch.randint(len(parts), (1,), generator=generator))]
 
 
 def _box(probability: float, generator: torch.Generator) -> Tensor:
@@ -253,3 +310,12 @@ def accuracy(network: Network, flat: Tensor, statistics: dict[str, Tensor], samp
         int((logits.argmax(1) == labels).sum()) for logits, _, labels in read_all(network, flat, statistics, samples)
     )
     return right / len(samples)
+
+
+def mean_loss(network: Network, flat: Tensor, statistics: dict[str, Tensor], samples: Samples) -> float:
+    """Mean cross-entropy in nats of samples as they are, without augmentation."""
+    total = sum(
+        float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+        for logits, _, labels in read_all(network, flat, statistics, samples)
+    )
+    return total / len(samples)

@@ -40,7 +40,8 @@ def _rounded(values: tuple[float, ...]) -> str:
 def draw_sheet(artifact: Artifact, most: int = 20) -> bytes:
     """A PNG of at most ``most`` stored images a class, a row a class."""
     _, channels, height, width = artifact.pixels.shape
-    rows = [artifact.pixels[artifact.labels == label][:most] for label in range(len(artifact.class_names))]
+    pictures = artifact.visible()
+    rows = [pictures[artifact.labels == label][:most] for label in range(len(artifact.class_names))]
     columns = max(len(row) for row in rows)
     sheet = np.full((len(rows) * (height + MARGIN), columns * (width + MARGIN), channels), 255, np.uint8)
     for y, row in enumerate(rows):

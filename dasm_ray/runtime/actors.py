@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,17 +21,33 @@ from ray import ObjectRef
 
 from dasm_ray.config import RunConfig
 from dasm_ray.core import compiled, selection
-from dasm_ray.core.evaluate import Outcome, evaluate_on, synthetic_samples
-from dasm_ray.core.expert import train_expert
+from dasm_ray.core.evaluate import Labels, Outcome, evaluate_on, synthetic_samples
+from dasm_ray.core.expert import Trajectory, spread, taught, train_expert
+from dasm_ray.core.lane import moved, walk_lane
+from dasm_ray.core.matching.distribution import Distribution
 from dasm_ray.core.matching.gradient import Matching
+from dasm_ray.core.matching.trajectory import Student
 from dasm_ray.core.real import Blocks
 from dasm_ray.core.scoring import Scored, features_of, score_range, static_range
-from dasm_ray.core.seed import torch_generator
+from dasm_ray.core.seed import numpy_generator, torch_generator
 from dasm_ray.core.segment import Assignment, Surroundings, distil_round, initial_pixels, matching_of
-from dasm_ray.core.train import Network, RealSamples, Samples, TensorSamples, steps_for, train
+from dasm_ray.core.train import (
+    Network,
+    RealSamples,
+    Samples,
+    TensorSamples,
+    mean_loss,
+    statistics_of,
+    steps_for,
+    train,
+)
+from dasm_ray.core.whiten import Sums, Whitening, fit, sums_of
 from dasm_ray.runtime.real import RealRefs
-from dasm_ray.store import trajectories
+from dasm_ray.store import tensors, trajectories
 from dasm_ray.store.rundir import Place
+
+PACE_STEPS = 6
+"""Steps that are timed, the first of which compiles and does not count."""
 
 Metrics = dict[str, Any]
 Pixels = NDArray[np.float32]
@@ -43,13 +60,17 @@ class Job:
     config: RunConfig
     real: RealRefs
     device: str
+    whitening: ObjectRef | None = None
+    """Of a dict of arrays ``mean`` and ``matrix``."""
 
     def network(self) -> Network:
         """The run's network, without parameters."""
         real, config = self.real, self.config
-        return Network(
-            config.model, real.shape, len(real.class_names), real.mean, real.std, self.device, config.runtime.compile
-        )
+        whitening = None
+        if self.whitening is not None:
+            whitening = Whitening(**{name: torch.tensor(array) for name, array in ray.get(self.whitening).items()})
+        classes, compile_it = len(real.class_names), config.runtime.compile
+        return Network(config.model, real.shape, classes, real.mean, real.std, self.device, compile_it, whitening)
 
 
 @dataclass(frozen=True)
@@ -68,59 +89,109 @@ class Worker:
 
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
+        self._splits: dict[tuple[ObjectRef, ...], Blocks] = {}
         self._networks: dict[str, Network] = {}
-        self._matchings: dict[str, Matching] = {}
+        self._matchings: dict[str, Matching | Distribution] = {}
+        self._students: dict[tuple[int, bool], Student] = {}
 
     def nap(self, seconds: float) -> int:
         """Waits, so that every worker gets one; the process id."""
         time.sleep(seconds)
         return os.getpid()
 
+    # --- whitening ----------------------------------------------------------------------------------------------
+
+    def whitening_sums(self, job: Job, first: int, last: int) -> tuple[None, Sums]:
+        """What the whitening needs of the training images [first, last)."""
+        real, size = self._real(self._network(job), job, "train"), job.config.score.batch
+        chunks = (np.arange(start, min(start + size, last)) for start in range(first, last, size))
+        return None, sums_of(real.take(chunk)[0] for chunk in chunks)
+
+    def whitening(
+        self, job: Job, place: Place, key: str, parts: tuple[ObjectRef, ...]
+    ) -> tuple[None, dict[str, NDArray[np.float32]]]:
+        """Fits the whitening and writes its file: arrays ``mean`` (D,) and ``matrix`` (D, D)."""
+        assert job.config.data.zca is not None
+        fitted = fit(ray.get(list(parts)), job.config.data.zca)
+        arrays = {"mean": fitted.mean.cpu().numpy(), "matrix": fitted.matrix.cpu().numpy()}
+        tensors.write(place, arrays, {"key": key})
+        return None, arrays
+
     # --- experts, probes, scores ---------------------------------------------------------------------------------
 
     def expert(
         self, job: Job, place: Place, key: str, number: int
     ) -> tuple[Metrics, NDArray[np.float32], NDArray[np.float32]]:
-        """Trains expert ``number`` and writes its file, or reads the file if it is there.
+        """Trains expert ``number`` and writes its file, going on from the epochs that are in a file already.
 
         Returns metrics, its snapshots (E+1, P) and the one after the first epoch (P,).
         """
-        kept = trajectories.read(place, number, key)
-        if kept is not None:
-            metrics = {"accuracy": kept.accuracy.tolist(), "trained": False, **_noted()}
-            return metrics, kept.snapshots, kept.snapshots[1]
-        network = self._network(job)
-        generator = torch_generator(job.config.seed, "expert", number)
-        snapshots, accuracy = train_expert(
-            network, _real(network, job, "train"), _real(network, job, "val"), job.config.experts, generator
+        config, kept = job.config, trajectories.read(place, number, key)
+        expert = None if kept is None else Trajectory(**kept)
+        begun_at = 0 if expert is None else expert.epochs
+        if begun_at < config.experts.epochs:
+            network, saved_at = self._network(job), time.monotonic()
+            real, validation = self._real(network, job, "train"), self._real(network, job, "val")
+            generator_of = partial(torch_generator, config.seed, "expert", number)
+            training = train_expert(network, real, validation, config.experts, generator_of, expert)
+            for expert in training:
+                is_due = time.monotonic() - saved_at >= config.runtime.checkpoint_seconds
+                if is_due or expert.epochs == config.experts.epochs:
+                    trajectories.write(place, number, key, vars(expert), config.experts.epochs)
+                    saved_at = time.monotonic()
+        assert expert is not None
+        metrics = {
+            "accuracy": expert.accuracy.tolist(),
+            "loss": expert.loss.tolist(),
+            "epochs": expert.epochs - begun_at,
+        }
+        return {**metrics, **_noted()}, expert.snapshots, expert.snapshots[1]
+
+    def pace(self, job: Job) -> Metrics:
+        """Seconds of one step of an expert's training, compiled if it is, and the number of its parameters."""
+        network, recipe = self._network(job), job.config.experts
+        took: list[float] = []
+        training = train(
+            network,
+            self._real(network, job, "train"),
+            recipe,
+            steps=PACE_STEPS,
+            generator=torch_generator("pace"),
+            flatness=(recipe.rho, recipe.alpha),
         )
-        trajectories.write(place, number, key, snapshots, accuracy)
-        return {"accuracy": accuracy.tolist(), "trained": True, **_noted()}, snapshots, snapshots[1]
+        began = time.perf_counter()
+        for state in training:
+            float(state.loss)  # waits for the device
+            took.append(time.perf_counter() - began)
+            began = time.perf_counter()
+        return {"seconds": float(np.median(took[1:])), "parameters": sum(network.layout.sizes), **_noted()}
 
     def probe(
-        self, job: Job, segment: int, member: int, pixels: tuple[ObjectRef], labels: NDArray[np.int64]
+        self, job: Job, segment: int, member: int, pixels: tuple[ObjectRef], labels: Labels
     ) -> tuple[Metrics, NDArray[np.float32]]:
         """Trains one member on the earlier segments' ``pixels`` (N, C, H, W): metrics, parameters (P,)."""
-        network = self._network(job)
-        samples = synthetic_samples(network, ray.get(pixels[0]), labels, job.config.synthetic.factor)
+        network, config = self._network(job), job.config
+        samples = synthetic_samples(
+            network, ray.get(pixels[0]), labels, config.synthetic.factor, is_normalised=config.is_trajectory
+        )
         recipe = job.config.probe
         generator = torch_generator(job.config.seed, "probe", segment, member)
         steps = steps_for(len(samples), recipe)
-        for _, flat, loss in train(network, samples, recipe, steps=steps, generator=generator, decay=True):
-            last, final = flat, loss
-        return {"loss": float(final), **_noted()}, last.cpu().numpy()
+        for state in train(network, samples, recipe, steps=steps, generator=generator, decay=True):
+            last = state
+        return {"loss": float(last.loss), **_noted()}, last.flat.cpu().numpy()
 
     def score(self, job: Job, probes: tuple[ObjectRef, ...], first: int, last: int) -> Scored:
         """Scores the training images [first, last) under the probes."""
         network, recipe = self._network(job), job.config.score
         ensemble = [torch.tensor(probe, device=job.device) for probe in ray.get(list(probes))]
-        return score_range(network, _blocks(job, "train"), ensemble, recipe.dynamic, first, last, recipe.batch)
+        return score_range(network, self._blocks(job, "train"), ensemble, recipe.dynamic, first, last, recipe.batch)
 
     def score_statically(self, job: Job, experts: tuple[ObjectRef, ...], first: int, last: int) -> Scored:
         """Scores the training images [first, last) under the experts."""
         network, recipe = self._network(job), job.config.score
         trained = [torch.tensor(snapshots, device=job.device) for snapshots in ray.get(list(experts))]
-        blocks = _blocks(job, "train")
+        blocks = self._blocks(job, "train")
         return static_range(network, blocks, trained, recipe.static, recipe.early, first, last, recipe.batch)
 
     # --- distillation --------------------------------------------------------------------------------------------
@@ -128,9 +199,52 @@ class Worker:
     def initialise(
         self, job: Job, segment: int, windows: Sequence[NDArray[np.int64]], used: Sequence[NDArray[np.int64]]
     ) -> tuple[list[NDArray[np.int64]], NDArray[np.float32]]:
-        """Where a segment starts: the within-class indices used, and pixels (K, m, C, H, W)."""
-        pixels, chosen = initial_pixels(job.config, _blocks(job, "train"), windows, used, segment)
+        """Where a segment starts: the within-class indices used, and pixels (K, m, C, H, W).
+
+        For trajectories the pixels are normalised.
+        """
+        pixels, chosen = initial_pixels(job.config, self._blocks(job, "train"), windows, used, segment)
+        if job.config.is_trajectory:
+            images = torch.tensor(pixels.reshape(-1, *pixels.shape[2:]), device=job.device)
+            pixels = self._network(job).normalise(images).cpu().numpy().reshape(pixels.shape)
         return chosen, pixels
+
+    def teach(
+        self, job: Job, experts: tuple[ObjectRef, ...], images: Pixels | NDArray[np.int64], labels: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Soft labels by the experts' last snapshots: logits (N, K) for normalised pixels, or real images by index."""
+        network = self._network(job)
+        last = [torch.tensor(snapshots[-1], device=job.device) for snapshots in ray.get(list(experts))]
+        real = self._real(network, job, "train")
+        seen = real.take(images.astype(np.int64))[0] if images.ndim == 1 else torch.tensor(images, device=job.device)
+        return taught(network, last, real, seen, torch.tensor(labels, device=job.device)).cpu().numpy()
+
+    def loss_of(self, job: Job, probes: tuple[ObjectRef, ...]) -> float:
+        """The mean loss of probes on the training images by which experts' losses are recorded."""
+        network = self._network(job)
+        real = self._real(network, job, "train")
+        flats = [torch.tensor(probe, device=job.device) for probe in ray.get(list(probes))]
+        losses = [mean_loss(network, flat, statistics_of(network, flat, real), spread(real)) for flat in flats]
+        return float(np.mean(losses))
+
+    def walk(
+        self, job: Job, where: tuple[int, int, int], around: tuple[ObjectRef, ObjectRef, ObjectRef], start: int
+    ) -> tuple[Metrics, dict[str, NDArray[np.float32]]]:
+        """One lane of a round from start epoch ``start``: metrics, and the gradient of the segment.
+
+        ``where``: segment, round, lane. ``around``: the segment's state, the earlier segments, one expert.
+        """
+        state, earlier, expert = ray.get(list(around))
+        target, trajectory = expert[start + job.config.trajectory.epochs], job.config.trajectory
+        distance, gradient = walk_lane(self._student(job), job.config, where, state, earlier, expert[start], target)
+        return {"distance": distance, "samples": trajectory.steps * trajectory.batch, **_noted()}, gradient
+
+    def move_set(
+        self, job: Job, state: Any, distances: Sequence[float], gradients: tuple[ObjectRef, ...]
+    ) -> tuple[Metrics, dict[str, NDArray[np.float32]]]:
+        """The step that ends a round: metrics, and the segment's new state."""
+        after = moved(job.config, state, distances, ray.get(list(gradients)))
+        return {"rate": float(np.exp(after["log_step"])), **_noted()}, after
 
     def distil(
         self, job: Job, where: Assignment, around: Around, state: tuple[Pixels, Pixels]
@@ -139,7 +253,7 @@ class Worker:
         began = time.perf_counter()
         pixels, velocity = state
         surroundings = Surroundings(
-            blocks=_blocks(job, "train"),
+            blocks=self._blocks(job, "train"),
             windows=ray.get(around.windows),
             earlier=ray.get(around.earlier),
             beside=np.concatenate([group[0] for group in ray.get(list(around.beside))])
@@ -158,72 +272,85 @@ class Worker:
 
     # --- baselines and evaluation --------------------------------------------------------------------------------
 
-    def select(self, job: Job, label: int, ipc: int, experts: tuple[ObjectRef, ...]) -> dict[str, NDArray[np.int64]]:
-        """Within-class indices (ipc,) that each method chooses from one class by an expert's features."""
+    def select(
+        self, job: Job, methods: Sequence[str], label: int, experts: tuple[ObjectRef, ...]
+    ) -> dict[str, NDArray[np.int64]]:
+        """Within-class indices (ipc,) that each of ``methods`` chooses from one class by an expert's features."""
         network = self._network(job)
         flat = torch.tensor(ray.get(list(experts))[0][-1], device=job.device)
-        features = features_of(network, _blocks(job, "train"), flat, label, job.config.score.batch)
-        return {method: choose(features, ipc) for method, choose in SELECTIONS.items()}
+        features = features_of(network, self._blocks(job, "train"), flat, label, job.config.score.batch)
+        ipc, generator = job.config.synthetic.ipc, numpy_generator(job.config.seed, "k_means", label)
+        choices = {
+            "herding": lambda: selection.herding(features, ipc),
+            "k_center": lambda: selection.k_center(features, ipc),
+            "k_means": lambda: selection.k_means(features, ipc, generator),
+        }
+        return {method: choices[method]() for method in methods}
 
     def images(self, job: Job, indices: NDArray[np.int64]) -> tuple[None, NDArray[np.float32]]:
         """Training images at global indices, as pixels (N, C, H, W) in [0, 1]."""
-        return None, _blocks(job, "train").take(indices).astype(np.float32) / np.float32(255)
+        return None, self._blocks(job, "train").take(indices).astype(np.float32) / np.float32(255)
 
     def evaluate(self, job: Job, row: str, seed: int, steps: int, training: tuple[str, Any]) -> tuple[Outcome, Metrics]:
-        """One training of one row of the table. ``training``: ("synthetic", ((pixels,), labels, factor)),
-        ("real", indices (N,)) or ("full", None).
+        """One training of one row of the table.
+
+        ``training``: ("synthetic", ((pixels,), labels, factor, is_normalised)), ("real", (indices (N,), None or logits
+        (N, K) of soft labels)) or ("full", None).
         """
         network, recipe = self._network(job), job.config.evaluate
         outcome = evaluate_on(
             network,
-            _training_samples(network, job, training),
+            self._training_samples(network, job, training),
             recipe,
             steps=steps,
             checkpoints=recipe.checkpoints,
-            validation=_real(network, job, "val"),
-            test=_real(network, job, "test"),
+            validation=self._real(network, job, "val"),
+            test=self._real(network, job, "test"),
             generator=torch_generator(job.config.seed, "evaluate", row, seed),
         )
         return outcome, _noted()
 
     # --- what a worker keeps -------------------------------------------------------------------------------------
 
+    def _blocks(self, job: Job, split: str) -> Blocks:
+        """A split in place: views of the node's one copy in shared memory, and what of it is on the device already."""
+        refs = job.real.splits[split]
+        if refs not in self._splits:
+            self._splits[refs] = Blocks(ray.get(list(refs)))
+        return self._splits[refs]
+
+    def _real(self, network: Network, job: Job, split: str) -> RealSamples:
+        return RealSamples(network, self._blocks(job, split))
+
+    def _training_samples(self, network: Network, job: Job, training: tuple[str, Any]) -> Samples:
+        kind, content = training
+        if kind == "full":
+            return self._real(network, job, "train")
+        if kind == "real":
+            indices, logits = content
+            images, hard = self._real(network, job, "train").take(indices)
+            return TensorSamples(images, hard if logits is None else torch.tensor(logits, device=job.device).softmax(1))
+        (pixels,), labels, factor, is_normalised = content
+        return synthetic_samples(network, ray.get(pixels), labels, factor, is_normalised)
+
     def _network(self, job: Job) -> Network:
         key = repr(
-            (job.config.model, job.real.shape, job.real.mean, job.real.std, job.device, job.config.runtime.compile)
+            (job.config.model, job.config.data, job.real.digest, job.device, job.config.runtime.compile, job.whitening)
         )
         if key not in self._networks:
             self._networks[key] = job.network()
         return self._networks[key]
 
-    def _matching(self, job: Job) -> Matching:
-        key = repr((job.config.matcher, job.config.synthetic, job.config.model, job.real.mean))
+    def _matching(self, job: Job) -> Matching | Distribution:
+        key = repr((job.config.matcher, job.config.synthetic, job.config.model, job.config.data, job.real.digest))
         if key not in self._matchings:
             self._matchings[key] = matching_of(self._network(job), job.config)
         return self._matchings[key]
 
-
-SELECTIONS = {"herding": selection.herding, "k_center": selection.k_center}
-
-
-def _blocks(job: Job, split: str) -> Blocks:
-    """A split in place: views of the node's one copy in shared memory."""
-    return Blocks(ray.get(list(job.real.splits[split])))
-
-
-def _real(network: Network, job: Job, split: str) -> RealSamples:
-    return RealSamples(network, _blocks(job, split))
-
-
-def _training_samples(network: Network, job: Job, training: tuple[str, Any]) -> Samples:
-    kind, content = training
-    if kind == "full":
-        return _real(network, job, "train")
-    if kind == "real":
-        chosen = RealSamples(network, _blocks(job, "train"), content)
-        return TensorSamples(*chosen.take(np.arange(len(content))))
-    (pixels,), labels, factor = content
-    return synthetic_samples(network, ray.get(pixels), labels, factor)
+    def _student(self, job: Job) -> Student:
+        network = self._network(job)
+        key = (id(network), job.config.learns_labels)
+        return self._students.setdefault(key, Student(network, job.config.learns_labels))
 
 
 def _noted() -> Metrics:

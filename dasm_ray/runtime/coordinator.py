@@ -60,7 +60,8 @@ class SegmentRun:
         self._given: set[int] = set()
         self._lost = 0
         self._saved_at = time.monotonic()
-        sizes = groups_of(len(initial), job.config.synthetic.group_size)
+        is_one = job.config.matcher.name == "cafe"  # it tells all classes apart
+        sizes = groups_of(len(initial), len(initial) if is_one else job.config.synthetic.group_size)
         self._groups = [self._open(number, classes, initial) for number, classes in enumerate(sizes)]
         if self._is_coupled:
             self._align()
@@ -141,12 +142,8 @@ class SegmentRun:
         before = self.rounds_done
         for each in self._groups if self._is_coupled else [group]:
             kept = segments.read(self._place, self._segment, each.number, self._key)
-            pixels, velocity, each.round = (
-                (each.initial, np.zeros_like(each.initial), 0)
-                if kept is None
-                else (kept.pixels, kept.velocity, kept.round)
-            )
-            each.state, each.saved_round = ray.put((pixels, velocity)), each.round
+            arrays, each.round = kept or (_begun(each.initial), 0)
+            each.state, each.saved_round = ray.put((arrays["pixels"], arrays["velocity"])), each.round
         self._base.clear()
         self._progress.note(
             f"{done.task.name}: what it reads was lost with its node; going on from round {group.round}"
@@ -166,12 +163,10 @@ class SegmentRun:
 
     def _open(self, number: int, classes: tuple[int, ...], initial: Pixels) -> _Group:
         """A group as its checkpoint says, or at its beginning."""
-        start = initial[list(classes)]
         kept = segments.read(self._place, self._segment, number, self._key)
-        if kept is None:
-            kept = segments.GroupState(start, np.zeros_like(start), start, 0)
-        state = ray.put((kept.pixels, kept.velocity))
-        return _Group(number, classes, kept.initial, kept.round, state, kept.round)
+        arrays, round = kept or (_begun(initial[list(classes)]), 0)
+        state = ray.put((arrays["pixels"], arrays["velocity"]))
+        return _Group(number, classes, arrays["initial"], round, state, round)
 
     def _align(self) -> None:
         """Rounds that are barriers go on together: from the beginning unless all groups stand at the same round."""
@@ -187,7 +182,12 @@ class SegmentRun:
         for group in self._groups:
             if group.round > group.saved_round:
                 pixels, velocity = ray.get(group.state)
-                state = segments.GroupState(pixels, velocity, group.initial, group.round)
-                segments.write(self._place, self._segment, group.number, state, self._key)
+                arrays = {"pixels": pixels, "velocity": velocity, "initial": group.initial}
+                segments.write(self._place, self._segment, group.number, arrays, group.round, self._key)
                 group.saved_round = group.round
         self._saved_at = time.monotonic()
+
+
+def _begun(initial: Pixels) -> dict[str, Pixels]:
+    """A group before its first round."""
+    return {"pixels": initial, "velocity": np.zeros_like(initial), "initial": initial}

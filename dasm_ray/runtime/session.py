@@ -10,7 +10,9 @@ import json
 import logging
 import math
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -226,11 +228,14 @@ def _init(**options: Any) -> None:
     # Ray's coming default; while it is unset, each worker without a GPU warns.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(logging_level="ERROR", log_to_driver=False, **options)
     except Exception as error:  # of many types; whichever it is, there is no cluster to work with
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
         raise SessionError(f"{options['address']}: Ray did not start or did not answer ({reason})") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray put its own there, which prints a stack and says nothing else
     _keep_stdout_clean()
 
 

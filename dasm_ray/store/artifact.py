@@ -11,7 +11,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,11 @@ import yaml
 from PIL import Image
 
 from dasm_ray.errors import ArtifactError, RunDirError
+from dasm_ray.store import tensors
 from dasm_ray.store.rundir import Place
 
 SCHEMA_VERSION = 1
+WHITENING = "whitening.safetensors"
 FILE_BYTES = 1 << 27
 """About how many bytes of pixels one Parquet file holds."""
 
@@ -32,7 +34,7 @@ FILE_BYTES = 1 << 27
 class Artifact:
     """A synthetic set, with what a training on it needs: N stored images of K classes, in any order."""
 
-    pixels: np.ndarray  # (N, C, H, W) float32 in [0, 1], as stored: multi-formation not decoded, not normalised
+    pixels: np.ndarray  # (N, C, H, W) float32, as stored: multi-formation not decoded; in [0, 1] unless `is_normalised`
     labels: np.ndarray  # (N,) int64
     segments: np.ndarray  # (N,) int32: the segment that each image was distilled in, from 0
     soft_labels: np.ndarray | None  # (N, K) float32 logits
@@ -43,12 +45,30 @@ class Artifact:
     step_size: float | None  # learned learning rate, where the method learns one
     recipe: dict[str, Any]  # plain values: model, image size, training recipe
     provenance: dict[str, Any]  # plain values that say where it came from; not part of the digest
+    is_normalised: bool = False  # whether pixels are as a network sees them: by mean and std, then whitened if so
+    whitening_mean: np.ndarray | None = None  # (D,) float32, D = C*H*W; ZCA: (x - mean) matrix on normalised images
+    whitening_matrix: np.ndarray | None = None  # (D, D) float32
+
+    def visible(self) -> np.ndarray:
+        """The images as pictures: (N, C, H, W) float32 in [0, 1]."""
+        if not self.is_normalised:
+            return self.pixels
+        flat = self.pixels.reshape(len(self.pixels), -1).astype(np.float64)
+        if self.whitening_matrix is not None and self.whitening_mean is not None:
+            flat = np.linalg.solve(self.whitening_matrix.T.astype(np.float64), flat.T).T + self.whitening_mean
+        mean, std = (np.reshape(values, (-1, 1, 1)) for values in (self.mean, self.std))
+        pictures: np.ndarray = np.clip(flat.reshape(self.pixels.shape) * std + mean, 0, 1).astype(np.float32)
+        return pictures
+
+
+ARRAYS = ("pixels", "labels", "segments", "soft_labels", "whitening_mean", "whitening_matrix")
+"""The parts of an artifact that its digest covers byte by byte."""
 
 
 def digest(artifact: Artifact) -> str:
     """16 hex digits over pixels, labels, soft labels, segments and what evaluation needs; not over the provenance."""
     total = hashlib.sha256(json.dumps(_meaning(artifact), sort_keys=True).encode())
-    for array in (artifact.pixels, artifact.labels, artifact.segments, artifact.soft_labels):
+    for array in (getattr(artifact, name) for name in ARRAYS):
         if array is None:
             total.update(b"none;")
         else:
@@ -65,6 +85,7 @@ def _meaning(artifact: Artifact) -> dict[str, Any]:
         "std": [float(value) for value in artifact.std],
         "factor": artifact.factor,
         "step_size": artifact.step_size,
+        "is_normalised": artifact.is_normalised,
         "recipe": artifact.recipe,
     }
 
@@ -89,10 +110,19 @@ def _faults(artifact: Artifact) -> list[tuple[bool, str]]:
         (any(len(array) != count for array in per_image), "images, labels and segments differ in number"),
         (soft is not None and (soft.dtype != np.float32 or soft.shape[1:] != (classes,)), "soft labels must be (N, K)"),
         (not (len(artifact.mean) == len(artifact.std) == channels), "mean and std need one value a channel"),
-        (not np.all((pixels >= 0) & (pixels <= 1)), "a pixel lies outside [0, 1]"),
+        (not artifact.is_normalised and not np.all((pixels >= 0) & (pixels <= 1)), "a pixel lies outside [0, 1]"),
+        (not np.isfinite(pixels).all(), "a pixel is no number"),
+        (_has_odd_whitening(artifact, math.prod(pixels.shape[1:])), "the whitening does not fit the images"),
         (bool(np.any((labels < 0) | (labels >= classes))), f"a label lies outside 0..{classes - 1}"),
         (artifact.factor < 1, f"factor {artifact.factor} is not positive"),
     ]
+
+
+def _has_odd_whitening(artifact: Artifact, size: int) -> bool:
+    mean, matrix = artifact.whitening_mean, artifact.whitening_matrix
+    if mean is None or matrix is None:
+        return mean is not matrix
+    return mean.shape != (size,) or matrix.shape != (size, size) or not artifact.is_normalised
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
@@ -106,10 +136,18 @@ def write_artifact(place: Place, artifact: Artifact) -> str:
     _check(artifact)
     (place / "dataset.json").delete()
     files = _write_parquet(place / "data", artifact)
+    _write_whitening(place / WHITENING, artifact)
     (place / "README.md").write_text(_card(artifact))
     stamp = digest(artifact)
     (place / "dataset.json").write_json(_description(artifact, stamp, files))
     return stamp
+
+
+def _write_whitening(file: Place, artifact: Artifact) -> None:
+    """The whitening into a file of its own, or none where there is none."""
+    file.delete()
+    if artifact.whitening_mean is not None and artifact.whitening_matrix is not None:
+        tensors.write(file, {"mean": artifact.whitening_mean, "matrix": artifact.whitening_matrix}, {})
 
 
 def _write_parquet(folder: Place, artifact: Artifact) -> dict[str, str]:
@@ -132,11 +170,13 @@ def _write_parquet(folder: Place, artifact: Artifact) -> dict[str, str]:
 
 def _table(artifact: Artifact, first: int, last: int) -> pa.Table:
     """Rows [first, last) with a PNG preview, exact pixels, labels and segment."""
-    pixels = np.ascontiguousarray(artifact.pixels[first:last])
+    part = replace(artifact, pixels=np.ascontiguousarray(artifact.pixels[first:last]))
+    pixels, pictures = part.pixels, part.visible()
     size = math.prod(pixels.shape[1:])
     soft = [None] * (last - first) if artifact.soft_labels is None else list(artifact.soft_labels[first:last])
     previews = [
-        {"bytes": _png(image), "path": f"{row:05d}.png"} for row, image in zip(range(first, last), pixels, strict=True)
+        {"bytes": _png(image), "path": f"{row:05d}.png"}
+        for row, image in zip(range(first, last), pictures, strict=True)
     ]
     columns = {
         "image": pa.array(previews, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
@@ -202,7 +242,7 @@ enlarged to full size.
 | column | holds |
 |---|---|
 | `image` | 8-bit preview |
-| `pixels` | exact values in [0, 1], float32, in (channel, row, column) order |
+| `pixels` | exact values{_space(artifact)}, float32, in (channel, row, column) order |
 | `label` | class |
 | `soft_label` | logits of the learned label, where there are any |
 | `segment` | the segment in which the image was made, from 0 |
@@ -212,6 +252,12 @@ with `datasets.load_dataset(PATH)`, or all that training needs with `dasm_ray.lo
 """
 
 
+def _space(artifact: Artifact) -> str:
+    if not artifact.is_normalised:
+        return " in [0, 1]"
+    return " after normalisation" + (" and whitening" if artifact.whitening_matrix is not None else "")
+
+
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
@@ -219,7 +265,8 @@ def read_artifact(place: Place) -> Artifact:
     """The set in folder ``place``; ArtifactError if it is missing, damaged, unsound or of a later version."""
     described = _read_description(place)
     try:
-        artifact = _assemble(described, _read_table(place / "data", described["files"]))
+        whitening = tensors.read(place / WHITENING)[0] if (place / WHITENING).exists() else {}
+        artifact = _assemble(described, _read_table(place / "data", described["files"]), whitening)
         _check(artifact)
         stamp = digest(artifact)
     except RunDirError as error:
@@ -263,7 +310,7 @@ def _read_table(folder: Place, files: Mapping[str, str]) -> pa.Table:
     return pa.concat_tables(tables).combine_chunks()
 
 
-def _assemble(described: Mapping[str, Any], table: pa.Table) -> Artifact:
+def _assemble(described: Mapping[str, Any], table: pa.Table, whitening: Mapping[str, np.ndarray]) -> Artifact:
     shape = tuple(described["shape"])
     labels = table.column("label").to_numpy().copy()
     soft = None
@@ -281,6 +328,9 @@ def _assemble(described: Mapping[str, Any], table: pa.Table) -> Artifact:
         step_size=described["step_size"],
         recipe=described["recipe"],
         provenance=described["provenance"],
+        is_normalised=described["is_normalised"],
+        whitening_mean=whitening.get("mean"),
+        whitening_matrix=whitening.get("matrix"),
     )
 
 
@@ -310,7 +360,7 @@ def _export_png(artifact: Artifact, place: Place) -> None:
     for folder in folders:
         (place / folder).make_dir()
     written = [0] * len(folders)
-    for image, label in zip(artifact.pixels, artifact.labels, strict=True):
+    for image, label in zip(artifact.visible(), artifact.labels, strict=True):
         (place / folders[label] / f"{written[label]:05d}.png").write_bytes(_png(image))
         written[label] += 1
 
@@ -334,6 +384,9 @@ def _export_npz(artifact: Artifact, place: Place) -> None:
         "std": np.array(artifact.std, dtype=np.float64),
         "factor": np.int64(artifact.factor),
         "step_size": artifact.step_size,
+        "is_normalised": np.bool_(artifact.is_normalised),
+        "whitening_mean": artifact.whitening_mean,
+        "whitening_matrix": artifact.whitening_matrix,
     }
     out = io.BytesIO()
     np.savez_compressed(out, **{name: array for name, array in arrays.items() if array is not None})

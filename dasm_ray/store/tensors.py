@@ -25,7 +25,7 @@ def checksum(arrays: Mapping[str, np.ndarray], note: Mapping[str, Any]) -> str:
     """SHA-256 (hex) over the note, and the names, types, shapes and bytes of the arrays in the order of their names."""
     total = hashlib.sha256(json.dumps(note, sort_keys=True).encode())
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
+        array = np.asarray(arrays[name], order="C")
         total.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
         total.update(array.reshape(-1).view(np.uint8).data)
     return total.hexdigest()
@@ -33,7 +33,7 @@ def checksum(arrays: Mapping[str, np.ndarray], note: Mapping[str, Any]) -> str:
 
 def write(place: Place, arrays: Mapping[str, np.ndarray], note: Mapping[str, Any]) -> None:
     """Writes the arrays and the plain values of ``note`` whole."""
-    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     text = json.dumps({**note, "checksum": checksum(whole, note)}, sort_keys=True)
     place.write_bytes(safetensors.numpy.save(whole, metadata={NOTE: text}))
 

@@ -6,20 +6,16 @@ with, so experts that are shared between runs are never mistaken for one another
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 
 from dasm_ray.store import tensors
 from dasm_ray.store.rundir import Place
 
-
-@dataclass(frozen=True)
-class Trajectory:
-    """One network's way: P parameters after each of E epochs, index 0 being its initialisation."""
-
-    snapshots: np.ndarray  # (E+1, P) float32
-    accuracy: np.ndarray  # (E+1,) float32, share in [0, 1]
+ARRAYS = ("snapshots", "velocity", "accuracy", "loss")
+"""float32: (E+1, P) parameters after each of E epochs, index 0 being the initialisation; (P,) velocity of SGD after the
+last; (E+1,) accuracy on validation images and (E+1,) loss on training images."""
 
 
 def name_of(expert: int) -> str:
@@ -27,26 +23,30 @@ def name_of(expert: int) -> str:
     return f"expert_{expert:04d}.safetensors"
 
 
-def write(place: Place, expert: int, key: str, snapshots: np.ndarray, accuracy: np.ndarray) -> None:
-    """Writes one trajectory, snapshots (E+1, P) and accuracy (E+1,) as float32, into folder ``place``."""
-    arrays = {"snapshots": snapshots, "accuracy": accuracy}
-    tensors.write(
-        place / name_of(expert),
-        {name: array.astype(np.float32, copy=False) for name, array in arrays.items()},
-        {"key": key, "expert": expert},
-    )
+def write(place: Place, expert: int, key: str, arrays: Mapping[str, np.ndarray], epochs: int) -> None:
+    """Writes the ARRAYS of a trajectory of ``epochs`` epochs, whole or not yet, into folder ``place``.
+
+    One that is not whole goes into a file of its own, and that file goes away when the whole one is written.
+    """
+    unfinished, whole = place / f"unfinished_{name_of(expert)}", place / name_of(expert)
+    is_whole = len(arrays["snapshots"]) == epochs + 1
+    kept = {name: arrays[name].astype(np.float32, copy=False) for name in ARRAYS}
+    tensors.write(whole if is_whole else unfinished, kept, {"key": key, "expert": expert})
+    if is_whole:
+        unfinished.delete()
 
 
-def read(place: Place, expert: int, key: str) -> Trajectory | None:
-    """The trajectory of ``expert``, or None if it was not written yet.
+def read(place: Place, expert: int, key: str) -> dict[str, np.ndarray] | None:
+    """The ARRAYS of ``expert``, maybe of fewer epochs than it will have, or None if nothing was written yet.
 
     Raises ArtifactError if the file is damaged or was written under another key.
     """
-    file = place / name_of(expert)
-    if not file.exists():
+    files = (place / name_of(expert), place / f"unfinished_{name_of(expert)}")
+    file = next((file for file in files if file.exists()), None)
+    if file is None:
         return None
     arrays, note = tensors.read(file)
     tensors.check_key(file, note, key)
-    if note.get("expert") != expert or set(arrays) != {"snapshots", "accuracy"}:
+    if note.get("expert") != expert or set(arrays) != set(ARRAYS):
         raise tensors.damaged(file, f"it does not hold expert {expert}")
-    return Trajectory(arrays["snapshots"], arrays["accuracy"])
+    return arrays

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from dasm_ray.core import real
 from dasm_ray.core.real import Blocks
 
 
@@ -61,3 +63,26 @@ def test_blocks_are_held_and_not_copied() -> None:
     held = Blocks(blocks.blocks)
     held.take(np.array([1, 2]))
     assert all(a is b for a, b in zip(held.blocks, blocks.blocks, strict=True))
+
+
+@pytest.mark.parametrize("counts", [(2, 1, 3), (0, 3, 2)])
+@pytest.mark.parametrize("room", [10**9, 0], ids=["there is room", "there is none"])
+def test_a_device_gets_the_same_images(counts: tuple[int, ...], room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU under another name stands for a device: copies are made and kept as on one."""
+    monkeypatch.setattr(real, "room_on", lambda device: room)
+    blocks = blocks_of(*counts)
+    order = np.random.default_rng(1).integers(0, len(blocks), 20)
+    for _ in range(2):
+        taken = blocks.take_to("cpu:0", order)
+        assert taken.dtype == torch.uint8
+        np.testing.assert_array_equal(taken.numpy(), blocks.take(order))
+    held = [block for block in blocks.resident.values() if block is not None]
+    assert len(held) == (len(set(blocks.labels[order])) if room else 0)
+    np.testing.assert_array_equal(blocks.take_to("cpu", order).numpy(), blocks.take(order))
+
+
+def test_only_what_is_used_goes_to_a_device() -> None:
+    blocks = blocks_of(2, 3, 4)
+    blocks.take_to("cpu:0", np.array([3, 2]))
+    assert list(blocks.resident) == [("cpu:0", 1)]
+    assert real.room_on("cpu") > 1 << 60

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dasm_ray.core.params import Layout, apply, initial, perturb
+from dasm_ray.core.params import Layout, apply, initial, normal, perturb, xavier, zeros
 
 
 def module() -> nn.Module:
@@ -87,6 +87,19 @@ def test_fresh_values_have_the_bounds_of_torch() -> None:
         assert float(parts[name].std()) == pytest.approx(bound / 3**0.5, rel=0.2)
     assert torch.all(parts["1.weight"] == 1)
     assert torch.all(parts["1.bias"] == 0)
+
+
+def test_a_module_may_draw_its_own_values() -> None:
+    network = nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 20))
+    network[0].draws = {"weight": xavier, "bias": normal(3.0)}  # type: ignore[assignment]
+    network[1].draws = {"weight": zeros}  # type: ignore[assignment]
+    parts = Layout.of(network).unflatten(initial(network, generator()))
+    bound = (6 / 50) ** 0.5
+    assert 0.97 * bound < float(parts["0.weight"].abs().max()) <= bound
+    assert float(parts["0.weight"].std()) == pytest.approx(bound / 3**0.5, rel=0.1)
+    assert float(parts["0.bias"].std()) == pytest.approx(3, rel=0.5)
+    assert not parts["1.weight"].any()
+    assert 0.5 * 20**-0.5 < float(parts["1.bias"].abs().max()) <= 20**-0.5, "what is not named keeps torch's default"
 
 
 def filters(flat: Tensor, layout: Layout) -> dict[str, Tensor]:

@@ -139,6 +139,8 @@ METHODS: list[dict[str, Any]] = [
     {"name": "dc", "steps": 2, "inner_steps": 3},
     {"name": "dsa", "steps": 2, "inner_steps": 3},
     {"name": "idc", "context": "residual", "perturb": 0.3, "probe_share": 0.5},
+    {"name": "dm", "probe_share": 0.5, "context": "residual"},
+    {"name": "cafe", "steps": 2, "inner_steps": 3, "context": "residual"},
 ]
 
 
@@ -282,8 +284,8 @@ def watch_training(network: Network) -> list[tuple[str, Tensor, Tensor, Tensor]]
     seen: list[tuple[str, Tensor, Tensor, Tensor]] = []
     make = network.train_step
 
-    def train_step(strategy: str) -> Any:
-        true_step = make(strategy)
+    def train_step(strategy: str, is_flat: bool) -> Any:
+        true_step = make(strategy, is_flat)
 
         def step(flat: Tensor, velocity: Tensor, images: Tensor, *rest: Tensor) -> Any:
             seen.append((strategy, images, rest[2], rest[3]))
@@ -303,7 +305,7 @@ def test_idc_trains_a_fresh_network_on_real_data_between_its_steps() -> None:
     assert len(made.flats) == 6
     assert [is_fresh(network, flat) for flat in made.flats] == [True, False, False] * 2
     assert [strategy for strategy, *_ in trained] == ["color_crop"] * 4
-    assert all(settings.tolist() == pytest.approx([0.25, 0.9, 5e-4]) for *_, settings in trained)
+    assert all(settings.tolist() == pytest.approx([0.25, 0.9, 5e-4, 0, 0]) for *_, settings in trained)
     passes = [indices for indices in made.taken if len(indices) == 16]
     assert len(passes) == 4
     assert all(len(set(indices)) == 16 for indices in passes)
@@ -583,3 +585,45 @@ def test_the_start_follows_from_seed_segment_and_class(init: str) -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
     _, chosen = initial_pixels(config_of(init="real", ipc=8), toy_blocks(), windows, NONE_USED, 0)
     assert len({tuple(indices.tolist()) for indices in chosen}) > 1, "classes draw apart"
+
+
+# --- distributions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["dm", "cafe"])
+def test_distributions_are_matched_for_all_classes_of_the_group_at_once(name: str) -> None:
+    pixels = pixels_of(2, 2, 1)
+    made = run(config_of(name=name, networks=1), pixels=pixels)
+    (step,) = made.steps
+    np.testing.assert_array_equal(step[1].numpy(), pixels)
+    assert step[3].shape == (2, 4, *SHAPE)
+    blocks = toy_blocks()
+    for place, label in enumerate(CLASSES):
+        of_class = {image.tobytes() for image in blocks.blocks[label][FIRST[label]]}
+        assert {image.numpy().tobytes() for image in step[3][place]} <= of_class
+
+
+def test_dm_looks_through_fresh_networks_or_experts_or_probes() -> None:
+    network = toy_network()
+    fresh = run(config_of(name="dm", networks=6), network=network)
+    assert len(fresh.flats) == 6
+    known = {flat.tobytes() for way in trajectories(network) for flat in way}
+    assert not known & set(fresh.flats)
+    assert set(run(config_of(name="dm", networks=6, network="experts"), network=network).flats) <= known
+    probes = {probe.tobytes() for probe in surroundings(network).probes}
+    assert set(run(config_of(name="dm", networks=6, probe_share=1.0), network=network).flats) == probes
+
+
+def test_a_residual_step_of_dm_matches_the_union_of_segments_to_the_mixture() -> None:
+    network = toy_network()
+    made = run(config_of(name="dm", networks=1, context="residual", augment="none"), 1, network=network)
+    flat, pixels, _, images, *_ = made.steps[0]
+    earlier = torch.tensor(surroundings(network, 1).earlier[list(CLASSES)])
+
+    def mean(seen: Tensor) -> Tensor:
+        values = network.normalise(seen.flatten(0, 1))
+        return network.read(flat, {}, values)[1].view(*seen.shape[:2], -1).mean(1)
+
+    union = mean(torch.cat([earlier, pixels], 1))
+    expected = float((mean(images) - union).square().sum())
+    assert made.distances[0] == pytest.approx(expected, rel=1e-4)

@@ -6,11 +6,16 @@ are ties in floating point and no tolerance is needed.
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections import Counter
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from dasm_ray.core.selection import herding, k_center, random
+from dasm_ray.core.selection import ccs, hardest, herding, k_center, k_means, random, window, windows
 from dasm_ray.errors import DataError
 
 Integers = NDArray[np.int64]
@@ -128,3 +133,166 @@ def test_random_follows_its_generator_alone() -> None:
 def test_random_names_the_class_that_is_too_small() -> None:
     with pytest.raises(DataError, match=r"class 1: has 2 images, fewer than the 3 to pick; lower synthetic\.ipc"):
         random([9, 2], 3, np.random.Generator(np.random.PCG64(0)))
+
+
+# --- k-means -----------------------------------------------------------------------------------------------------
+
+
+def numbers(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+def best_partition(features: NDArray[np.float64], count: int) -> list[list[int]]:
+    """Tries every way to put the samples into ``count`` heaps and keeps the one of least squared distances."""
+    best, least = None, math.inf
+    for places in itertools.product(range(count), repeat=len(features)):
+        heaps = [[i for i, place in enumerate(places) if place == heap] for heap in range(count)]
+        if all(heaps):
+            spread = sum(float(((features[heap] - features[heap].mean(0)) ** 2).sum()) for heap in heaps)
+            if spread < least:
+                best, least = heaps, spread
+    assert best is not None
+    return best
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_k_means_takes_the_sample_in_the_middle_of_each_cluster(seed: int) -> None:
+    """Three clusters of four, three and two (equally near their mean: the first), found by trying every partition."""
+    draws = numbers(seed)
+    places = draws.permutation(np.array([[0, 0], [40, 3], [-7, 50]])).repeat([4, 3, 2], axis=0)
+    features = (places + draws.normal(size=(9, 2)))[draws.permutation(9)]
+    expected = set()
+    for heap in best_partition(features, 3):
+        apart = [float(((features[i] - features[heap].mean(0)) ** 2).sum()) for i in heap]
+        expected.add(next(i for i, squared in zip(heap, apart, strict=True) if squared <= min(apart) + 1e-9))
+    assert set(k_means(features, 3, numbers(0)).tolist()) == expected
+
+
+def test_k_means_follows_its_generator_alone_on_any_number_of_threads() -> None:
+    features = numbers(0).normal(size=(1500, 24)).astype(np.float32)
+    features.flags.writeable = False
+    state = np.random.get_state()  # noqa: NPY002
+    before = threadpool_info()
+    first = k_means(features, 20, numbers(1))
+    assert threadpool_info() == before
+    with threadpool_limits(limits=2):
+        assert k_means(features, 20, numbers(1)).tolist() == first.tolist()
+    assert k_means(features, 20, numbers(2)).tolist() != first.tolist()
+    assert np.random.get_state()[1].tolist() == state[1].tolist()  # type: ignore[index]  # noqa: NPY002
+    assert first.dtype == np.int64
+    assert len(set(first.tolist())) == 20
+
+
+def test_k_means_takes_twins_but_no_sample_twice() -> None:
+    assert sorted(k_means(np.ones((6, 3)), 6, numbers(0)).tolist()) == list(range(6))
+    twins = np.array([[0.0], [0.0], [9.0], [9.0]])
+    assert sorted(k_means(twins, 2, numbers(0)).tolist()) == [0, 2], "of equals the first"
+    assert sorted(k_means(twins, 3, numbers(0)).tolist())[0] == 0
+
+
+# --- by score ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_hardest_are_taken_by_score_and_then_by_index(seed: int) -> None:
+    score = numbers(seed).integers(0, 4, size=11)
+    expected = sorted(range(11), key=lambda i: (-score[i], i))
+    for count in range(12):
+        assert hardest(score.astype(np.float64), count).tolist() == expected[:count]
+    assert hardest(score, 11).dtype == np.int64
+    assert hardest(score >= 2, 11).tolist() == sorted(range(11), key=lambda i: (score[i] < 2, i))
+
+
+def slow_budgets(sizes: list[int], count: int) -> list[int]:
+    """Each heap in turn, the smallest first, gets an even part of what is left, or all it has."""
+    budgets = [0] * len(sizes)
+    order = sorted((i for i, size in enumerate(sizes) if size), key=lambda i: (sizes[i], i))
+    while order:
+        smallest = order[0]
+        budgets[smallest] = min(sizes[smallest], (count - sum(budgets)) // len(order))
+        order = order[1:]
+    return budgets
+
+
+def slow_heaps(score: NDArray[np.float64], count: int, beta: float, strata: int) -> list[list[int]]:
+    """The samples in each stratum once the hardest are dropped one by one."""
+    kept = list(range(len(score)))
+    dropped = 0
+    while (dropped + 1) * 1000 <= round(beta * 1000) * len(score) and len(kept) > count:
+        kept.remove(max(kept, key=lambda i: (score[i], i)))
+        dropped += 1
+    low, high = min(score[kept]), max(score[kept])
+    heaps: list[list[int]] = [[] for _ in range(strata)]
+    for i in kept:
+        place = next((s for s in range(strata) if score[i] < low + (s + 1) * (high - low) / strata), strata - 1)
+        heaps[place if high > low else 0].append(i)
+    return heaps
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(("beta", "strata"), [(0.3, 50), (0.3, 4), (0.0, 7), (0.29, 1), (0.9, 3)])
+def test_ccs_fills_the_strata_as_in_the_paper(seed: int, beta: float, strata: int) -> None:
+    draws = numbers(seed)
+    score = draws.choice(draws.exponential(size=25), 30)  # with equals among them
+    for count in (1, 2, 7, 19, 30):
+        heaps = slow_heaps(score, count, beta, strata)
+        taken = ccs(score, count, numbers(3), beta, strata).tolist()
+        assert len(set(taken)) == len(taken) == count
+        assert [len(set(taken) & set(heap)) for heap in heaps] == slow_budgets([len(heap) for heap in heaps], count)
+        where = [next(s for s, heap in enumerate(heaps) if i in heap) for i in taken]
+        assert where == sorted(where), "easiest stratum first"
+
+
+def test_ccs_drops_the_hardest_and_no_more_than_it_can() -> None:
+    score = np.arange(10.0)
+    assert sorted(ccs(score, 7, numbers(0)).tolist()) == list(range(7)), "exactly 30 of 100"
+    assert sorted(ccs(score, 9, numbers(0)).tolist()) == list(range(9))
+    assert sorted(ccs(np.ones(10), 7, numbers(0)).tolist()) == list(range(7)), "of equals the last are dropped"
+
+
+def test_ccs_is_uniform_within_a_stratum() -> None:
+    score = np.array([0, 0, 0, 0, 9, 9, 20])
+    times = Counter(i for seed in range(1000) for i in ccs(score, 3, numbers(seed), beta=0.0, strata=2).tolist())
+    assert times[6] == 1000
+    assert all(abs(times[i] - 333) < 75 for i in range(6)), "5 standard deviations of 15"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_window_holds_a_stretch_of_the_difficulty(seed: int) -> None:
+    score = numbers(seed).integers(0, 9, size=20)
+    order = sorted(range(20), key=lambda i: (score[i], i))
+    for start, first, last in [(0.0, 0, 6), (0.1, 2, 8), (0.5, 10, 16), (0.7, 14, 20), (0.9, 14, 20), (1.0, 14, 20)]:
+        taken = window(score, 4, start, 0.29, numbers(1)).tolist()
+        assert set(taken) <= set(order[first:last])
+        assert taken == sorted(set(taken), key=order.index), "easiest first, none twice"
+        assert len(taken) == 4
+        assert window(score, 6, start, 0.29, numbers(1)).tolist() == order[first:last], "all that it holds"
+    assert window(score, 5, 0.3, 0, numbers(1)).tolist() == order[6:11], "without a width, the next ones"
+    assert window(score, 20, 0.3, 0.1, numbers(1)).tolist() == order
+
+
+def test_every_member_of_a_window_is_as_likely() -> None:
+    times = Counter(i for seed in range(1000) for i in window(np.arange(10), 2, 0.2, 0.5, numbers(seed)).tolist())
+    assert set(times) == {2, 3, 4, 5, 6}
+    assert all(abs(found - 400) < 78 for found in times.values()), "5 standard deviations of 15.5"
+
+
+def test_candidates_are_windows_one_after_another() -> None:
+    score, starts = numbers(0).normal(size=40), [0.0, 0.1, 0.5, 0.9]
+    draws = numbers(5)
+    expected = [window(score, 3, start, 0.2, draws).tolist() for start in starts]
+    assert [found.tolist() for found in windows(score, 3, starts, 0.2, numbers(5))] == expected
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda score: hardest(score, 3),
+        lambda score: ccs(score, 3, numbers(0)),
+        lambda score: window(score, 3, 0.0, 0.5, numbers(0)),
+        lambda score: k_means(score[:, None], 3, numbers(0)),
+    ],
+)
+def test_a_class_that_is_too_small_is_refused_by_all(method: type) -> None:
+    with pytest.raises(DataError, match=r"has 2 images, fewer than the 3 to pick; lower synthetic\.ipc"):
+        method(np.zeros(2))

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from toy import COUNTS, MEAN, RECIPE, STD, generator, toy_blocks, toy_network
 
-from dasm_ray.config import TrainRecipe
+from dasm_ray.config import Model, TrainRecipe
 from dasm_ray.core.augment import DRAWS
 from dasm_ray.core.train import (
     STATISTICS_SAMPLES,
     Network,
     RealSamples,
     TensorSamples,
+    Trained,
     accuracy,
     batches,
     read_all,
@@ -59,7 +60,7 @@ def test_steps_are_those_of_sgd_with_momentum_and_weight_decay(norm: str) -> Non
     module = twin_of(network, flat)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, weight_decay=0.05)
     velocity = torch.zeros_like(flat)
-    settings = torch.tensor([0.1, 0.9, 0.05], dtype=torch.float64)
+    settings = torch.tensor([0.1, 0.9, 0.05, 0.0, 0.0], dtype=torch.float64)
     for number in range(4):
         images, labels = batch_of(number)
         flat, velocity, loss = network.train_step("none")(
@@ -79,7 +80,7 @@ def test_a_mixed_step_mixes_the_losses_by_the_share_of_pixels() -> None:
     images, labels = batch_of(0)
     box = torch.tensor([0.75, 0.5, 0.5, 1.0])  # a field of 4x4 in the middle comes from the image before
     _, _, loss = network.train_step("none")(
-        flat, torch.zeros_like(flat), images, labels, torch.zeros(6, DRAWS), box, torch.zeros(3, dtype=torch.float64)
+        flat, torch.zeros_like(flat), images, labels, torch.zeros(6, DRAWS), box, torch.zeros(5, dtype=torch.float64)
     )
     mixed = images.clone()
     mixed[:, :, 2:6, 2:6] = images[[5, 0, 1, 2, 3, 4], :, 2:6, 2:6]
@@ -95,7 +96,7 @@ def test_a_step_augments_each_image_by_its_own_draw() -> None:
     draws = torch.full((2, DRAWS), 0.9)
     draws[1, 7] = 0.1  # only the second is flipped
     _, _, loss = network.train_step("flip")(
-        flat, torch.zeros_like(flat), images, labels, draws, torch.tensor(NO_MIX), torch.zeros(3, dtype=torch.float64)
+        flat, torch.zeros_like(flat), images, labels, draws, torch.tensor(NO_MIX), torch.zeros(5, dtype=torch.float64)
     )
     seen = torch.stack([images[0], images[1].flip(2)])
     torch.testing.assert_close(loss, F.cross_entropy(twin_of(network, flat)(seen), labels).detach())
@@ -144,11 +145,11 @@ def watched(network: Network, strategy: str) -> Seen:
         seen.append(rest)
         return flat, velocity, torch.zeros(())
 
-    network._train_steps[strategy] = step
+    network._train_steps[strategy, False] = step
     return seen
 
 
-def run(network: Network, recipe: TrainRecipe, steps: int, **more: Any) -> list[tuple[int, Tensor, Tensor]]:
+def run(network: Network, recipe: TrainRecipe, steps: int, **more: Any) -> list[Trained]:
     return list(train(network, RealSamples(network, toy_blocks()), recipe, steps=steps, generator=generator(), **more))
 
 
@@ -160,7 +161,7 @@ def test_the_rate_falls_to_a_fifth_at_two_thirds_and_again_at_five_sixths() -> N
     assert rates == pytest.approx([0.05] * 8 + [0.01] * 2 + [0.002] * 2)
     seen.clear()
     run(network, RECIPE, 12)
-    assert [settings.tolist() for *_, settings in seen] == [pytest.approx([0.05, 0.9, 5e-4])] * 12
+    assert [settings.tolist() for *_, settings in seen] == [pytest.approx([0.05, 0.9, 5e-4, 0, 0])] * 12
 
 
 def test_every_step_has_its_own_draws_one_row_an_image() -> None:
@@ -170,6 +171,17 @@ def test_every_step_has_its_own_draws_one_row_an_image() -> None:
     rows = torch.cat([draws for _, _, draws, _, _ in seen])
     assert rows.shape == (5 * 8, DRAWS)
     assert len(torch.unique(rows, dim=0)) == 5 * 8
+
+
+def test_one_augmentation_a_step_where_that_is_asked_for() -> None:
+    network = toy_network()
+    seen = {name: watched(network, name) for name in ("color", "crop", "flip", "color_crop_flip")}
+    recipe = RECIPE.model_copy(update={"augment": "color_crop_flip"})
+    run(network, recipe, 30)
+    assert [len(steps) for steps in seen.values()] == [0, 0, 0, 30]
+    run(network, recipe.model_copy(update={"single": True}), 30)
+    assert len(seen["color_crop_flip"]) == 30
+    assert all(3 < len(seen[name]) < 20 for name in ("color", "crop", "flip"))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +238,7 @@ def test_training_starts_where_it_is_told_and_changes_nothing_that_it_was_given(
     network = toy_network()
     start = network.initial(generator(5))
     kept = start.clone()
-    (_, first, _), *_ = run(network, RECIPE, 2, flat=start)
+    (_, first, *_), *_ = run(network, RECIPE, 2, flat=start)
     assert torch.equal(start, kept)
     assert 0 < float((first - start).abs().max()) < 0.5
     fresh = run(network, RECIPE, 1)[0][1]
@@ -238,8 +250,47 @@ def test_training_learns() -> None:
     samples = RealSamples(network, toy_blocks())
     unseen = RealSamples(network, toy_blocks(seed=1))
     states = run(network, RECIPE, 60, decay=True)
-    assert float(states[-1][2]) < 0.5 * float(states[0][2])
-    assert accuracy(network, states[-1][1], statistics_of(network, states[-1][1], samples), unseen) > 0.8
+    assert float(states[-1].loss) < 0.5 * float(states[0].loss)
+    assert accuracy(network, states[-1].flat, statistics_of(network, states[-1].flat, samples), unseen) > 0.8
+
+
+def test_gsam_goes_as_its_authors_wrote_it() -> None:
+    """One step spelled out as in the paper: ascend within an adaptive ball, take the gradient there, project."""
+    network = toy_network()
+    images, labels = RealSamples(network, toy_blocks()).take(np.arange(0, 40, 5))
+    flat = network.initial(generator(2)).double()
+    rho, alpha = 0.1, 0.4
+
+    def gradient_at(there: Tensor) -> Tensor:
+        leaf = there.clone().requires_grad_()
+        loss = F.cross_entropy(network.logits(leaf, images.double()), labels)
+        return torch.autograd.grad(loss, leaf)[0]
+
+    here = gradient_at(flat)
+    length = sum((abs(float(w)) * float(g)) ** 2 for w, g in zip(flat, here, strict=True)) ** 0.5
+    moved = [float(w) + rho * float(w) ** 2 * float(g) / length for w, g in zip(flat, here, strict=True)]
+    worst = gradient_at(torch.tensor(moved, dtype=torch.float64))
+    cosine = float((here * worst).sum() / (here.norm() * worst.norm()))
+    vertical = here - cosine * here.norm() * worst / worst.norm()
+    expected = flat - 0.05 * (worst - alpha * vertical)
+    settings = torch.tensor([0.05, 0.0, 0.0, rho, alpha], dtype=torch.float64)
+    after, _, _ = network.train_step("none", is_flat=True)(
+        flat, torch.zeros_like(flat), images.double(), labels, torch.zeros(8, DRAWS), torch.tensor(NO_MIX), settings
+    )
+    assert float((after - expected).norm() / (expected - flat).norm()) < 1e-9
+    assert float(vertical.norm() / worst.norm()) > 1e-3, "the case must have a part to take off"
+
+
+def test_labels_may_be_probabilities() -> None:
+    network = toy_network()
+    images, labels = RealSamples(network, toy_blocks()).take(np.arange(16))
+    certain = F.one_hot(labels, len(COUNTS)).float()
+    runs = [
+        list(train(network, TensorSamples(images, given), RECIPE, steps=3, generator=generator()))[-1].flat
+        for given in (labels, certain, certain.roll(1, 1))
+    ]
+    torch.testing.assert_close(runs[0], runs[1])
+    assert float((runs[0] - runs[2]).norm()) > 1e-3
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------
@@ -270,7 +321,7 @@ def test_tensor_samples_are_real_samples_held_in_memory() -> None:
     held = TensorSamples(*real.take(np.arange(len(real))))
     assert len(held) == len(real)
     runs = [
-        [flat for _, flat, _ in train(network, samples, RECIPE, steps=5, generator=generator())]
+        [state.flat for state in train(network, samples, RECIPE, steps=5, generator=generator())]
         for samples in (real, held)
     ]
     assert torch.equal(runs[0][-1], runs[1][-1])
@@ -411,3 +462,13 @@ def test_other_networks_need_no_statistics(norm: str) -> None:
     flat = network.initial(generator())
     assert statistics_of(network, flat, RealSamples(network, toy_blocks())) == {}
     assert network.statistics(flat, torch.zeros(2, 3, 8, 8)) == {}
+
+
+@pytest.mark.parametrize(("width", "size", "compiles"), [(32, 8, False), (32, 28, True), (128, 32, True)])
+def test_a_network_is_compiled_where_that_pays(width: int, size: int, compiles: bool) -> None:
+    def network(compile: bool | None) -> Network:
+        return Network(Model(width=width), (1, size, size), 10, (0.5,), (0.5,), compile=compile)
+
+    assert network(None).compile is compiles
+    assert network(True).compile
+    assert not network(False).compile

@@ -81,9 +81,10 @@ def test_all_rounds_are_done_and_on_disk(real: RealRefs, pool: Pool, tmp_path: P
     for number, classes in enumerate(groups_of(10, 4)):
         kept = segments.read(Place(tmp_path), 0, number, "key")
         assert kept is not None
-        assert kept.round == ROUNDS
-        assert kept.pixels.tobytes() == pixels[list(classes)].tobytes()
-        assert kept.initial.tobytes() == run.start[list(classes)].tobytes()
+        arrays, round = kept
+        assert round == ROUNDS
+        assert arrays["pixels"].tobytes() == pixels[list(classes)].tobytes()
+        assert arrays["initial"].tobytes() == run.start[list(classes)].tobytes()
 
 
 def test_a_finished_segment_gives_no_tasks(real: RealRefs, pool: Pool, tmp_path: Path) -> None:

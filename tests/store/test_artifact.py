@@ -292,3 +292,69 @@ def test_npz_opens_without_pickle(tmp_path, soft):
         assert tuple(arrays["mean"]) == whole.mean
         assert arrays["factor"] == 2
         assert ("soft_labels" in arrays, "step_size" in arrays) == (soft, soft)
+
+
+# --- normalised and whitened sets ------------------------------------------------------------------------------------
+
+
+def whitened(**changes):
+    """A set as a network sees it, and the pictures it shows."""
+    generator = np.random.default_rng(1)
+    pictures = generator.random((6, 3, 4, 5)).astype(np.float32)
+    mean, matrix = generator.normal(size=60), np.eye(60) + 0.01 * generator.normal(size=(60, 60))
+    matrix = (matrix + matrix.T) / 2
+    normalised = (pictures - np.reshape((0.1, 0.2, 1 / 3), (-1, 1, 1))) / 0.25
+    pixels = ((normalised.reshape(6, -1) - mean) @ matrix).reshape(pictures.shape).astype(np.float32)
+    fields = {
+        "pixels": pixels,
+        "is_normalised": True,
+        "whitening_mean": mean.astype(np.float32),
+        "whitening_matrix": matrix.astype(np.float32),
+    }
+    return artifact_of(**{**fields, **changes}), pictures
+
+
+def test_a_whitened_set_comes_back_and_shows_its_pictures(tmp_path):
+    artifact, pictures = whitened()
+    stamp = write_artifact(Place(tmp_path), artifact)
+    found = read_artifact(Place(tmp_path))
+    assert_same(found, artifact)
+    assert digest(found) == stamp
+    np.testing.assert_allclose(found.visible(), pictures, atol=1e-5)
+    table = pq.read_table(tmp_path / "data")
+    shown = np.asarray(Image.open(io.BytesIO(table.column("image")[2].as_py()["bytes"])))
+    np.testing.assert_allclose(shown.transpose(2, 0, 1) / 255, pictures[2], atol=0.5 / 255 + 1e-4)
+
+
+def test_the_whitening_is_part_of_the_digest_and_goes_when_the_set_goes(tmp_path):
+    artifact, _ = whitened()
+    stamp = write_artifact(Place(tmp_path), artifact)
+    other = dataclasses.replace(artifact, whitening_mean=artifact.whitening_mean + 1)
+    assert digest(other) != stamp
+    assert digest(dataclasses.replace(artifact, is_normalised=False)) != stamp
+    write_artifact(Place(tmp_path), artifact_of())
+    assert not (tmp_path / "whitening.safetensors").exists()
+    assert read_artifact(Place(tmp_path)).whitening_matrix is None
+
+
+def test_a_missing_or_damaged_whitening_is_found(tmp_path):
+    write_artifact(Place(tmp_path), whitened()[0])
+    file = tmp_path / "whitening.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"whitening\.safetensors is damaged"):
+        read_artifact(Place(tmp_path))
+    file.unlink()
+    with pytest.raises(ArtifactError, match="is damaged"):
+        read_artifact(Place(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"whitening_mean": None}, {"whitening_matrix": np.eye(3, dtype=np.float32)}, {"is_normalised": False}],
+)
+def test_a_whitening_that_does_not_fit_is_refused(tmp_path, changes):
+    artifact, _ = whitened(**changes)
+    with pytest.raises(ArtifactError, match=r"the whitening does not fit|a pixel lies outside"):
+        write_artifact(Place(tmp_path), artifact)

@@ -73,3 +73,11 @@ def test_a_checksum_depends_on_names_types_shapes_and_note():
         tensors.checksum({"a": base["a"].view(np.int32)}, {}),
     }
     assert len(sums) == 5
+
+
+def test_a_scalar_and_a_transposed_array_keep_their_shapes(tmp_path):
+    place = Place(tmp_path / "x.safetensors")
+    tensors.write(place, {"scalar": np.array(3.0, np.float32), "turned": np.arange(6.0).reshape(2, 3).T}, {})
+    found, _ = tensors.read(place)
+    assert found["scalar"].shape == ()
+    np.testing.assert_array_equal(found["turned"], np.arange(6.0).reshape(2, 3).T)

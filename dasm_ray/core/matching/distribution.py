@@ -1,0 +1,129 @@
+"""Distribution matching: synthetic images should lie where real ones of their class do, as a network sees them.
+
+    dm      the mean of the last hidden layer, class by class (Zhao and Bilen 2023)
+    cafe    the means of all layers, and real images told apart by where the synthetic classes lie (Wang et al. 2022)
+
+A step has the form of `core.matching.gradient`: a pure function of fixed shapes from decoding to the pixels' SGD step,
+compiled if the network's other steps are. The network is only run, so one derivative is enough.
+
+What must stay true: both batches of a class get the same augmentation and are run apart, so equal ones are no distance
+apart, also under batch normalisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, arange, nn
+from torch.func import functional_call, grad_and_value
+
+from dasm_ray.core.augment import augment
+from dasm_ray.core.compiled import maybe_compiled
+from dasm_ray.core.decode import decode, enlargers
+from dasm_ray.core.train import Network
+
+MATCHERS: dict[str, str] = {"dm": "hidden", "cafe": "blocks"}
+"""Which outputs of the network are compared: the last hidden layer, or all blocks' with that layer at the end."""
+
+DISCRIMINATION = 0.01
+"""The weight of cafe's second loss, a sum over the real batch as in the published code."""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """What one step needs to know beside its tensors.
+
+    All tensors may have a dimension K of classes in front. dm then adds up over classes that know nothing of each other
+    (but under batch normalisation, where the published code also takes all classes at once); cafe needs it.
+    """
+
+    network: Network
+    matcher: str
+    augment: str
+    factor: int
+    momentum: float
+    discrimination: float = DISCRIMINATION
+
+    def __post_init__(self) -> None:
+        _, height, width = self.network.shape
+        object.__setattr__(self, "rows", enlargers(height, self.factor).to(self.network.device))
+        object.__setattr__(self, "columns", enlargers(width, self.factor).to(self.network.device))
+        compiled = self.network.compile
+        object.__setattr__(self, "step", maybe_compiled(compiled, self.reference_step))
+        object.__setattr__(self, "mean_features", maybe_compiled(compiled, self.means))
+
+    # Set above: constants and functions that follow from the fields.
+    rows: Tensor = None  # type: ignore[assignment]
+    columns: Tensor = None  # type: ignore[assignment]
+    step: Callable[..., tuple[Tensor, Tensor, Tensor]] = None  # type: ignore[assignment]
+    mean_features: Callable[..., Tensor] = None  # type: ignore[assignment]
+
+    def features(self, flat: Tensor, images: Tensor, draws: Tensor) -> Tensor:
+        """What the network makes of ``images`` (..., n, C, H, W), uint8 or in [0, 1], augmented: (..., n, D).
+
+        D is the width d of the last hidden layer (dm) or of all blocks' outputs together, that layer last (cafe).
+        """
+        *front, count = images.shape[:-3]
+        seen = self.network.normalise(images.flatten(0, -4))
+        if len(draws) > 1:
+            draws = draws.repeat_interleave(count, 0)
+        seen = augment(seen, draws, self.augment)
+        values = self.network.layout.unflatten(flat)
+        found: Tensor = functional_call(self.network.module, values, (seen,), {MATCHERS[self.matcher]: True})
+        return found.view(*front, count, -1)
+
+    def means(self, flat: Tensor, pixels: Tensor, label: Tensor, draws: Tensor) -> Tensor:
+        """Mean features (..., D) of stored ``pixels`` (..., m, C, H, W): what earlier segments may add to a step's."""
+        rows, columns = self.rows.to(pixels.dtype), self.columns.to(pixels.dtype)
+        decoded = decode(pixels.flatten(0, -4), rows, columns)
+        front = pixels.shape[:-4]
+        return self.features(flat, decoded.view(*front, -1, *pixels.shape[-3:]), draws).mean(-2)
+
+    def distance(self, real: Tensor, synthetic: Tensor) -> Tensor:
+        """From real features (..., b, D) to synthetic means (..., D), summed over layers and classes: a scalar."""
+        apart = (real.mean(-2) - synthetic).square().sum()
+        return apart if self.matcher == "dm" else apart + self.discrimination * self.confusion(real, synthetic)
+
+    def confusion(self, real: Tensor, synthetic: Tensor) -> Tensor:
+        """Cross-entropy of real features (K, b, D) classified by synthetic means (K, D), last hidden layer: a scalar.
+
+        The logit of a class is the inner product with its mean; summed over all K*b, as in the published code of CAFE.
+        """
+        last = self.network.module.linear
+        assert isinstance(last, nn.Linear)
+        width = last.in_features
+        classes, count, _ = real.shape
+        logits = real[..., -width:].flatten(0, 1) @ synthetic[:, -width:].T
+        labels = arange(classes, device=logits.device).repeat_interleave(count)
+        return F.cross_entropy(logits, labels, reduction="sum")
+
+    def reference_step(
+        self,
+        flat: Tensor,
+        pixels: Tensor,
+        velocity: Tensor,
+        images: Tensor,
+        label: Tensor,
+        draws: Tensor,
+        earlier: Tensor,
+        settings: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step for one class (dm), or for K classes at once; `step` is this, compiled if asked for.
+
+        flat (P,); pixels, velocity (m, C, H, W) or (K, m, C, H, W); images (b, C, H, W) or (K, b, C, H, W) uint8;
+        label: of no use here, but of gradient matching's step; draws (1, DRAWS), or (K, DRAWS) for one a class; earlier
+        (D,) or (K, D): what earlier segments add to the synthetic means (a scalar 0 will do where a segment stands
+        alone); settings (2,): pixel rate and the share of this segment in the synthetic means. Returns new pixels,
+        velocity and the distance.
+        """
+        rate, share = settings.unbind()
+        real = self.features(flat, images, draws)
+
+        def apart(pixels: Tensor) -> Tensor:
+            return self.distance(real, share * self.means(flat, pixels, label, draws) + earlier)
+
+        slope, loss = grad_and_value(apart)(pixels)
+        velocity = self.momentum * velocity + slope
+        return pixels - rate * velocity, velocity, loss

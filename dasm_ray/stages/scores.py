@@ -1,0 +1,105 @@
+"""What is known of every real image before a segment: static and dynamic difficulty, and the window.
+
+What must stay true: scores do not depend on the number of shards.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dasm_ray.core.scoring import shard_ranges
+from dasm_ray.core.window import window
+from dasm_ray.runtime.pool import Ref, Task, put
+from dasm_ray.stages.contents import Segments, flattened
+from dasm_ray.stages.experts import Experts
+from dasm_ray.stages.here import Here, run_all
+from dasm_ray.store import scores as scores_store
+
+Indices = NDArray[np.int64]
+Pixels = NDArray[np.float32]
+
+
+class StaticScores:
+    """The difficulty of every training image under the experts, found when first needed: (score, known), (N,) each."""
+
+    def __init__(self, here: Here, trained: Experts) -> None:
+        self._here, self._trained = here, trained
+        self._found: tuple[NDArray[np.float64], NDArray[np.bool_]] | None = None
+
+    def get(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        if self._found is None:
+            score, wrong = sharded(self._here, "score_statically", "static scores", self._trained.snapshots)
+            self._found = score, ~wrong
+        return self._found
+
+
+def sharded(
+    here: Here, method: str, name: str, networks: tuple[Ref, ...]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """All training images scored in shards: score and wrong, (N,) each, whatever the number of shards."""
+    count, recipe = int(here.real.counts["train"].sum()), here.config.score
+    ranges = shard_ranges(count, recipe.batch, recipe.shards or 2 * here.session.workers)
+    here.progress.stage(name, len(ranges))
+    tasks = [
+        Task(f"{name}, images {first} to {last - 1}", method, (here.job, networks, first, last))
+        for first, last in ranges
+    ]
+    answers = run_all(here, tasks, lambda done: here.progress.advance(samples=len(done.value.score)))
+    return np.concatenate([d.value.score for d in answers]), np.concatenate([d.value.wrong for d in answers])
+
+
+def probes_before(here: Here, segment: int, trained: Experts, frozen: Segments) -> tuple[Ref, ...]:
+    """Networks that know the segments so far; before the first, experts after one epoch."""
+    if not frozen:
+        return trained.early[: here.config.probe.members]
+    pixels, hard, soft, _ = flattened(frozen)
+    labels = hard if soft is None else soft
+    where = put(pixels)  # in a tuple it travels as a reference; on its own Ray would send the pixels
+    members = here.config.probe.members
+    here.progress.stage("probes", members, here.of(segment))
+    tasks = [
+        Task(f"probe {m} before segment {segment + 1}", "probe", (here.job, segment, m, (where,), labels), 2)
+        for m in range(members)
+    ]
+    return tuple(done.refs[0] for done in run_all(here, tasks, lambda _: here.progress.advance()))
+
+
+def scores_before(
+    here: Here, segment: int, trained: Experts, frozen: Segments, static_scores: StaticScores
+) -> scores_store.Scores:
+    """What is known of every training image before a segment, and its window; read if it is on disk."""
+    place = here.place / "scores"
+    kept = scores_store.read(place, segment, here.key)
+    if kept is not None:
+        return kept
+    static, known = static_scores.get()
+    probes = probes_before(here, segment, trained, frozen)
+    dynamic, wrong = sharded(here, "score", f"scores before segment {segment + 1}", probes)
+    labels, index = _class_sorted(here.real.counts["train"])
+    allowed = np.zeros(len(labels), bool)
+    for label in range(here.classes):
+        mine = np.flatnonzero(labels == label)
+        seen = window(
+            here.config.window,
+            segment=segment,
+            segments=here.config.synthetic.segments,
+            dynamic=dynamic[mine],
+            static=static[mine],
+            wrong=wrong[mine],
+            known=known[mine],
+        )
+        allowed[mine[seen]] = True
+    found = scores_store.Scores(labels, index, dynamic, static, wrong, known, allowed)
+    scores_store.write(place, segment, found, here.key)
+    here.progress.note(
+        f"segment {segment + 1}: the probe gets {1 - wrong.mean():.1%} of the training images right; "
+        f"the window holds {allowed.mean():.0%}"
+    )
+    return found
+
+
+def _class_sorted(counts: NDArray[np.int64]) -> tuple[Indices, Indices]:
+    """Label and within-class index of every image in class-sorted order."""
+    labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+    return labels, np.concatenate([np.arange(count, dtype=np.int64) for count in counts])

@@ -1,0 +1,62 @@
+"""Whitening against its definition, image by image in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dasm_ray.core.whiten import Sums, Whitening, fit, sums_of
+
+EPS = 0.1
+
+
+def images(count: int = 60) -> torch.Tensor:
+    """Correlated pictures (n, 2, 3, 4)."""
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(24, 24, generator=generator) / 5
+    return (torch.randn(count, 24, generator=generator) @ mix + 0.3).view(count, 2, 3, 4)
+
+
+def fitted(*sizes: int) -> Whitening:
+    return fit([sums_of([part]) for part in images().split(sizes or (60,))], EPS)
+
+
+def test_it_is_zca_as_defined() -> None:
+    flat = images().double().flatten(1).numpy()
+    mean = flat.mean(0)
+    covariance = sum(np.outer(row - mean, row - mean) for row in flat) / (len(flat) - 1)
+    u, s, _ = np.linalg.svd(covariance)
+    expected = (flat - mean) @ (u @ np.diag(1 / np.sqrt(s + EPS)) @ u.T)
+    found = fitted()
+    np.testing.assert_allclose(found.apply(images()).flatten(1).numpy(), expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(found.matrix.numpy(), found.matrix.numpy().T, atol=1e-6)
+
+
+def test_whitened_pixels_are_no_longer_correlated() -> None:
+    white = fit([sums_of([images()])], 1e-6).apply(images()).flatten(1)
+    off = np.cov(white.T.numpy()) - np.eye(24)
+    assert abs(off).max() < 1e-2
+    before = np.corrcoef(images().flatten(1).T.numpy()) - np.eye(24)
+    assert abs(before).max() > 0.5
+
+
+@pytest.mark.parametrize("sizes", [(30, 30), (1, 59), (20, 20, 20)])
+def test_parts_add_up(sizes: tuple[int, ...]) -> None:
+    torch.testing.assert_close(fitted(*sizes).matrix, fitted().matrix, rtol=1e-5, atol=1e-5)
+    whole, batches = sums_of([images()]), sums_of(images().split(7))
+    assert isinstance(whole, Sums)
+    assert whole.images == batches.images == 60
+    torch.testing.assert_close(whole.products, batches.products, rtol=1e-5, atol=1e-5)
+
+
+def test_inverting_gives_the_images_back() -> None:
+    found = fitted()
+    torch.testing.assert_close(found.invert(found.apply(images())), images(), rtol=0, atol=1e-5)
+
+
+def test_a_constant_pixel_stays_finite() -> None:
+    pictures = images()
+    pictures[:, 0, 0, 0] = 1.0
+    white = fit([sums_of([pictures])], EPS).apply(pictures)
+    assert torch.isfinite(white).all()
