@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -116,6 +117,20 @@ def workers_of(process: subprocess.Popen[str], doing: str) -> list[psutil.Proces
     return found
 
 
+def killed(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Kills the driver, as a machine out of memory would; what Ray leaves behind, which ends itself within a minute."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    return children
+
+
+def end(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def test_artifact_and_table_are_whole(reference: Path) -> None:
     artifact = read_artifact(Place(reference / "synthetic"))
     assert artifact.pixels.shape == (20, 1, 8, 8)
@@ -139,8 +154,8 @@ def test_artifact_and_table_are_whole(reference: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [("--workers", "1"), ("--workers", "3"), ("--set", "score.shards=1"), ("--set", "score.shards=5")],
-    ids=["1 worker", "3 workers", "1 shard", "5 shards"],
+    [("--workers", "1", "--set", "score.shards=5"), ("--workers", "3", "--set", "score.shards=1")],
+    ids=["1 worker, 5 shards", "3 workers, 1 shard"],
 )
 def test_same_bytes_however_the_work_is_spread(
     recipe: Path, reference: Path, tmp_path: Path, options: tuple[str, ...]
@@ -164,12 +179,10 @@ def test_same_bytes_after_the_driver_is_killed(recipe: Path, reference: Path, tm
     run = tmp_path / "run"
     process = started(recipe, run, "--workers", "2")
     wait_for(lambda: list(run.glob("segments/segment_001_*")), "a checkpoint of the second segment")
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.communicate()
+    left_behind = killed(process)
     assert not (run / "synthetic" / "dataset.json").exists()
-    wait_for(lambda: not any(child.is_running() and child.status() != "zombie" for child in children), "Ray gone")
     out = finished(started(recipe, run, "--workers", "2"))
+    end(left_behind)
     assert digest_in(run) == digest_in(reference)
     assert digest_in(run) in out
 
@@ -265,12 +278,10 @@ def test_trajectories_give_the_same_bytes_after_the_driver_is_killed(
     run = tmp_path / "run"
     process = started(walks, run, "--workers", "2")
     wait_for(lambda: list(run.glob(seen)), seen)
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.communicate()
+    left_behind = killed(process)
     assert not (run / "synthetic" / "dataset.json").exists()
-    wait_for(lambda: not any(child.is_running() and child.status() != "zombie" for child in children), "Ray gone")
     finished(started(walks, run, "--workers", "2"))
+    end(left_behind)
     assert digest_in(run) == digest_in(walked)
 
 
