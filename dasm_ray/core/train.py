@@ -36,6 +36,10 @@ WORTH_COMPILING = 1 << 14
 """Values in a network's first block from which a CPU step is compiled: 28x28 pixels at width 21, never 8x8 ones."""
 
 
+PIECE_BYTES = 1 << 24
+"""Of the first block's output for the images that a CPU takes at once, so that its caches hold what is read next."""
+
+
 class Network:
     """An architecture on images of one shape, normalised by ``mean`` and ``std`` (C,) of pixels in [0, 1]."""
 
@@ -61,6 +65,18 @@ class Network:
         self.layout = Layout.of(self.module)
         self.read = self._reader()
         self._train_steps: dict[tuple[str, bool], Callable[..., tuple[Tensor, Tensor, Tensor]]] = {}
+
+    def piece(self, batch: int) -> int:
+        """How many of ``batch`` images are best taken at once where a gradient is a sum over images.
+
+        On a CPU as many as its caches hold: an even part of the batch if there is one of about that size. Everything on
+        other devices, and where batch normalisation couples the images.
+        """
+        _, height, width = self.shape
+        most = max(1, PIECE_BYTES // (4 * self.model.width * height * width))
+        if batch <= most or self.device != "cpu" or self.model.norm == "batch":
+            return batch
+        return next((size for size in range(most, most // 2, -1) if batch % size == 0), most)
 
     def initial(self, generator: torch.Generator) -> Tensor:
         """Fresh parameters (P,) on the device."""

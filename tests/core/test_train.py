@@ -472,3 +472,15 @@ def test_a_network_is_compiled_where_that_pays(width: int, size: int, compiles: 
     assert network(None).compile is compiles
     assert network(True).compile
     assert not network(False).compile
+
+
+@pytest.mark.parametrize(
+    ("norm", "batch", "piece"),
+    [("instance", 20, 20), ("instance", 32, 32), ("instance", 100, 25), ("instance", 64, 32), ("instance", 97, 32),
+     ("instance", 35, 32), ("none", 100, 25), ("batch", 100, 100)],
+)  # fmt: skip
+def test_pieces_fit_the_caches_and_are_even_parts_where_there_are_any(norm: str, batch: int, piece: int) -> None:
+    model = Model(width=128, norm=norm)  # type: ignore[arg-type]
+    assert Network(model, (3, 32, 32), 10, (0.5,) * 3, (0.5,) * 3).piece(batch) == piece
+    assert Network(Model(width=1), (1, 8, 8), 10, (0.5,), (0.5,)).piece(batch) == batch
+    assert Network(Model(width=128), (3, 1024, 1024), 10, (0.5,) * 3, (0.5,) * 3).piece(batch) == 1

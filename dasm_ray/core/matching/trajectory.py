@@ -8,7 +8,8 @@ some epochs later is differentiated through all N steps. Two forms:
                 phi = <lambda, g(theta, x, y)>, the step theta - a g gives dL/da -= phi, dL/dx -= a dphi/dx,
                 dL/dy -= a dphi/dy and lambda -= a dphi/dtheta: one graph alive at a time, and every step of one
                 shape, so it is compiled once. Only parameter vectors are kept, some of them recomputed; phi is
-                not computed anew, since a g is how far the step went
+                not computed anew, since a g is how far the step went. Both g and phi are sums over images, so a CPU
+                takes a batch in pieces that its caches hold
 
 What must stay true: both give the same gradients up to rounding, and keeping fewer vectors changes no bit.
 """
@@ -16,7 +17,7 @@ What must stay true: both give the same gradients up to rounding, and keeping fe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -78,34 +79,41 @@ class Student:
     soft: bool
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "forward", maybe_compiled(self.network.compile, self._forward))
-        object.__setattr__(self, "backward", maybe_compiled(self.network.compile, self._backward))
+        compile_it = self.network.compile
+        object.__setattr__(self, "_gradient", maybe_compiled(compile_it, grad(self.loss)))
+        object.__setattr__(self, "_second", maybe_compiled(compile_it, grad(self._along, argnums=(0, 1, 2))))
 
-    # Set above: the two steps, compiled if asked for.
-    forward: Callable[..., Tensor] = None  # type: ignore[assignment]
-    backward: Callable[..., tuple[Tensor, Tensor, Tensor]] = None  # type: ignore[assignment]
+    # Set above: derivatives of a piece of a batch, compiled if asked for.
+    _gradient: Callable[..., Tensor] = None  # type: ignore[assignment]
+    _second: Callable[..., tuple[Tensor, Tensor, Tensor]] = None  # type: ignore[assignment]
 
-    def loss(self, flat: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy with soft targets, mean over the batch: images (b, C, H, W) as the network sees them."""
+    def loss(self, flat: Tensor, images: Tensor, labels: Tensor, batch: int) -> Tensor:
+        """What ``images`` (b, C, H, W), as the network sees them, add to the mean cross-entropy of ``batch`` images."""
         targets = labels.softmax(1) if self.soft else labels
-        apart: Tensor = -(targets * self.network.logits(flat, images).log_softmax(1)).sum(1)
-        return apart.mean()
+        apart: Tensor = -(targets * self.network.logits(flat, images).log_softmax(1)).sum()
+        return apart / batch
 
-    def _forward(self, flat: Tensor, images: Tensor, labels: Tensor, step: Tensor) -> Tensor:
+    def _along(self, flat: Tensor, images: Tensor, labels: Tensor, batch: int, adjoint: Tensor) -> Tensor:
+        """What a piece adds to phi."""
+        return torch.dot(adjoint, grad(self.loss)(flat, images, labels, batch))
+
+    def _pieces(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        size = self.network.piece(len(images))
+        return zip(torch.split(images, size), torch.split(labels, size), strict=True)
+
+    def forward(self, flat: Tensor, images: Tensor, labels: Tensor, step: Tensor) -> Tensor:
         """One student step: parameters (P,) to parameters."""
-        after: Tensor = flat - step * grad(self.loss)(flat, images, labels)
-        return after
+        pieces = self._pieces(images, labels)
+        return flat - step * sum(self._gradient(flat, *piece, len(images)) for piece in pieces)
 
-    def _backward(
+    def backward(
         self, flat: Tensor, images: Tensor, labels: Tensor, step: Tensor, adjoint: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One step of the adjoint: lambda before the step, and what the step adds to dL/dx and dL/dy."""
-
-        def along(flat: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-            return torch.dot(adjoint, grad(self.loss)(flat, images, labels))
-
-        by_flat, by_images, by_labels = grad(along, argnums=(0, 1, 2))(flat, images, labels)
-        return adjoint - step * by_flat, -step * by_images, -step * by_labels
+        pieces = self._pieces(images, labels)
+        found = [self._second(flat, *piece, len(images), adjoint) for piece in pieces]
+        by_flat, by_images, by_labels = zip(*found, strict=True)
+        return adjoint - step * sum(by_flat), -step * torch.cat(by_images), -step * torch.cat(by_labels)
 
 
 def unrolled(
@@ -117,7 +125,7 @@ def unrolled(
     flat = start.detach().requires_grad_()
     for chosen, draws, strategy in zip(*plan, strict=True):
         seen = augment(images[chosen], draws, strategy)
-        loss = student.loss(flat, seen, labels[chosen])
+        loss = student.loss(flat, seen, labels[chosen], len(chosen))
         (gradient,) = torch.autograd.grad(loss, flat, create_graph=True)
         flat = flat - log_step.exp() * gradient
     distance = (flat - target).square().sum() / (start - target).square().sum()

@@ -12,7 +12,7 @@ from torch import Tensor
 from toy import generator
 
 from dasm_ray.config import Model
-from dasm_ray.core import compiled
+from dasm_ray.core import compiled, train
 from dasm_ray.core.matching.trajectory import Gradients, Plan, Student, adjoint, planned, spacing_for, unrolled
 from dasm_ray.core.train import Network
 
@@ -63,6 +63,18 @@ def test_it_holds_for_every_normalisation(norm: str) -> None:
     student = student_of(norm=norm)
     inputs = problem(student)
     plan = planned(7, 4, 5, "none", False, generator(5))
+    ours, reference = adjoint(student, plan, *inputs), unrolled(student, plan, *inputs)
+    for name in Gradients._fields:
+        assert apart(getattr(ours, name), getattr(reference, name)) <= 1e-9, name
+
+
+@pytest.mark.parametrize("batch", [4, 5, 6], ids=["even pieces", "a piece left over", "three pieces"])
+def test_a_batch_in_pieces_is_the_batch(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    student = student_of()
+    inputs = problem(student)
+    plan = planned(7, batch, 5, "none", False, generator(5))
+    monkeypatch.setattr(train, "PIECE_BYTES", 2 * 4 * 4 * 8 * 8)
+    assert student.network.piece(batch) == 2
     ours, reference = adjoint(student, plan, *inputs), unrolled(student, plan, *inputs)
     for name in Gradients._fields:
         assert apart(getattr(ours, name), getattr(reference, name)) <= 1e-9, name
