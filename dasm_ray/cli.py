@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from dasm_ray.config import SELECTION_METHODS
-from dasm_ray.errors import DasmError
+from dasm_ray.errors import ConfigError, DasmError
 
 if TYPE_CHECKING:
     from dasm_ray.config import RunConfig
@@ -116,6 +116,71 @@ def select(
 
 
 @main.command()
+@click.argument("configs", metavar="CONFIG...", nargs=-1, required=True)
+@click.option("--ipc", "ipcs", metavar="N,N", help="Images per class. [default: the first config's]")
+@click.option("--select", "selections", metavar="A,B", default="random,herding,k_center", show_default=True)
+@click.option("--labels", metavar="A,B", default="hard", show_default=True, help="hard, soft: those of the experts.")
+@click.option("--network", "networks", metavar="A,B", help="ARCH or ARCH:NORM. [default: the configs' own]")
+@click.option("--run", metavar="DIR", help="Folder of the comparison. [default: runs/comparison]")
+@SET
+@WORKERS
+@ADDRESS
+def compare(
+    configs: tuple[str, ...],
+    ipcs: str | None,
+    selections: str,
+    labels: str,
+    networks: str | None,
+    run: str | None,
+    overrides: tuple[str, ...],
+    workers: int | None,
+    address: str | None,
+) -> None:
+    """Compare recipes and selections in one fair table.
+
+    Every CONFIG is distilled at every --ipc; each set is then trained on with every kind of labels, network and seed.
+    IOR, HLR and the compression ratio stand beside. Stopped, the same command goes on: sets and cells that are there
+    are not computed again. --set changes all configs.
+    """
+    with _told():
+        settings = [_config(config, overrides, workers, address) for config in configs]
+        from rich.console import Console
+
+        from dasm_ray import pipeline
+        from dasm_ray.report.table import render
+
+        table = pipeline.compare(
+            settings,
+            ipcs=_numbers("--ipc", ipcs),
+            selections=_names(selections),
+            labels=_names(labels),
+            networks=_names(networks),
+            run=run,
+        )
+        Console().print(render(table.rows, table.title))
+        click.echo(f"comparison: {table.place}")
+
+
+@main.command()
+@click.argument("path")
+@click.option("--to", "target", metavar="DIR", required=True, help="A new folder.")
+@SET
+@WORKERS
+@ADDRESS
+def relabel(path: str, target: str, overrides: tuple[str, ...], workers: int | None, address: str | None) -> None:
+    """Give a synthetic set the soft labels of its run's experts.
+
+    PATH: a run directory or an artifact, such as what `select` wrote. Only keys of experts, evaluate, runtime and
+    data.path can be changed with --set.
+    """
+    with _told():
+        from dasm_ray import pipeline
+
+        place, digest = pipeline.relabel(path, target, _with_options(overrides, workers, address))
+        click.echo(f"{place}\ndigest {digest}")
+
+
+@main.command()
 @click.argument("path")
 @SET
 @WORKERS
@@ -208,6 +273,19 @@ def _with_options(overrides: tuple[str, ...], workers: int | None, address: str 
     """Options as overrides, so that they are checked like any other key."""
     options = {"runtime.workers": workers, "runtime.address": address}
     return [*overrides, *(f"{key}={value}" for key, value in options.items() if value is not None)]
+
+
+def _names(listed: str | None) -> tuple[str, ...]:
+    """The parts of a comma-separated option."""
+    return tuple(part.strip() for part in (listed or "").split(",") if part.strip())
+
+
+def _numbers(option: str, listed: str | None) -> tuple[int, ...]:
+    names = _names(listed)
+    for name in names:
+        if not name.isdecimal():
+            raise ConfigError(f"{option}: {name!r} is no number; write it as 1,10")
+    return tuple(map(int, names))
 
 
 @contextlib.contextmanager

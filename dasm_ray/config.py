@@ -93,12 +93,13 @@ class Data(Section):
     )
 
 
+Arch = Literal["convnet", "resnet18", "vgg11", "alexnet", "lenet", "mlp", "vit"]
+
+
 class Model(Section):
     """The network that is matched, probed and evaluated."""
 
-    arch: Literal["convnet", "resnet18", "vgg11", "alexnet", "lenet", "mlp", "vit"] = Field(
-        "convnet", description="a row of core.models.MODELS"
-    )
+    arch: Arch = Field("convnet", description="a row of core.models.MODELS")
     width: Count = Field(128, description="channels of every block (convnet; the others have widths of their own)")
     depth: Annotated[int, Field(ge=1, le=8, strict=True)] | None = Field(
         None, description="blocks (convnet only); unset: from the image size"
@@ -268,6 +269,18 @@ class Evaluate(TrainRecipe):
     )
 
 
+class ArchRecipe(Section):
+    """How a network other than the run's own is trained on a set, where it differs from `evaluate`."""
+
+    epochs: Count | None = Field(None, description="as in evaluate")
+    batch: Count | None = Field(None, description="as in evaluate")
+    lr: Positive | None = Field(None, description="as in evaluate")
+    momentum: Momentum | None = Field(None, description="as in evaluate")
+    weight_decay: NotNegative | None = Field(None, description="as in evaluate")
+    augment: Strategy | None = Field(None, description="as in evaluate")
+    cutmix: Share | None = Field(None, description="as in evaluate")
+
+
 class Runtime(Section):
     """How the work is spread. Only the threads of a worker and compilation touch the result, by rounding."""
 
@@ -306,6 +319,9 @@ class RunConfig(Section):
     score: Score = Score()
     probe: Probe = Probe()
     evaluate: Evaluate = Evaluate()
+    networks: dict[Arch, ArchRecipe] = Field(
+        {}, description="how `compare` trains other architectures on a set, by name", json_schema_extra=HOW
+    )
     runtime: Runtime = Runtime()
 
     @property
@@ -349,6 +365,25 @@ class RunConfig(Section):
     def augment(self) -> str:
         """The matching augmentation; dc is dsa without one."""
         return "none" if self.matcher.name == "dc" else self.matcher.augment
+
+    @property
+    def network_name(self) -> str:
+        """The architecture, and its normalisation where that is not its usual one: ``convnet``, ``convnet:batch``."""
+        arch, norm = self.model.arch, self.model.norm
+        return arch if norm == NORMS[arch][0] else f"{arch}:{norm}"
+
+    def under(self, network: str) -> RunConfig:
+        """The run as another network evaluates it, ``ARCH`` or ``ARCH:NORM``, by the recipe of `networks`."""
+        if network == self.network_name:
+            return self
+        arch, _, norm = network.partition(":")
+        if arch not in NORMS or (norm and norm not in NORMS[arch]):
+            known = ", ".join(f"{name}:{norm}" for name, norms in NORMS.items() for norm in norms)
+            raise ConfigError(f"{network}: there is no such network; take any of {known}")
+        model = self.model.model_copy(update={"arch": arch, "norm": norm or NORMS[arch][0], "depth": None})
+        changes = {name: recipe.model_dump(exclude_none=True) for name, recipe in self.networks.items()}
+        evaluate = self.evaluate.model_copy(update=changes.get(model.arch, {}))
+        return self.model_copy(update={"model": model, "evaluate": evaluate})
 
     def snapshots_of(self, segment: int) -> tuple[int, int]:
         """The range ``[first, last)`` of expert epochs that segment ``segment`` (from 0) is matched at."""
@@ -526,10 +561,17 @@ def _quoted(expected: str) -> list[str]:
 
 
 def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
-    section: type[pydantic.BaseModel] = RunConfig
+    annotation: Any = RunConfig
     for part in loc[:-1]:
-        section = _model_of(section.model_fields[str(part)].annotation)
-    return list(section.model_fields)
+        annotation = _below(annotation, str(part))
+    return list(_model_of(annotation).model_fields)
+
+
+def _below(annotation: Any, part: str) -> Any:
+    """What stands under a key of a section, or of a mapping of sections."""
+    if typing.get_origin(annotation) is dict:
+        return typing.get_args(annotation)[1]
+    return _model_of(annotation).model_fields[part].annotation
 
 
 def _model_of(annotation: Any) -> type[pydantic.BaseModel]:

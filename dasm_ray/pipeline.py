@@ -8,22 +8,24 @@ directory again goes on where it stopped and ends with the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dasm_ray.config import RunConfig, apply_override, parse_config
 from dasm_ray.errors import ArtifactError, ConfigError
 from dasm_ray.report.table import Row, as_json, markdown
 from dasm_ray.runtime.pool import Task, fetch
-from dasm_ray.stages.contents import Images, artifact_of, flattened
-from dasm_ray.stages.experts import train_experts, whiten
+from dasm_ray.stages.comparison import Comparison, Plan, check
+from dasm_ray.stages.contents import Images, artifact_of, flattened, training_on
+from dasm_ray.stages.experts import taught, train_experts, whiten
 from dasm_ray.stages.here import Here, connected, opened, run_all
 from dasm_ray.stages.scores import StaticScores, scores_before
 from dasm_ray.stages.segments import distil_segments
 from dasm_ray.stages.selection import random_choice, selections
 from dasm_ray.stages.table import evaluate_rows
-from dasm_ray.store.artifact import digest, read_artifact, write_artifact
+from dasm_ray.store import comparison
+from dasm_ray.store.artifact import Artifact, digest, read_artifact, write_artifact
 from dasm_ray.store.rundir import Place, RunDir
 
 
@@ -33,6 +35,15 @@ class Result:
 
     place: Place
     digest: str
+    rows: list[Row]
+    title: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A finished comparison: where it lies, and its rows."""
+
+    place: Place
     rows: list[Row]
     title: str
 
@@ -106,6 +117,59 @@ def select(config: RunConfig, method: str, run: str | None = None) -> tuple[Plac
         return place, write_artifact(place, artifact)
 
 
+def compare(
+    configs: Sequence[RunConfig],
+    *,
+    ipcs: tuple[int, ...] = (),
+    selections: tuple[str, ...] = ("random", "herding", "k_center"),
+    labels: tuple[str, ...] = ("hard",),
+    networks: tuple[str, ...] = (),
+    run: str | None = None,
+) -> Table:
+    """Recipes and selections in one fair table, in RUN/table.md, table.json and table.parquet.
+
+    ``ipcs`` and ``networks`` (ARCH or ARCH:NORM) unset: those of the first recipe. Sets and cells that are on disk are
+    not computed again, so it goes on where it was stopped.
+    """
+    plan = Plan(ipcs, selections, labels, networks)
+    check(configs, plan)
+    place = Place(run or "runs/comparison")
+    comparison.claim(place)
+    with connected(configs[0], place) as here:
+        rows = Comparison(here, configs, plan).rows()
+    title = f"{configs[0].data.name}; {configs[0].evaluate.seeds} seeds"
+    (place / "table.md").write_text(markdown(rows, title))
+    (place / "table.json").write_json(as_json(rows, title))
+    return Table(place, rows, title)
+
+
+def relabel(path: str, to: str, overrides: Iterable[str] = ()) -> tuple[Place, str]:
+    """Writes the artifact in ``path``, a run directory or an artifact's own, into folder ``to`` with soft labels.
+
+    They are the logits of the experts of the run that made it, which are trained if they are not on disk. Only keys of
+    experts, runtime and data.path can be changed.
+    """
+    target = Place(to)
+    if target.exists() and target.names():
+        raise ArtifactError(f"{target}: is not empty; name a new folder")
+    place = Place(path)
+    folder = place if (place / "dataset.json").exists() else place / "synthetic"
+    artifact = read_artifact(folder)
+    config = _changed(_config_of(artifact, folder), list(overrides), ("experts.", *AFTERWARDS))
+    run = folder.parent
+    if not (run / "run.json").exists() and config.experts.cache is None:
+        raise ConfigError(
+            f"experts.cache: {place} stands alone, away from the run that made it; name the folder where its experts "
+            f"are, or shall be trained, by --set experts.cache=FOLDER"
+        )
+    with connected(config, run) as here:
+        _check_same_data(here, artifact, place)
+        whiten(here)
+        images = Images(artifact.pixels, artifact.labels, None, artifact.is_normalised)
+        (logits,) = taught(here, train_experts(here), [training_on(images, artifact.factor)])
+    return target, write_artifact(target, replace(artifact, soft_labels=logits))
+
+
 def evaluate(path: str, overrides: Iterable[str] = ()) -> Result:
     """Evaluates a run directory anew, or an artifact alone, under changes of evaluate, runtime or data.path.
 
@@ -127,31 +191,44 @@ def evaluate(path: str, overrides: Iterable[str] = ()) -> Result:
 
 def _evaluate_artifact(place: Place, changes: list[str]) -> Result:
     artifact = read_artifact(place)
-    kept = artifact.provenance.get("config")
-    if kept is None:
-        raise ArtifactError(
-            f"{place}: does not say which configuration made it, so there is nothing to compare it with"
-        )
-    config = _changed(parse_config(kept), changes)
+    config = _changed(_config_of(artifact, place), changes)
     stamp = digest(artifact)
     whitening = None
     if artifact.whitening_matrix is not None:
         whitening = {"mean": artifact.whitening_mean, "matrix": artifact.whitening_matrix}
     with connected(config, place) as here:
         whiten(here, whitening)
-        if (here.real.class_names, here.real.shape) != (artifact.class_names, artifact.pixels.shape[1:]):
-            raise ArtifactError(f"{place}: its classes or image shape are not those of {config.data.name}")
+        _check_same_data(here, artifact, place)
         sets = {"distilled": Images(artifact.pixels, artifact.labels, artifact.soft_labels, artifact.is_normalised)}
         rows = evaluate_rows(here, sets, artifact.factor, None, stamp)
         return Result(place, stamp, rows, _title(config))
 
 
-def _changed(config: RunConfig, changes: list[str]) -> RunConfig:
+def _config_of(artifact: Artifact, place: Place) -> RunConfig:
+    kept = artifact.provenance.get("config")
+    if kept is None:
+        raise ArtifactError(
+            f"{place}: does not say which configuration made it, so there is nothing to compare it with"
+        )
+    return parse_config(kept)
+
+
+def _check_same_data(here: Here, artifact: Artifact, place: Place) -> None:
+    if (here.real.class_names, here.real.shape) != (artifact.class_names, artifact.pixels.shape[1:]):
+        raise ArtifactError(f"{place}: its classes or image shape are not those of {here.config.data.name}")
+
+
+AFTERWARDS = ("evaluate.", "runtime.", "data.path", "data.download")
+"""What can be changed once a set is there."""
+
+
+def _changed(config: RunConfig, changes: list[str], allowed: tuple[str, ...] = AFTERWARDS) -> RunConfig:
     """A kept configuration under changes that leave its artifact what it is."""
     tree = config.model_dump(mode="json")
     for change in changes:
-        if not change.startswith(("evaluate.", "runtime.", "data.path", "data.download")):
-            raise ConfigError(f"--set {change}: after distillation only evaluate, runtime and data.path can be changed")
+        if not change.startswith(allowed):
+            known = ", ".join(name.removesuffix(".") for name in allowed)
+            raise ConfigError(f"--set {change}: after distillation only {known} can be changed")
         apply_override(tree, change)
     return parse_config(tree)
 
@@ -194,6 +271,15 @@ def _finished(uri: str, config: RunConfig) -> Result | None:
 def from_json(table: dict[str, Any]) -> list[Row]:
     """The rows of a table that ``report.table.as_json`` wrote."""
     return [
-        Row(row["name"], row["accuracies"], row["validation"], row["labels"], row.get("note", ""))
+        Row(
+            row["name"],
+            row["accuracies"],
+            row["validation"],
+            row["labels"],
+            row.get("note", ""),
+            row.get("ipc"),
+            row.get("network", ""),
+            row.get("ratio"),
+        )
         for row in table["rows"]
     ]

@@ -332,6 +332,41 @@ def test_evaluating_with_another_matcher(artifact: Path) -> None:
     refused(call("evaluate", artifact, "--set", "matcher.name=dc"), "matcher.name=dc")
 
 
+def test_relabelling_an_artifact_away_from_its_experts(artifact: Path, tmp_path: Path) -> None:
+    refused(call("relabel", artifact, "--to", tmp_path / "out"), "experts.cache", "stands alone", "--set")
+    refused(call("relabel", artifact, "--to", artifact), "is not empty")
+    refused(call("relabel", artifact, "--to", tmp_path / "out", "--set", "model.width=3"), "model.width=3")
+    assert not (tmp_path / "out").exists()
+
+
+COMPARISONS = {
+    "the same name twice": ([], "name: 'good' names more than one row"),
+    "an unknown selection": (["--select", "random,herdin"], "--select herdin: there is no such choice"),
+    "no random row": (["--select", "herding"], "--select: must hold random"),
+    "unknown labels": (["--labels", "hard,sift"], "--labels sift: there is no such choice"),
+    "an unknown network": (["--network", "convnet:spectral"], "convnet:spectral: there is no such network"),
+    "text for a size": (["--ipc", "1,ten"], "--ipc: 'ten' is no number"),
+    "no images": (["--ipc", "0"], "--ipc: must be 1 or more"),
+}
+
+
+@pytest.mark.parametrize(("options", "part"), COMPARISONS.values(), ids=COMPARISONS.keys())
+def test_comparisons_that_cannot_be_meant(recipe: Path, tmp_path: Path, options: list[str], part: str) -> None:
+    configs = [recipe] if options else [recipe, recipe]
+    refused(call("compare", *configs, *options, "--run", tmp_path / "run"), part)
+    assert not (tmp_path / "run").exists()
+
+
+def test_recipes_that_are_evaluated_differently_are_not_compared(recipe: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(GOOD.replace("good", "other") + "evaluate: {lr: 0.5}\n")
+    refused(call("compare", recipe, other, "--run", tmp_path / "run"), "evaluate: differs between good and other")
+
+
+def test_a_comparison_in_a_folder_of_somebody_else(recipe: Path, tmp_path: Path) -> None:
+    refused(call("compare", recipe, "--run", tmp_path), "holds good.yaml and no comparison.json")
+
+
 def test_inspect_and_export_of_a_good_one(artifact: Path, tmp_path: Path) -> None:
     result = call("inspect", artifact, "--png", tmp_path / "sheet.png")
     assert result.exit_code == 0, result.output

@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 import dasm_ray
 from dasm_ray import config
-from dasm_ray.config import RunConfig, digest_of, load_config, parse_config, to_yaml, what
+from dasm_ray.config import ArchRecipe, RunConfig, digest_of, load_config, parse_config, to_yaml, what
 from dasm_ray.errors import ConfigError
 
 PACKAGE = Path(config.__file__).parent
@@ -324,6 +324,8 @@ def another(field: FieldInfo, value: Any) -> Any:
         return options[0]
     if isinstance(value, bool):
         return not value
+    if isinstance(value, dict):
+        return {"mlp": ArchRecipe(lr=1)}
     if isinstance(value, tuple):
         return value[:-1] if len(value) > 1 else value * 2
     return f"{value}x" if isinstance(value, str) else 3 if value is None else value + 1
@@ -365,6 +367,7 @@ def test_what_a_run_is_does_not_hold_where_it_is_done() -> None:
         "data.path",
         "experts.cache",
         "name",
+        "networks",
         "runtime.address",
         "runtime.checkpoint_seconds",
         "runtime.max_lost",
@@ -391,6 +394,27 @@ def test_the_last_snapshot_range_holds_for_the_segments_that_are_left() -> None:
     read = parse_config({"matcher": {"snapshots": [[0, 2], [1, 5]]}})
     assert [read.snapshots_of(segment) for segment in range(4)] == [(0, 2), (1, 5), (1, 5), (1, 5)]
     assert parse_config({"synthetic": {"ipc": 12, "segments": 4}}).segment_ipc == 3
+
+
+def test_another_network_has_the_recipe_that_networks_says_and_the_norm_that_it_takes() -> None:
+    run = parse_config({"model": {"depth": 2}, "networks": {"resnet18": {"lr": 0.5, "epochs": 7}}})
+    assert run.under("convnet") is run
+    assert (run.network_name, run.under("convnet:batch").network_name) == ("convnet", "convnet:batch")
+    other = run.under("resnet18")
+    assert (other.model.arch, other.model.norm, other.model.depth) == ("resnet18", "instance", None)
+    assert (other.evaluate.lr, other.evaluate.epochs, other.evaluate.batch) == (0.5, 7, run.evaluate.batch)
+    assert run.under("mlp").evaluate == run.evaluate
+    for unknown in ("resnet", "mlp:batch", "resnet18:group"):
+        with pytest.raises(ConfigError, match=f"{unknown}: there is no such network; take any of convnet:instance"):
+            run.under(unknown)
+
+
+def test_a_typo_in_the_recipe_of_a_network_is_named() -> None:
+    (problem,) = problems_of({"networks": {"mlp": {"lrr": 1}}})
+    assert problem == "networks.mlp.lrr: there is no such key; did you mean 'lr'?"
+    (problem,) = problems_of({"networks": {"resnet": {"lr": 1}}})
+    assert "networks.resnet" in problem
+    assert "did you mean 'resnet18'?" in problem
 
 
 # --- every field is read -----------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import pytest
 
 from dasm_ray import pipeline
 from dasm_ray.config import SELECTION_METHODS, load_config
+from dasm_ray.store import comparison
 from dasm_ray.store.artifact import digest, read_artifact
 from dasm_ray.store.rundir import Place
 
@@ -323,6 +324,70 @@ def test_evaluating_a_run_again_with_more_seeds_leaves_the_set_alone(reference: 
     table = json.loads((reference / "report" / "table.json").read_text())
     assert [len(row["accuracies"]) for row in table["rows"]] == [3, 3]
     assert digest_in(reference) == before
+
+
+# --- comparisons -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two recipes that differ in the matcher and the factor."""
+    folder = tmp_path_factory.mktemp("recipes")
+    by_features = SMALL.replace("name: small", "name: features").replace("factor: 2", "factor: 1")
+    (folder / "idc.yaml").write_text(SMALL)
+    (folder / "dm.yaml").write_text(by_features.replace("rounds: 3,", "name: dm, rounds: 3,"))
+    return [str(folder / "idc.yaml"), str(folder / "dm.yaml")]
+
+
+def test_a_comparison_that_was_killed_computes_only_what_is_missing(recipes: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = ["--ipc", "1,2", "--labels", "hard,soft", "--network", "convnet,mlp", "--run", str(run)]
+    call = [sys.executable, "-m", "dasm_ray.cli", "compare", *recipes, *options, "--set", "evaluate.seeds=2"]
+
+    def begun() -> subprocess.Popen[str]:
+        return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    process = begun()
+    wait_for(lambda: len(list(run.glob("cells/*.json"))) >= 5, "some cells")
+    left_behind = killed(process)
+    kept = {path: path.stat().st_mtime_ns for path in run.glob("cells/*.json")}
+    sets = {path: path.stat().st_mtime_ns for path in run.glob("sets/*/synthetic/dataset.json")}
+    assert len(sets) == 4
+    out = finished(begun())
+    end(left_behind)
+    assert all(path.stat().st_mtime_ns == then for path, then in (kept | sets).items()), "something was made again"
+
+    table = json.loads((run / "table.json").read_text())
+    rows = {(row["network"], row["ipc"], row["labels"], row["name"]): row for row in table["rows"]}
+    names = {"small", "features", "random", "herding", "k_center"}
+    expected = {(n, i, k, s) for n in ("convnet", "mlp") for i in (1, 2) for k in ("hard", "soft") for s in names}
+    assert set(rows) == expected | {("convnet", None, "hard", "full"), ("mlp", None, "hard", "full")}
+    assert all(len(row["accuracies"]) == 2 for row in rows.values())
+    for (network, ipc, labels, name), row in rows.items():
+        if name not in ("random", "full"):
+            assert row["ior"] == pytest.approx(row["mean"] - rows[network, ipc, labels, "random"]["mean"])
+    lines = comparison.read(Place(run / "table.parquet"))
+    assert len(lines) == 2 * len(rows)
+    cells = len(list(run.glob("cells/*.json")))
+    assert cells <= len(lines), "equal sets share a cell"
+    assert {line["steps"] for line in lines if line["ipc"] == 2} == {16}, "as many for every set of a size"
+    by_set = {(line["set"], line["labels"]): line["bytes"] for line in lines if line["ipc"] == 1}
+    assert by_set["random", "hard"] == 10 * 64 + 10
+    assert by_set["small", "soft"] == 10 * 64 * 4 + 10 * 10 * 4
+    assert "convnet, 1 images a class" in out
+    assert (run / "table.md").read_text().count("±") >= len(rows)
+
+
+def test_relabelling_changes_labels_alone(reference: Path, tmp_path: Path, ray_session: object) -> None:
+    place, stamp = pipeline.relabel(str(reference), str(tmp_path / "soft"))
+    before, after = read_artifact(Place(reference / "synthetic")), read_artifact(place)
+    assert digest(after) == stamp
+    assert after.pixels.tobytes() == before.pixels.tobytes()
+    assert after.soft_labels is not None
+    assert after.soft_labels.shape == (20, 10)
+    assert len({tuple(logits) for logits in after.soft_labels.tolist()}) == 20
+    result = pipeline.evaluate(str(place), ["evaluate.rows=[distilled, random]"])
+    assert {(row.name, row.labels) for row in result.rows} >= {("distilled", "soft"), ("distilled", "hard")}
 
 
 @pytest.fixture(autouse=True)

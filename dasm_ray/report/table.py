@@ -7,16 +7,17 @@ cannot be known (the std of one seed, a gain over a row that is missing) is left
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich import box
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-HEADINGS = ("set", "labels", "seeds", "test", "validation", "IOR", "HLR", "note")
-WORDS = ("set", "labels", "note")
+HEADINGS = ("ipc", "network", "set", "labels", "seeds", "test", "validation", "IOR", "HLR", "ratio", "note")
+WORDS = ("network", "set", "labels", "note")
 LEGEND = (
     "Test accuracy in %, mean ± std over seeds, read once at the checkpoint that validation chose. "
     "IOR: points over random images with the same labels. HLR: points that hard labels stay below full data."
@@ -32,6 +33,9 @@ class Row:
     validation: Sequence[float] = ()  # at the chosen checkpoint, one a seed
     labels: str = "hard"
     note: str = ""
+    ipc: int | None = None  # where a table holds several sizes
+    network: str = ""  # where it holds several architectures
+    ratio: float | None = None  # bytes of the real set to bytes of this one, labels counted
 
     @property
     def mean(self) -> float:
@@ -46,27 +50,54 @@ class Row:
 
 def ior(row: Row, rows: Sequence[Row]) -> float | None:
     """acc(S) - acc(random, same labels); None for the random and the full row, and where there is no such row."""
-    baseline = _find(rows, "random", row.labels)
+    baseline = _find(rows, "random", row.labels, row.network, row.ipc)
     return None if baseline is None or row.name in ("random", "full") else row.mean - baseline.mean
 
 
 def hlr(row: Row, rows: Sequence[Row]) -> float | None:
     """acc(full) - acc(S, hard labels); None for the full row, for soft labels, and where there is no full row."""
-    full = _find(rows, "full", "hard")
+    full = _find(rows, "full", "hard", row.network)
     return None if full is None or row.name == "full" or row.labels != "hard" else full.mean - row.mean
 
 
-def render(rows: Sequence[Row], title: str = "") -> Table:
-    """The table for a terminal of 80 columns; notes stand below it, where they have room."""
-    notes = [f"{row.name}, {row.labels} labels: {row.note}" for row in rows if row.note]
+def render(rows: Sequence[Row], title: str = "") -> RenderableType:
+    """The table for a terminal of 80 columns, or one for every size and network; notes stand below, where is room."""
+    notes = dict.fromkeys(f"{row.name}, {row.labels} labels: {row.note}" for row in rows if row.note)
     caption = Text("\n".join([LEGEND, *notes]))
+    groups = _groups(rows)
+    if len(groups) <= 1:
+        return _drawn(rows, rows, title, ("ipc", "network", "note"), caption)
+    left_out = ("ipc", "network", "note", "seeds", "validation")
+    tables = [_drawn(group, rows, _join(title, name), left_out) for name, group in groups.items()]
+    return Group(*tables, caption)
+
+
+def _drawn(
+    part: Sequence[Row], rows: Sequence[Row], title: str, left_out: Sequence[str], caption: Text | None = None
+) -> Table:
+    """Some of the ``rows`` as a table."""
     table = Table(title=Text(title) if title else None, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD)
-    shown = [heading for heading in _shown(rows) if heading != "note"]
+    shown = [heading for heading in _shown(rows) if heading not in left_out]
     for heading in shown:
         table.add_column(heading, justify="left" if heading in WORDS else "right", no_wrap=heading not in WORDS)
-    for cells, row in zip(_cells(rows), rows, strict=True):
+    for row in part:
+        cells = _cells_of(row, rows)
         table.add_row(*(Text(cells[heading]) for heading in shown), style="bold" if row.name == "distilled" else None)
     return table
+
+
+def _groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows of one size and network, by what tells them apart; the full data stand with every size."""
+    sizes = {(row.network, row.ipc): None for row in rows if row.name != "full"}
+    names = {key: _join(key[0], "" if key[1] is None else f"{key[1]} images a class") for key in sizes}
+    return {
+        name: [row for row in rows if row.network == network and (row.ipc == ipc or row.name == "full")]
+        for (network, ipc), name in names.items()
+    }
+
+
+def _join(*parts: str) -> str:
+    return ", ".join(filter(None, parts))
 
 
 def markdown(rows: Sequence[Row], title: str = "") -> str:
@@ -93,24 +124,33 @@ def as_json(rows: Sequence[Row], title: str = "") -> dict[str, Any]:
                 "std": row.std,
                 "ior": ior(row, rows),
                 "hlr": hlr(row, rows),
+                "ipc": row.ipc,
+                "network": row.network,
+                "ratio": row.ratio,
             }
             for row in rows
         ],
     }
 
 
-def _cells(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
-    for row in rows:
-        yield {
-            "set": row.name,
-            "labels": row.labels,
-            "seeds": str(len(row.accuracies)),
-            "test": _mean_and_spread(row.accuracies),
-            "validation": _mean_and_spread(row.validation),
-            "IOR": _points(ior(row, rows)),
-            "HLR": _points(hlr(row, rows)),
-            "note": row.note,
-        }
+def _cells(rows: Sequence[Row]) -> list[dict[str, str]]:
+    return [_cells_of(row, rows) for row in rows]
+
+
+def _cells_of(row: Row, rows: Sequence[Row]) -> dict[str, str]:
+    return {
+        "ipc": "" if row.ipc is None else str(row.ipc),
+        "network": row.network,
+        "set": row.name,
+        "labels": row.labels,
+        "seeds": str(len(row.accuracies)),
+        "test": _mean_and_spread(row.accuracies),
+        "validation": _mean_and_spread(row.validation),
+        "IOR": _points(ior(row, rows)),
+        "HLR": _points(hlr(row, rows)),
+        "ratio": "" if row.ratio is None else f"{row.ratio:.3g}",
+        "note": row.note,
+    }
 
 
 def _shown(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -135,5 +175,6 @@ def _points(difference: float | None) -> str:
     return "–" if difference is None else f"{100 * difference:+.1f}"
 
 
-def _find(rows: Sequence[Row], name: str, labels: str) -> Row | None:
-    return next((row for row in rows if row.name == name and row.labels == labels), None)
+def _find(rows: Sequence[Row], name: str, labels: str, network: str, ipc: int | None = None) -> Row | None:
+    wanted = (name, labels, network, ipc)
+    return next((row for row in rows if (row.name, row.labels, row.network, row.ipc) == wanted), None)

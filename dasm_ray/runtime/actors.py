@@ -209,15 +209,18 @@ class Worker:
             pixels = self._network(job).normalise(images).cpu().numpy().reshape(pixels.shape)
         return chosen, pixels
 
-    def teach(
-        self, job: Job, experts: tuple[ObjectRef, ...], images: Pixels | NDArray[np.int64], labels: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        """Soft labels by the experts' last snapshots: logits (N, K) for normalised pixels, or real images by index."""
+    def teach(self, job: Job, experts: tuple[ObjectRef, ...], training: tuple[str, Any]) -> NDArray[np.float32]:
+        """Soft labels by the experts' last snapshots for images as `evaluate` takes them: logits (N, K).
+
+        Of a stored image that is decoded to several it is the mean of theirs.
+        """
         network = self._network(job)
         last = [torch.tensor(snapshots[-1], device=job.device) for snapshots in ray.get(list(experts))]
-        real = self._real(network, job, "train")
-        seen = real.take(images.astype(np.int64))[0] if images.ndim == 1 else torch.tensor(images, device=job.device)
-        return taught(network, last, real, seen, torch.tensor(labels, device=job.device)).cpu().numpy()
+        samples = self._training_samples(network, job, training)
+        assert isinstance(samples, TensorSamples)
+        decoded = training[1][2] ** 2 if training[0] == "synthetic" else 1
+        logits = taught(network, last, self._real(network, job, "train"), samples.images, samples.labels)
+        return logits.view(-1, decoded, network.classes).mean(1).cpu().numpy()
 
     def loss_of(self, job: Job, probes: tuple[ObjectRef, ...]) -> float:
         """The mean loss of probes on the training images by which experts' losses are recorded."""

@@ -6,13 +6,13 @@ What must stay true: images stand by class, then segment, wherever a set is flat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dasm_ray.config import digest_of, what
-from dasm_ray.runtime.pool import fetch
+from dasm_ray.runtime.pool import fetch, put
 from dasm_ray.stages.here import Here
 from dasm_ray.store.artifact import Artifact
 from dasm_ray.store.rundir import versions
@@ -40,6 +40,12 @@ class Images(NamedTuple):
     labels: Indices
     logits: Pixels | None
     is_normalised: bool
+
+
+def training_on(images: Images, factor: int = 1, is_soft: bool = False) -> tuple[str, Any]:
+    """The images as ``Worker.evaluate`` takes them, with their hard or their soft labels."""
+    labels = images.logits if is_soft else images.labels
+    return "synthetic", ((put(images.pixels),), labels, factor, images.is_normalised)
 
 
 def flattened(segments: Segments) -> Images:

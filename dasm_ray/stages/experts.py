@@ -5,7 +5,7 @@ What must stay true: what is on disk is not made again, and which worker made it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -101,6 +101,15 @@ def expert_tasks(here: Here) -> list[Task]:
     place, key = shared_place(here), expert_key(here)
     count = here.config.experts.count
     return [Task(f"expert {n}", "expert", (here.job, place, key, n), outputs=3) for n in range(count)]
+
+
+def taught(here: Here, trained: Experts, trainings: Sequence[tuple[str, Any]]) -> list[Pixels]:
+    """The experts' soft labels for sets of images, each as ``Worker.evaluate`` takes it: logits (N, K)."""
+    tasks = [
+        Task(f"soft labels {number}", "teach", (here.job, trained.snapshots, training))
+        for number, training in enumerate(trainings)
+    ]
+    return [done.value for done in run_all(here, tasks)]
 
 
 def _announce_experts(here: Here, place: Place) -> None:

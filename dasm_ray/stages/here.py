@@ -82,7 +82,7 @@ def connected(config: RunConfig, place: Place, event: Callable[..., None] | None
     with Progress(event) as progress, Session.open(config.runtime, progress.note) as session:
         progress.note(f"{config.name}: {session}, results in {place}")
         real = load_real(config.data, progress.note, progress)
-        _check_against_data(config, real)
+        check_against_data(config, real)
         job = Job(config, real, session.device)
         key = distil_key(config, real, session.device)
         with _pool(config, session, progress) as pool:
@@ -111,7 +111,7 @@ def _pool(config: RunConfig, session: Session, progress: Progress) -> Pool:
     )
 
 
-def _check_against_data(config: RunConfig, real: RealRefs) -> None:
+def check_against_data(config: RunConfig, real: RealRefs) -> None:
     """What can only be known once the data are: refused before anything is trained."""
     synthetic, size = config.synthetic, min(real.shape[1:])
     depth = config.model.depth or default_depth(size)

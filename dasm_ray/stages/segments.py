@@ -16,8 +16,8 @@ from dasm_ray.runtime.actors import Around
 from dasm_ray.runtime.coordinator import SegmentRun
 from dasm_ray.runtime.lanes import LaneRun
 from dasm_ray.runtime.pool import Ref, Task, fetch, put
-from dasm_ray.stages.contents import Segment, Segments, labels_of
-from dasm_ray.stages.experts import Experts, expert_tasks
+from dasm_ray.stages.contents import Images, Segment, Segments, labels_of, training_on
+from dasm_ray.stages.experts import Experts, expert_tasks, taught
 from dasm_ray.stages.here import Here, run_all
 from dasm_ray.stages.scores import StaticScores, probes_before, scores_before
 
@@ -55,9 +55,8 @@ def _started(here: Here, trained: Experts, pixels: Pixels, frozen: Segments) -> 
     rate = frozen[-1].step_size if frozen else here.config.trajectory.step_size
     if not here.config.learns_labels:
         return Segment(pixels, None, rate)
-    images, labels = pixels.reshape(-1, *pixels.shape[2:]), labels_of(pixels)
-    (told,) = run_all(here, [Task("soft labels", "teach", (here.job, trained.snapshots, images, labels))])
-    return Segment(pixels, told.value.reshape(*pixels.shape[:2], -1), rate)
+    images = Images(pixels.reshape(-1, *pixels.shape[2:]), labels_of(pixels), None, is_normalised=True)
+    return Segment(pixels, taught(here, trained, [training_on(images)])[0].reshape(*pixels.shape[:2], -1), rate)
 
 
 def _match_gradients(

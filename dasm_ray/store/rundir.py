@@ -77,6 +77,13 @@ class Place:
         return self._path.rpartition("/")[2]
 
     @property
+    def parent(self) -> Place:
+        """The folder that this place is in."""
+        above = Place.__new__(Place)
+        above._root, above._path = self._root, self._path.rpartition("/")[0] or "/"
+        return above
+
+    @property
     def local(self) -> Path | None:
         """The path, where the place is on this machine's own file system."""
         return None if self._root else Path(self._path)

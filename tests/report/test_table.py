@@ -131,3 +131,27 @@ def test_json_holds_every_digit_and_reads_back() -> None:
     assert (first["mean"], first["std"]) == (pytest.approx(0.82), pytest.approx(0.02))
     assert (first["ior"], first["hlr"]) == (pytest.approx(0.20), pytest.approx(0.15))
     assert (last["std"], last["ior"], last["hlr"]) == (None, None, None)
+
+
+def test_every_size_and_network_has_its_own_table_gains_and_full_row() -> None:
+    rows = [
+        Row("idc", [0.80, 0.82], ipc=1, network="convnet", ratio=12.5),
+        Row("random", [0.60, 0.62], ipc=1, network="convnet", ratio=50),
+        Row("idc", [0.90, 0.92], ipc=10, network="convnet", ratio=1.25),
+        Row("random", [0.85, 0.85], ipc=10, network="convnet", ratio=5),
+        Row("full", [0.97, 0.97], network="convnet", ratio=1),
+        Row("idc", [0.50, 0.52], ipc=1, network="mlp", ratio=12.5),
+        Row("random", [0.55, 0.55], ipc=1, network="mlp", ratio=50),
+        Row("full", [0.91, 0.91], network="mlp", ratio=1),
+    ]
+    assert [round(100 * (ior(row, rows) or 0)) for row in rows] == [20, 0, 6, 0, 0, -4, 0, 0]
+    assert [round(100 * (hlr(row, rows) or 0)) for row in rows] == [16, 36, 6, 12, 0, 40, 36, 0]
+    text = drawn(rows, "toy")
+    assert all(len(line) <= 80 for line in text.splitlines())
+    heads = [" ".join(line.split()) for line in text.splitlines() if "images a class" in line]
+    assert heads == [
+        "toy, convnet, 1 images a class", "toy, convnet, 10 images a class", "toy, mlp, 1 images a class"
+    ]  # fmt: skip
+    assert sum(line.split()[:1] == ["full"] for line in text.splitlines()) == 3
+    assert "| 10 | convnet | idc |" in markdown(rows)
+    assert [row["ratio"] for row in as_json(rows)["rows"]] == [12.5, 50, 1.25, 5, 1, 12.5, 50, 1]

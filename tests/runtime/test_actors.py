@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from dasm_ray.config import Data, parse_config
+from dasm_ray.core.decode import decode_all
 from dasm_ray.core.scoring import shard_ranges
 from dasm_ray.runtime.actors import Job, Worker
 from dasm_ray.runtime.pool import Pool, Task
@@ -106,6 +107,21 @@ def test_selection_and_evaluation_of_real_images(job: Job, worker: Worker, tmp_p
     assert images.dtype == np.float32
     assert images.min() >= 0
     assert images.max() <= 1
+
+
+def test_a_stored_image_is_taught_the_mean_of_what_it_decodes_to(job: Job, worker: Worker, tmp_path: Path) -> None:
+    _, snapshots, _ = worker.expert(job, Place(tmp_path), "key", 0)
+    experts, generator = (ray.put(snapshots),), np.random.Generator(np.random.PCG64(0))
+    pixels, labels = generator.random((4, 1, 8, 8), np.float32), np.array([0, 1, 1, 2])
+    told = worker.teach(job, experts, ("synthetic", ((ray.put(pixels),), labels, 2, False)))
+    decoded = decode_all(pixels, 2).numpy()
+    apart = worker.teach(job, experts, ("synthetic", ((ray.put(decoded),), labels.repeat(4), 1, False)))
+    assert told.shape == (4, 10)
+    assert np.allclose(told, apart.reshape(4, 4, 10).mean(1), atol=1e-5)
+    real = worker.teach(job, experts, ("real", (np.arange(3), None)))
+    _, images = worker.images(job, np.arange(3))
+    same = worker.teach(job, experts, ("synthetic", ((ray.put(images),), np.zeros(3, np.int64), 1, False)))
+    assert np.allclose(real, same, atol=1e-5)
 
 
 @pytest.mark.slow

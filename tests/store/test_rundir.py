@@ -310,3 +310,10 @@ def test_local_events_are_on_disk_at_once(tmp_path):
     with RunDir.open(tmp_path / "run", config_of()) as run:
         run.event(kind="start")
         assert "start" in (tmp_path / "run" / "events.jsonl").read_text()
+
+
+def test_the_folder_above() -> None:
+    assert Place("/a/b/c").parent == Place("/a/b")
+    assert Place("/a/b/").parent == Place("/a")
+    assert Place("/a").parent == Place("/")
+    assert str((Place("s3://bucket/one/two")).parent) == "s3://bucket/one"

@@ -1,0 +1,60 @@
+"""Cells of a table: each one training on one set from one seed, a task; what is on disk is not computed again.
+
+What must stay true: the file of a cell is named by all that the cell depends on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dasm_ray.runtime.actors import Job
+from dasm_ray.runtime.pool import Done, Task
+from dasm_ray.stages.here import Here, run_all
+from dasm_ray.store.rundir import Place
+
+Training = tuple[str, Any]
+"""What is trained on, as ``Worker.evaluate`` takes it."""
+
+Found = dict[str, Any]
+"""Of a cell: test and validation accuracy in [0, 1], and the step whose checkpoint validation chose."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: what it is called, where its outcome is kept (None: nowhere), and what the worker is told."""
+
+    name: str
+    file: Place | None
+    job: Job
+    label: str
+    """With the seed, what the training's random numbers are drawn by."""
+    seed: int
+    steps: int
+    training: Callable[[], Training]
+
+
+def evaluate_cells(here: Here, cells: Sequence[Cell]) -> list[Found]:
+    """The outcome of every cell, in their order; the longest are computed first, so that none ends alone."""
+    found: dict[str, Found] = {}
+    for cell in cells:
+        if cell.file is not None and cell.file.exists():
+            found[cell.name] = cell.file.read_json()
+    here.progress.stage("evaluate", len(cells), done=len(found))
+    missing = {cell.name: cell for cell in sorted(cells, key=lambda cell: -cell.steps) if cell.name not in found}
+
+    def told(done: Done) -> None:
+        (outcome, metrics), cell = done.value, missing[done.task.name]
+        here.take_notices(metrics["notices"])
+        found[cell.name] = {"validation": outcome.validation, "test": outcome.test, "step": outcome.step}
+        if cell.file is not None:
+            cell.file.write_json(found[cell.name])
+        here.progress.advance(samples=cell.steps * cell.job.config.evaluate.batch)
+
+    run_all(here, [_task(cell) for cell in missing.values()], told)
+    return [found[cell.name] for cell in cells]
+
+
+def _task(cell: Cell) -> Task:
+    return Task(cell.name, "evaluate", (cell.job, cell.label, cell.seed, cell.steps, cell.training()))
