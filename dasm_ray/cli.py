@@ -104,8 +104,8 @@ def select(
 ) -> None:
     """Choose real images instead of distilling, as an artifact in RUN/METHOD.
 
-    METHOD: random; herding, k_center, k_means by an expert's features; forgetting, el2n, grand (the hardest) and ccs
-    (spread over difficulties) by the experts' scores.
+    METHOD: random; herding, k_center, k_means by an expert's features; forgetting, el2n, grand (the hardest), ccs
+    (spread over difficulties) and window (the best neighbours in difficulty) by the experts' scores.
     """
     with _told():
         settings = _config(config, overrides, workers, address)

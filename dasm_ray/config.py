@@ -247,11 +247,22 @@ class Probe(TrainRecipe):
     members: Count = Field(2, description="networks of the ensemble")
 
 
-SELECTION_METHODS = ("herding", "k_center", "k_means", "forgetting", "el2n", "grand", "ccs")
+SELECTION_METHODS = ("herding", "k_center", "k_means", "forgetting", "el2n", "grand", "ccs", "window")
 """Ways to choose real images, beside at random."""
 
 RowName = Literal[
-    "distilled", "initial", "random", "herding", "k_center", "k_means", "forgetting", "el2n", "grand", "ccs", "full"
+    "distilled",
+    "initial",
+    "random",
+    "herding",
+    "k_center",
+    "k_means",
+    "forgetting",
+    "el2n",
+    "grand",
+    "ccs",
+    "window",
+    "full",
 ]
 
 

@@ -37,6 +37,7 @@ from dasm_ray.core.train import (
     Samples,
     TensorSamples,
     mean_loss,
+    read_all,
     statistics_of,
     steps_for,
     train,
@@ -289,6 +290,24 @@ class Worker:
             "k_means": lambda: selection.k_means(features, ipc, generator),
         }
         return {method: choices[method]() for method in methods}
+
+    def judge(
+        self, job: Job, experts: tuple[ObjectRef, ...], choices: Sequence[NDArray[np.int64]]
+    ) -> tuple[Metrics, list[float]]:
+        """How well each of ``choices``, global indices (N,), tells the validation images apart by expert features."""
+        network = self._network(job)
+        real = self._real(network, job, "train")
+        flat = torch.tensor(ray.get(list(experts))[0][-1], device=job.device)
+        statistics = statistics_of(network, flat, real)
+
+        def features(samples: RealSamples) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+            read = [(seen, labels) for _, seen, labels in read_all(network, flat, statistics, samples)]
+            return tuple(torch.cat(column).cpu().numpy() for column in zip(*read, strict=True))  # type: ignore[return-value]
+
+        seen, truth = features(self._real(network, job, "val"))
+        chosen = [features(RealSamples(network, self._blocks(job, "train"), choice)) for choice in choices]
+        shares = [selection.ridge_accuracy(*each, network.classes, seen, truth) for each in chosen]
+        return _noted(), shares
 
     def images(self, job: Job, indices: NDArray[np.int64]) -> tuple[None, NDArray[np.float32]]:
         """Training images at global indices, as pixels (N, C, H, W) in [0, 1]."""

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dasm_ray.core.seed import numpy_generator
-from dasm_ray.core.selection import ccs, hardest, random
-from dasm_ray.runtime.pool import Task
+from dasm_ray.core.selection import ccs, hardest, random, windows
+from dasm_ray.runtime.pool import Task, fetch
 from dasm_ray.stages.experts import Experts
 from dasm_ray.stages.here import Here, run_all
 from dasm_ray.stages.scores import sharded
@@ -40,13 +40,19 @@ def selections(here: Here, trained: Experts, methods: Sequence[str]) -> dict[str
                 scores[name] = sharded(_scored_by(here, name), "score_statically", f"{name} scores", trained.snapshots)[
                     0
                 ]
-            chosen[method] = _by_score(here, method, scores[name])
+            if method == "window":
+                chosen[method] = _best_window(here, trained, scores[name])
+            else:
+                chosen[method] = _by_score(here, method, scores[name])
     return chosen
 
 
 BY_FEATURES = ("herding", "k_center", "k_means")
-BY_SCORE = {"forgetting": "forgetting", "el2n": "el2n", "grand": "grand", "ccs": "el2n"}
-"""Methods that take the hardest by a score; ccs spreads over all of its strata instead."""
+BY_SCORE = {"forgetting": "forgetting", "el2n": "el2n", "grand": "grand", "ccs": "el2n", "window": "el2n"}
+"""Methods that take the hardest by a score; ccs spreads over all of its strata, window takes the best neighbours."""
+
+WINDOW_STARTS = tuple(place / 20 for place in range(20))
+"""Shares of a class, from the easiest on, after which a window may begin."""
 
 
 def _scored_by(here: Here, name: str) -> Here:
@@ -77,6 +83,18 @@ def _by_score(here: Here, method: str, score: NDArray[np.float64]) -> Indices:
             [ccs(own, ipc, numpy_generator(here.config.seed, "ccs", label)) for label, own in enumerate(of_class)],
         )
     return _global(counts, [hardest(own, ipc) for own in of_class])
+
+
+def _best_window(here: Here, trained: Experts, score: NDArray[np.float64]) -> Indices:
+    """Of the windows of ipc neighbours in difficulty, the one by which a ridge regression knows validation best."""
+    counts, ipc = here.real.counts["train"], here.config.synthetic.ipc
+    candidates = [
+        windows(own, ipc, WINDOW_STARTS, 0.0, numpy_generator(here.config.seed, "window", label))
+        for label, own in enumerate(np.split(score, np.cumsum(counts)[:-1]))
+    ]
+    choices = [_global(counts, chosen) for chosen in zip(*candidates, strict=True)]
+    (judged,) = run_all(here, [Task("best window", "judge", (here.job, trained.snapshots[:1], choices), outputs=2)])
+    return choices[int(np.argmax(fetch(judged.refs[0])))]
 
 
 def _global(counts: Indices, chosen: Sequence[Indices]) -> Indices:

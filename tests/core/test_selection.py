@@ -13,9 +13,21 @@ from collections import Counter
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sklearn.linear_model import Ridge
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from dasm_ray.core.selection import ccs, hardest, herding, k_center, k_means, random, window, windows
+from dasm_ray.core.seed import numpy_generator
+from dasm_ray.core.selection import (
+    ccs,
+    hardest,
+    herding,
+    k_center,
+    k_means,
+    random,
+    ridge_accuracy,
+    window,
+    windows,
+)
 from dasm_ray.errors import DataError
 
 Integers = NDArray[np.int64]
@@ -296,3 +308,18 @@ def test_candidates_are_windows_one_after_another() -> None:
 def test_a_class_that_is_too_small_is_refused_by_all(method: type) -> None:
     with pytest.raises(DataError, match=r"has 2 images, fewer than the 3 to pick; lower synthetic\.ipc"):
         method(np.zeros(2))
+
+
+def test_ridge_accuracy_is_that_of_scikit_learn() -> None:
+    generator = numpy_generator("ridge")
+    truth = generator.integers(0, 3, 60)
+    seen = generator.standard_normal((60, 5)) + 2 * np.eye(3, 5)[truth]
+    features, labels = seen[:12] + 0.1, truth[:12]
+    centred = features - features.mean(axis=0)
+    penalty = 0.01 * np.trace(centred @ centred.T) / 12
+    model = Ridge(alpha=penalty, fit_intercept=False).fit(centred, np.eye(3)[labels] - 1 / 3)
+    expected = np.mean(model.predict(seen - features.mean(axis=0)).argmax(axis=1) == truth)
+    found = ridge_accuracy(features, labels, 3, seen, truth)
+    assert found == pytest.approx(float(expected))
+    assert 0.5 < found < 1
+    assert ridge_accuracy(np.zeros((3, 2)), np.arange(3), 3, np.zeros((4, 2)), np.zeros(4, np.int64)) in (0, 1)
