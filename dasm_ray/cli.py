@@ -198,6 +198,68 @@ def evaluate(path: str, overrides: tuple[str, ...], workers: int | None, address
 
 @main.command()
 @click.argument("path")
+@click.option("--steps", type=int, default=5, show_default=True, metavar="N", help="Parts that the classes come in.")
+@SET
+@WORKERS
+@ADDRESS
+def incremental(path: str, steps: int, overrides: tuple[str, ...], workers: int | None, address: str | None) -> None:
+    """Use a synthetic set as the memory of class-incremental learning.
+
+    PATH: a run directory or an artifact. Classes come in parts; after each a fresh network is trained on the memory
+    alone, which holds the set's images of the classes so far, and tested on these classes. Random images stand beside.
+    """
+    with _told():
+        from rich.console import Console
+
+        from dasm_ray import pipeline
+        from dasm_ray.report.table import grid
+
+        found = pipeline.learn_incrementally(path, steps, _with_options(overrides, workers, address))
+        columns = list(dict.fromkeys(column for _, column in found))
+        rows = {name: [found[name, column] for column in columns] for name in ("distilled", "random")}
+        caption = "Test accuracy in % on the classes so far, mean ± std over seeds."
+        Console().print(grid("class-incremental learning", columns, rows, caption))
+
+
+@main.command()
+@click.argument("path")
+@click.option("--width", "widths", metavar="N,N", default="8,16,32", show_default=True)
+@click.option("--depth", "depths", metavar="N,N", default="1,2", show_default=True)
+@click.option("--norm", "norms", metavar="A,B", default="instance,none", show_default=True)
+@SET
+@WORKERS
+@ADDRESS
+def rank(
+    path: str,
+    widths: str,
+    depths: str,
+    norms: str,
+    overrides: tuple[str, ...],
+    workers: int | None,
+    address: str | None,
+) -> None:
+    """Rank a grid of ConvNets by a synthetic set.
+
+    PATH: a run directory or an artifact. Every network is trained on the set, on as many random images and on the full
+    data; Spearman's correlation says how well either small set foretells the ranking by the full data.
+    """
+    with _told():
+        from rich.console import Console
+
+        from dasm_ray import pipeline
+        from dasm_ray.report.table import grid
+
+        models = pipeline.convnets(_numbers("--width", widths), _numbers("--depth", depths), _names(norms))
+        found, agreement = pipeline.rank(path, models, _with_options(overrides, workers, address))
+        sets = ("distilled", "random", "full")
+        rows = {name: [found[column, name] for column in sets] for name in dict.fromkeys(name for _, name in found)}
+        Console().print(grid("networks", sets, rows, "Test accuracy in %, mean ± std over seeds."))
+        for name, value in agreement.items():
+            click.echo(f"Spearman's correlation of {name} with full: {value:.2f}")
+
+
+@main.command()
+@click.argument("path")
 @click.option("--png", metavar="FILE", help="Also draw the stored images, a row per class.")
 def inspect(path: str, png: str | None) -> None:
     """Show what a synthetic set is."""

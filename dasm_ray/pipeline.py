@@ -8,25 +8,31 @@ directory again goes on where it stopped and ends with the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dasm_ray.config import RunConfig, apply_override, parse_config
+from dasm_ray.config import Model, RunConfig, apply_override, parse_config
 from dasm_ray.errors import ArtifactError, ConfigError
 from dasm_ray.report.table import Row, as_json, markdown
 from dasm_ray.runtime.pool import Task, fetch
+from dasm_ray.stages import uses
 from dasm_ray.stages.comparison import Comparison, Plan, check
 from dasm_ray.stages.contents import Images, artifact_of, flattened, training_on
 from dasm_ray.stages.experts import taught, train_experts, whiten
-from dasm_ray.stages.here import Here, connected, opened, run_all
+from dasm_ray.stages.here import Here, check_against_data, connected, opened, run_all
 from dasm_ray.stages.scores import StaticScores, scores_before
 from dasm_ray.stages.segments import distil_segments
 from dasm_ray.stages.selection import random_choice, selections
 from dasm_ray.stages.table import evaluate_rows
+from dasm_ray.stages.uses import Accuracies
 from dasm_ray.store import comparison
 from dasm_ray.store.artifact import Artifact, digest, read_artifact, write_artifact
 from dasm_ray.store.rundir import Place, RunDir
+
+AFTERWARDS = ("evaluate.", "runtime.", "data.path", "data.download")
+"""What can be changed once a set is there."""
 
 
 @dataclass(frozen=True)
@@ -153,18 +159,14 @@ def relabel(path: str, to: str, overrides: Iterable[str] = ()) -> tuple[Place, s
     if target.exists() and target.names():
         raise ArtifactError(f"{target}: is not empty; name a new folder")
     place = Place(path)
-    folder = place if (place / "dataset.json").exists() else place / "synthetic"
-    artifact = read_artifact(folder)
-    config = _changed(_config_of(artifact, folder), list(overrides), ("experts.", *AFTERWARDS))
-    run = folder.parent
-    if not (run / "run.json").exists() and config.experts.cache is None:
+    run = place.parent if (place / "dataset.json").exists() else place
+    changes = list(overrides)
+    if not (run / "run.json").exists() and not any(change.startswith("experts.cache=") for change in changes):
         raise ConfigError(
             f"experts.cache: {place} stands alone, away from the run that made it; name the folder where its experts "
             f"are, or shall be trained, by --set experts.cache=FOLDER"
         )
-    with connected(config, run) as here:
-        _check_same_data(here, artifact, place)
-        whiten(here)
+    with _with_artifact(path, changes, ("experts.", *AFTERWARDS)) as (here, artifact, _):
         images = Images(artifact.pixels, artifact.labels, None, artifact.is_normalised)
         (logits,) = taught(here, train_experts(here), [training_on(images, artifact.factor)])
     return target, write_artifact(target, replace(artifact, soft_labels=logits))
@@ -178,7 +180,7 @@ def evaluate(path: str, overrides: Iterable[str] = ()) -> Result:
     """
     place, changes = Place(path), list(overrides)
     if (place / "dataset.json").exists():
-        return _evaluate_artifact(place, changes)
+        return _evaluate_artifact(path, changes)
     config = _changed(RunDir.read(path).config, changes)
     stamp = digest(read_artifact(place / "synthetic"))
     with connected(config, place) as here:
@@ -189,19 +191,63 @@ def evaluate(path: str, overrides: Iterable[str] = ()) -> Result:
         return _reported(here, evaluate_rows(here, sets, config.synthetic.factor, trained, stamp), stamp)
 
 
-def _evaluate_artifact(place: Place, changes: list[str]) -> Result:
-    artifact = read_artifact(place)
-    config = _changed(_config_of(artifact, place), changes)
-    stamp = digest(artifact)
+def learn_incrementally(path: str, steps: int = 5, overrides: Iterable[str] = ()) -> Accuracies:
+    """Class-incremental learning with the set in ``path`` as memory, beside random images.
+
+    Test accuracies, one a seed, by ("distilled" or "random", "4 classes"). Under changes of evaluate, runtime or
+    data.path; in a run directory, cells that are on disk are not computed again.
+    """
+    with _with_artifact(path, list(overrides)) as (here, artifact, cells):
+        if not 1 <= steps <= here.classes:
+            raise ConfigError(f"--steps {steps}: there are {here.classes} classes; take 1 to {here.classes} steps")
+        return uses.learn_incrementally(here, artifact, steps, cells)
+
+
+def rank(path: str, models: Sequence[Model], overrides: Iterable[str] = ()) -> tuple[Accuracies, dict[str, float]]:
+    """Networks ranked by the set in ``path`` against their ranking by the full data, beside random images.
+
+    Test accuracies, one a seed, by ("distilled", "random" or "full", network); Spearman's correlation with the full
+    data of "distilled" and "random".
+    """
+    with _with_artifact(path, list(overrides)) as (here, artifact, cells):
+        for model in models:
+            check_against_data(here.config.model_copy(update={"model": model}), here.real)
+        found = uses.try_networks(here, artifact, models, cells)
+    return found, {name: uses.agreement(found, name, models) for name in ("distilled", "random")}
+
+
+def convnets(widths: Sequence[int], depths: Sequence[int], norms: Sequence[str]) -> list[Model]:
+    """A grid of ConvNets to rank; ConfigError for one that cannot be."""
+    trees = [{"width": w, "depth": d, "norm": n} for w in widths for d in depths for n in norms]
+    return [parse_config({"model": tree}).model for tree in trees]
+
+
+@contextlib.contextmanager
+def _with_artifact(
+    path: str, changes: list[str], allowed: tuple[str, ...] = AFTERWARDS
+) -> Iterator[tuple[Here, Artifact, Place | None]]:
+    """A session for the artifact in ``path``, a run's or one alone; and where a run keeps its cells."""
+    place = Place(path)
+    folder = place if (place / "dataset.json").exists() else place / "synthetic"
+    artifact = read_artifact(folder)
+    config = _changed(_config_of(artifact, folder), changes, allowed)
     whitening = None
     if artifact.whitening_matrix is not None:
         whitening = {"mean": artifact.whitening_mean, "matrix": artifact.whitening_matrix}
-    with connected(config, place) as here:
+    is_of_a_run = (folder.parent / "run.json").exists()
+    with connected(config, folder.parent if is_of_a_run else place) as here:
         whiten(here, whitening)
-        _check_same_data(here, artifact, place)
+        if (here.real.class_names, here.real.shape) != (artifact.class_names, artifact.pixels.shape[1:]):
+            raise ArtifactError(f"{place}: its classes or image shape are not those of {config.data.name}")
+        yield here, artifact, here.place / "report" / "cells" / "uses" if is_of_a_run else None
+
+
+def _evaluate_artifact(path: str, changes: list[str]) -> Result:
+    with _with_artifact(path, changes) as (here, artifact, _):
+        stamp = digest(artifact)
         sets = {"distilled": Images(artifact.pixels, artifact.labels, artifact.soft_labels, artifact.is_normalised)}
         rows = evaluate_rows(here, sets, artifact.factor, None, stamp)
-        return Result(place, stamp, rows, _title(config))
+        return Result(Place(path), stamp, rows, _title(here.config))
 
 
 def _config_of(artifact: Artifact, place: Place) -> RunConfig:
@@ -211,15 +257,6 @@ def _config_of(artifact: Artifact, place: Place) -> RunConfig:
             f"{place}: does not say which configuration made it, so there is nothing to compare it with"
         )
     return parse_config(kept)
-
-
-def _check_same_data(here: Here, artifact: Artifact, place: Place) -> None:
-    if (here.real.class_names, here.real.shape) != (artifact.class_names, artifact.pixels.shape[1:]):
-        raise ArtifactError(f"{place}: its classes or image shape are not those of {here.config.data.name}")
-
-
-AFTERWARDS = ("evaluate.", "runtime.", "data.path", "data.download")
-"""What can be changed once a set is there."""
 
 
 def _changed(config: RunConfig, changes: list[str], allowed: tuple[str, ...] = AFTERWARDS) -> RunConfig:

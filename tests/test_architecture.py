@@ -69,7 +69,18 @@ WITHOUT_TWIN = {
 }
 WITHOUT_TWIN |= {
     f"stages/{name}.py": "a part of the whole command, which test_pipeline.py and test_cli.py run as users do"
-    for name in ("cells", "comparison", "contents", "experts", "here", "scores", "segments", "selection", "table")
+    for name in (
+        "cells",
+        "comparison",
+        "contents",
+        "experts",
+        "here",
+        "scores",
+        "segments",
+        "selection",
+        "table",
+        "uses",
+    )
 }
 """Files of the package that have no test file of their own, and why."""
 

@@ -367,6 +367,19 @@ def test_a_comparison_in_a_folder_of_somebody_else(recipe: Path, tmp_path: Path)
     refused(call("compare", recipe, "--run", tmp_path), "holds good.yaml and no comparison.json")
 
 
+def test_grids_of_networks_that_cannot_be_meant(artifact: Path) -> None:
+    refused(call("rank", artifact, "--width", "8,wide"), "--width: 'wide' is no number")
+    refused(call("rank", artifact, "--norm", "instance,nrm"), "model.norm", "'nrm'")
+    refused(call("rank", artifact, "--set", "matcher.name=dc"), "matcher.name=dc")
+    refused(call("incremental", artifact, "--set", "synthetic.ipc=2"), "synthetic.ipc=2")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_uses_that_do_not_fit_the_data(artifact: Path) -> None:
+    refused_with_notes(call("incremental", artifact, "--steps", "11"), "--steps 11: there are 10 classes")
+    refused_with_notes(call("rank", artifact, "--depth", "7"), "model.depth: 7 blocks")
+
+
 def test_inspect_and_export_of_a_good_one(artifact: Path, tmp_path: Path) -> None:
     result = call("inspect", artifact, "--png", tmp_path / "sheet.png")
     assert result.exit_code == 0, result.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -388,6 +389,28 @@ def test_relabelling_changes_labels_alone(reference: Path, tmp_path: Path, ray_s
     assert len({tuple(logits) for logits in after.soft_labels.tolist()}) == 20
     result = pipeline.evaluate(str(place), ["evaluate.rows=[distilled, random]"])
     assert {(row.name, row.labels) for row in result.rows} >= {("distilled", "soft"), ("distilled", "hard")}
+
+
+# --- uses ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_set_as_the_memory_of_class_incremental_learning(reference: Path, ray_session: object) -> None:
+    changes = ["evaluate.seeds=2"]
+    found = pipeline.learn_incrementally(str(reference), 2, changes)
+    assert set(found) == {(name, part) for name in ("distilled", "random") for part in ("5 classes", "10 classes")}
+    assert all(len(accuracies) == 2 for accuracies in found.values())
+    cells = {path: path.stat().st_mtime_ns for path in reference.glob("report/cells/uses/*")}
+    assert len(cells) == 8
+    assert pipeline.learn_incrementally(str(reference), 2, changes) == found
+    assert {path: path.stat().st_mtime_ns for path in reference.glob("report/cells/uses/*")} == cells
+
+
+def test_networks_are_ranked_by_the_set_and_by_the_full_data(reference: Path, ray_session: object) -> None:
+    models = pipeline.convnets((4, 16), (1, 2), ("instance",))
+    found, agreement = pipeline.rank(str(reference / "synthetic"), models)
+    names = {f"width {width}, depth {depth}, instance" for width in (4, 16) for depth in (1, 2)}
+    assert set(found) == {(row, name) for row in ("distilled", "random", "full") for name in names}
+    assert all(-1 <= value <= 1 or math.isnan(value) for value in agreement.values())
 
 
 @pytest.fixture(autouse=True)

@@ -175,6 +175,24 @@ def ridge_accuracy(
     return float(np.mean((other @ x.T @ weights).argmax(axis=1) == truth))
 
 
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
+    """Spearman's correlation of two lists of equal length: that of their ranks, of which equal values share the mean.
+
+    NaN where one list is all alike.
+    """
+    ranks = [_ranks(np.asarray(values, np.float64)) for values in (one, other)]
+    centred = [each - each.mean() for each in ranks]
+    length = math.sqrt(float(centred[0] @ centred[0]) * float(centred[1] @ centred[1]))
+    return float(centred[0] @ centred[1]) / length if length else math.nan
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(count)
+    ranks: NDArray[np.float64] = (last - (count - 1) / 2)[place]
+    return ranks
+
+
 def _easiest_first(score: Scores) -> Indices:
     return np.argsort(score, kind="stable").astype(np.int64, copy=False)
 

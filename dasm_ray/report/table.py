@@ -7,7 +7,7 @@ cannot be known (the std of one seed, a gain over a row that is missing) is left
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,16 @@ def render(rows: Sequence[Row], title: str = "") -> RenderableType:
     left_out = ("ipc", "network", "note", "seeds", "validation")
     tables = [_drawn(group, rows, _join(title, name), left_out) for name, group in groups.items()]
     return Group(*tables, caption)
+
+
+def grid(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[Sequence[float]]], caption: str) -> Table:
+    """Accuracies, one a seed, by row and column, as a table of mean ± std."""
+    table = Table(title=title, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("", *columns):
+        table.add_column(column, justify="right" if column else "left")
+    for name, cells in rows.items():
+        table.add_row(name, *(_mean_and_spread(cell) for cell in cells))
+    return table
 
 
 def _drawn(

@@ -313,8 +313,16 @@ class Worker:
         """Training images at global indices, as pixels (N, C, H, W) in [0, 1]."""
         return None, self._blocks(job, "train").take(indices).astype(np.float32) / np.float32(255)
 
-    def evaluate(self, job: Job, row: str, seed: int, steps: int, training: tuple[str, Any]) -> tuple[Outcome, Metrics]:
-        """One training of one row of the table.
+    def evaluate(
+        self,
+        job: Job,
+        row: str,
+        seed: int,
+        steps: int,
+        training: tuple[str, Any],
+        classes: tuple[int, ...] | None = None,
+    ) -> tuple[Outcome, Metrics]:
+        """One training of one row of the table; ``classes``: which are asked for (unset: all).
 
         ``training``: ("synthetic", ((pixels,), labels, factor, is_normalised)), ("real", (indices (N,), None or logits
         (N, K) of soft labels)) or ("full", None).
@@ -326,8 +334,8 @@ class Worker:
             recipe,
             steps=steps,
             checkpoints=recipe.checkpoints,
-            validation=self._real(network, job, "val"),
-            test=self._real(network, job, "test"),
+            validation=self._real(network, job, "val", classes),
+            test=self._real(network, job, "test", classes),
             generator=torch_generator(job.config.seed, "evaluate", row, seed),
         )
         return outcome, _noted()
@@ -341,8 +349,11 @@ class Worker:
             self._splits[refs] = Blocks(ray.get(list(refs)))
         return self._splits[refs]
 
-    def _real(self, network: Network, job: Job, split: str) -> RealSamples:
-        return RealSamples(network, self._blocks(job, split))
+    def _real(self, network: Network, job: Job, split: str, classes: tuple[int, ...] | None = None) -> RealSamples:
+        blocks = self._blocks(job, split)
+        return RealSamples(
+            network, blocks, None if classes is None else np.flatnonzero(np.isin(blocks.labels, classes))
+        )
 
     def _training_samples(self, network: Network, job: Job, training: tuple[str, Any]) -> Samples:
         kind, content = training

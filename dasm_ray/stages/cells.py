@@ -33,6 +33,8 @@ class Cell:
     seed: int
     steps: int
     training: Callable[[], Training]
+    classes: tuple[int, ...] | None = None
+    """Whose images are asked for; unset: of all."""
 
 
 def evaluate_cells(here: Here, cells: Sequence[Cell]) -> list[Found]:
@@ -57,4 +59,5 @@ def evaluate_cells(here: Here, cells: Sequence[Cell]) -> list[Found]:
 
 
 def _task(cell: Cell) -> Task:
-    return Task(cell.name, "evaluate", (cell.job, cell.label, cell.seed, cell.steps, cell.training()))
+    told = (cell.job, cell.label, cell.seed, cell.steps, cell.training(), cell.classes)
+    return Task(cell.name, "evaluate", told)
