@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 import dasm_ray
 from dasm_ray.core.decode import decode_all
 from dasm_ray.errors import ArtifactError
-from dasm_ray.store.artifact import Artifact, write_artifact
+from dasm_ray.store.artifact import Artifact, read_artifact, write_artifact
 from dasm_ray.store.rundir import Place
 from dasm_ray.synthetic import export
 
@@ -81,6 +82,26 @@ def test_tensors_for_other_evaluators(run: Path, tmp_path: Path) -> None:
     assert float(rate) == pytest.approx(0.02)
     with pytest.raises(ArtifactError, match="is not empty"):
         export(str(run), str(tmp_path / "out"), "pt")
+
+
+def test_soft_labels_for_other_evaluators(run: Path, tmp_path: Path) -> None:
+    """What DD-Ranking documents: images (N x IPC, C, H, W), soft labels of the same first dimension, one rate."""
+    place = Place(str(run / "synthetic"))
+    kept = read_artifact(place)
+    logits = np.random.Generator(np.random.PCG64(2)).standard_normal((len(kept.labels), 3)).astype(np.float32)
+    write_artifact(Place(str(tmp_path / "soft")), dataclasses.replace(kept, soft_labels=logits, step_size=0.25))
+    export(str(tmp_path / "soft"), str(tmp_path / "out"), "pt")
+    images, labels, rate = (
+        torch.load(io.BytesIO((tmp_path / "out" / f"{name}.pt").read_bytes()), weights_only=True)
+        for name in ("images", "labels", "lr")
+    )
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["images.pt", "labels.pt", "lr.pt"]
+    assert labels.shape == (len(images), 3)
+    assert labels.dtype == images.dtype == rate.dtype == torch.float32
+    assert torch.allclose(labels.sum(1), torch.ones(len(labels)))
+    assert torch.allclose(labels, torch.tensor(logits).softmax(1).repeat_interleave(4, 0))
+    assert rate.shape == ()
+    assert float(rate) == 0.25
 
 
 def test_the_loop_of_the_readme_runs(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
