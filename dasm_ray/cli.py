@@ -71,6 +71,24 @@ def experts(config: str, run: str | None, overrides: tuple[str, ...], workers: i
 
 
 @main.command()
+@click.argument("config")
+@SET
+@WORKERS
+@ADDRESS
+def estimate(config: str, overrides: tuple[str, ...], workers: int | None, address: str | None) -> None:
+    """Say what a config will take before it runs.
+
+    Measures a few steps on a worker, then counts: time by stage, memory, disk, bytes moved, useful number of workers.
+    """
+    with _told():
+        settings = _config(config, overrides, workers, address)
+        from dasm_ray import pipeline
+
+        for line in pipeline.estimate(settings):
+            click.echo(line)
+
+
+@main.command()
 @recipe
 def score(config: str, run: str | None, overrides: tuple[str, ...], workers: int | None, address: str | None) -> None:
     """Score how hard every real image is before the first segment.

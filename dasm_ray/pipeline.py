@@ -17,9 +17,11 @@ from dasm_ray.config import Model, RunConfig, apply_override, parse_config
 from dasm_ray.errors import ArtifactError, ConfigError
 from dasm_ray.report.table import Row, as_json, markdown
 from dasm_ray.runtime.pool import Task, fetch
+from dasm_ray.runtime.progress import clock_text
 from dasm_ray.stages import uses
 from dasm_ray.stages.comparison import Comparison, Plan, check
 from dasm_ray.stages.contents import Images, artifact_of, flattened, training_on
+from dasm_ray.stages.estimate import estimate as measured
 from dasm_ray.stages.experts import taught, train_experts, whiten
 from dasm_ray.stages.here import Here, check_against_data, connected, opened, run_all
 from dasm_ray.stages.scores import StaticScores, scores_before
@@ -89,6 +91,37 @@ def experts(config: RunConfig, run: str | None = None) -> list[str]:
         lines.append(f"expert {number} accuracy: " + " ".join(f"{100 * share:.1f}" for share in accuracy))
         lines.append(f"expert {number} loss:     " + " ".join(f"{nats:.3f}" for nats in loss))
     return lines
+
+
+def estimate(config: RunConfig) -> list[str]:
+    """What ``config`` will take on the workers that are there: a line a fact. Measures a few steps; writes nothing."""
+    with connected(config, Place(f"runs/{config.name}")) as here:
+        found, workers = measured(here), here.session.workers
+    lines = [
+        f"{stage.name:24} {clock_text(stage.wall(workers))} on {workers} worker{'s' * (workers > 1)}, "
+        f"{clock_text(stage.seconds)} of work in {stage.tasks} parallel tasks"
+        for stage in found.stages
+    ]
+    total = sum(stage.wall(workers) for stage in found.stages)
+    facts = {
+        "in all": f"{clock_text(total)}, whitening, scoring and compiling not counted",
+        "memory of a worker": _size(found.worker_memory) + ", as measured",
+        "memory on its GPU": _size(found.device_memory) if found.device_memory else "none",
+        "object store": _size(found.object_store) + " on each node",
+        "disk": _size(found.disk),
+        "moved by a round's task": _size(found.moved_each_round),
+        "useful workers": f"{found.useful_workers} at most",
+    }
+    return lines + [f"{name:24} {fact}" for name, fact in facts.items()]
+
+
+def _size(count: float) -> str:
+    """Bytes as people read them."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    raise AssertionError
 
 
 def score_summary(config: RunConfig, run: str | None = None) -> list[str]:

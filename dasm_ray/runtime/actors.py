@@ -7,8 +7,9 @@ result depends on its arguments alone; whatever a worker keeps between calls onl
 from __future__ import annotations
 
 import os
+import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from ray import ObjectRef
 
 from dasm_ray.config import RunConfig
 from dasm_ray.core import compiled, selection
+from dasm_ray.core.augment import draw
 from dasm_ray.core.evaluate import Labels, Outcome, evaluate_on, synthetic_samples
 from dasm_ray.core.expert import Trajectory, spread, taught, train_expert
 from dasm_ray.core.lane import moved, walk_lane
@@ -148,24 +150,51 @@ class Worker:
         }
         return {**metrics, **_noted()}, expert.snapshots, expert.snapshots[1]
 
-    def pace(self, job: Job) -> Metrics:
-        """Seconds of one step of an expert's training, compiled if it is, and the number of its parameters."""
-        network, recipe = self._network(job), job.config.experts
-        took: list[float] = []
+    def pace(self, job: Job, section: str = "experts") -> Metrics:
+        """Seconds of one step of a training as a section of the config says, compiled if it is; parameters; memory."""
+        network, recipe = self._network(job), getattr(job.config, section)
+        flatness = (recipe.rho, recipe.alpha) if section == "experts" else (0.0, 0.0)
         training = train(
             network,
             self._real(network, job, "train"),
             recipe,
             steps=PACE_STEPS,
             generator=torch_generator("pace"),
-            flatness=(recipe.rho, recipe.alpha),
+            flatness=flatness,
         )
-        began = time.perf_counter()
-        for state in training:
-            float(state.loss)  # waits for the device
-            took.append(time.perf_counter() - began)
-            began = time.perf_counter()
-        return {"seconds": float(np.median(took[1:])), "parameters": sum(network.layout.sizes), **_noted()}
+        seconds = _median_seconds(lambda: float(next(training).loss))  # the number waits for the device
+        return {"seconds": seconds, "parameters": sum(network.layout.sizes), **_memory(job), **_noted()}
+
+    def pace_matching(self, job: Job) -> Metrics:
+        """Seconds of one matching step (of one class, for gradients), or of one student step of a walk; memory."""
+        network, config = self._network(job), job.config
+        generator, device = torch_generator("pace"), job.device
+        flat = network.initial(generator)
+        if config.is_trajectory:
+            size = min(config.trajectory.batch, network.classes * config.synthetic.ipc)
+            images = torch.rand(size, *network.shape, generator=generator).to(device)
+            labels = torch.rand(size, network.classes, generator=generator).to(device)
+            student, step = self._student(job), torch.tensor(0.01, device=device)
+
+            def once() -> object:
+                after = student.forward(flat, images, labels, step)
+                return float(student.backward(flat, images, labels, step, after)[0].sum())
+        else:
+            together = network.classes if config.is_distribution else 1
+            slots = min(config.segment_ipc, max(1, config.matcher.batch_syn // config.synthetic.factor**2))
+            shape = (together,) if config.is_distribution else ()
+            pixels = torch.rand(*shape, slots, *network.shape, generator=generator).to(device)
+            real = (*shape, config.matcher.batch_real, *network.shape)
+            images = torch.randint(0, 256, real, generator=generator, dtype=torch.uint8).to(device)
+            earlier = torch.zeros((), device=device) if config.is_distribution else torch.zeros_like(flat)
+            told = (torch.tensor(0, device=device), draw(1, generator).to(device), earlier)
+            settings = torch.tensor([0.1, 1.0], device=device)
+            matching = self._matching(job)
+
+            def once() -> object:
+                return float(matching.step(flat, pixels, torch.zeros_like(pixels), images, *told, settings)[2])
+
+        return {"seconds": _median_seconds(once), **_memory(job), **_noted()}
 
     def probe(
         self, job: Job, segment: int, member: int, pixels: tuple[ObjectRef], labels: Labels
@@ -384,6 +413,22 @@ class Worker:
         network = self._network(job)
         key = (id(network), job.config.learns_labels)
         return self._students.setdefault(key, Student(network, job.config.learns_labels))
+
+
+def _median_seconds(once: Callable[[], object]) -> float:
+    """Of a few calls, the first of which compiles and does not count."""
+    took = []
+    for _ in range(PACE_STEPS):
+        began = time.perf_counter()
+        once()
+        took.append(time.perf_counter() - began)
+    return float(np.median(took[1:]))
+
+
+def _memory(job: Job) -> Metrics:
+    """The most memory in bytes that this process has had: its own, and on its device."""
+    own = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"memory": own, "device_memory": torch.cuda.max_memory_allocated() if job.device != "cpu" else 0}
 
 
 def _noted() -> Metrics:
