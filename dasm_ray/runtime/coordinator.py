@@ -34,6 +34,10 @@ def groups_of(classes: int, group_size: int | None) -> list[tuple[int, ...]]:
     return [tuple(range(first, min(first + size, classes))) for first in range(0, classes, size)]
 
 
+Surrounding = Callable[[tuple[ObjectRef, ...]], Around]
+"""Gives a round its surroundings, told the groups' states that it may read."""
+
+
 @dataclass
 class _Group:
     """One group on its way: how many rounds are done, where its state is, and which round is on disk."""
@@ -58,6 +62,8 @@ class SegmentRun:
         self._rounds = job.config.matcher.rounds
         self._base: dict[int, tuple[ObjectRef, ...]] = {}
         self._given: set[int] = set()
+        self._losses: dict[int, str] = {}
+        """Groups whose last task lost what it reads, with its name; they go back when all that is out is home."""
         self._lost = 0
         self._saved_at = time.monotonic()
         is_one = job.config.matcher.name == "cafe"  # it tells all classes apart
@@ -76,17 +82,22 @@ class SegmentRun:
         """Rounds in all."""
         return self._rounds * len(self._groups)
 
-    def run(self, around: Callable[[tuple[ObjectRef, ...]], Around]) -> Pixels:
-        """Does what is left. ``around`` gives a round its surroundings, told the groups' states that it may read.
+    def run(self, surroundings: Callable[[], Surrounding]) -> Pixels:
+        """Does what is left. ``surroundings`` is asked at the beginning, and again after some went with a node.
 
         Returns the pixels (K, m, C, H, W). Raises NonFinite at the first distance that is no number.
         """
         try:
+            around = surroundings()
             self._give(around)
             for done in self._pool.results():
                 self._take(done)
                 self._progress.workers(self._pool.alive)
-                self._give(around)
+                if self._losses and not self._given:  # surroundings may need the pool, so nothing else is out
+                    self._go_back()
+                    around = surroundings()
+                if not self._losses:
+                    self._give(around)
         except BaseException:
             self._save()
             raise
@@ -95,7 +106,7 @@ class SegmentRun:
 
     # --- giving and taking ---------------------------------------------------------------------------------------
 
-    def _give(self, around: Callable[[tuple[ObjectRef, ...]], Around]) -> None:
+    def _give(self, around: Surrounding) -> None:
         """Submits the next round of every group that may begin it."""
         slowest = min(group.round for group in self._groups)
         for group in self._groups:
@@ -115,12 +126,12 @@ class SegmentRun:
         return self._base[round]
 
     def _take(self, done: Done) -> None:
-        """Swaps the group's reference for the new one; a group whose state was lost goes back to the saved one."""
+        """Swaps the group's reference for the new one, or notes that what the task reads was lost."""
         where: Assignment = done.task.args[1]
         group = self._groups[where.group]
         self._given.discard(group.number)
         if done.error is not None:
-            self._go_back(group, done)
+            self._losses[group.number] = done.task.name
             return
         for notice in done.value["notices"]:
             self._progress.note(notice)
@@ -131,23 +142,25 @@ class SegmentRun:
         if time.monotonic() - self._saved_at >= self._job.config.runtime.checkpoint_seconds:
             self._save()
 
-    def _go_back(self, group: _Group, done: Done) -> None:
-        """To the last state on disk, for the group or, where rounds are barriers, for all."""
+    def _go_back(self) -> None:
+        """To the last state on disk: the groups that lost something or, where rounds are barriers, all of them."""
+        name = next(iter(self._losses.values()))
         self._lost += 1
         if self._lost > self._job.config.runtime.max_lost:
             raise TaskLost(
-                f"{done.task.name}: what it reads was lost {self._lost} times; run the same command again "
+                f"{name}: what it reads was lost {self._lost} times; run the same command again "
                 f"to go on from the last checkpoint, or raise runtime.max_lost"
             )
         before = self.rounds_done
-        for each in self._groups if self._is_coupled else [group]:
-            kept = segments.read(self._place, self._segment, each.number, self._key)
-            arrays, each.round = kept or (_begun(each.initial), 0)
-            each.state, each.saved_round = ray.put((arrays["pixels"], arrays["velocity"])), each.round
+        for group in self._groups if self._is_coupled else [self._groups[number] for number in self._losses]:
+            kept = segments.read(self._place, self._segment, group.number, self._key)
+            arrays, group.round = kept or (_begun(group.initial), 0)
+            group.state, group.saved_round = ray.put((arrays["pixels"], arrays["velocity"])), group.round
+        if self._is_coupled:
+            self._align()
         self._base.clear()
-        self._progress.note(
-            f"{done.task.name}: what it reads was lost with its node; going on from round {group.round}"
-        )
+        self._losses.clear()
+        self._progress.note(f"{name}: what it reads was lost with its node; going on from the last checkpoint")
         self._progress.advance(self.rounds_done - before)
 
     def _check_finite(self, done: Done) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dasm_ray.core.lane import begun, shift_of, stalled, start_range
 from dasm_ray.runtime.actors import Around
-from dasm_ray.runtime.coordinator import SegmentRun
+from dasm_ray.runtime.coordinator import SegmentRun, Surrounding
 from dasm_ray.runtime.lanes import LaneRun
 from dasm_ray.runtime.pool import Ref, Task, fetch, put
 from dasm_ray.stages.contents import Images, Segment, Segments, labels_of, training_on
@@ -65,11 +65,16 @@ def _match_gradients(
     """Distils one segment group by group, from its checkpoint if there is one."""
     run = SegmentRun(here.job, here.pool, here.progress, here.place / "segments", here.key, segment, start.pixels)
     needs_probes = here.config.matcher.probe_share > 0 and run.rounds_done < run.rounds_total
-    probes = probes_before(here, segment, trained, frozen) if needs_probes else ()
-    seen, before = put(windows), put(_joined([each.pixels for each in frozen], start.pixels))
-    snapshots = trained.snapshots if here.config.network == "experts" else ()
-    here.progress.stage("distil", run.rounds_total, here.of(segment), done=run.rounds_done)
-    return Segment(run.run(lambda beside: Around(seen, before, beside, snapshots, probes)))
+    experts = _snapshots(here, trained)
+
+    def surroundings() -> Surrounding:
+        probes = probes_before(here, segment, trained, frozen) if needs_probes else ()
+        seen, before = put(windows), put(_joined([each.pixels for each in frozen], start.pixels))
+        snapshots = experts() if here.config.network == "experts" else ()
+        here.progress.stage("distil", run.rounds_total, here.of(segment), done=run.rounds_done)
+        return lambda beside: Around(seen, before, beside, snapshots, probes)
+
+    return Segment(run.run(surroundings))
 
 
 def _match_trajectories(

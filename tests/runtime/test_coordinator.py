@@ -15,7 +15,7 @@ from dasm_ray.core.real import Blocks
 from dasm_ray.core.segment import initial_pixels
 from dasm_ray.errors import NonFinite, TaskLost
 from dasm_ray.runtime.actors import Around, Job, Worker
-from dasm_ray.runtime.coordinator import SegmentRun, groups_of
+from dasm_ray.runtime.coordinator import SegmentRun, Surrounding, groups_of
 from dasm_ray.runtime.pool import Done, InputLost, Pool, Task
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.real import RealRefs, load_real
@@ -54,7 +54,7 @@ class Run:
     """A segment run of digits with everything around it."""
 
     def __init__(self, real: RealRefs, pool: Pool, folder: Path, config: RunConfig) -> None:
-        self.progress = Progress(live=False)
+        self.progress, self.asked = Progress(live=False), 0
         self.progress.stage("distil", 1)
         job = Job(config, real, "cpu")
         blocks = Blocks(ray.get(list(real.splits["train"])))
@@ -70,7 +70,11 @@ class Run:
         self.segment = SegmentRun(job, pool, self.progress, Place(folder), "key", 0, self.start)
 
     def go(self) -> np.ndarray:
-        return self.segment.run(lambda beside: replace(self.around, beside=beside))
+        return self.segment.run(self.surroundings)
+
+    def surroundings(self) -> Surrounding:
+        self.asked += 1
+        return lambda beside: replace(self.around, beside=beside)
 
 
 def test_all_rounds_are_done_and_on_disk(real: RealRefs, pool: Pool, tmp_path: Path) -> None:
@@ -115,21 +119,50 @@ def test_going_on_from_any_round_gives_the_same_bytes(real: RealRefs, pool: Pool
 
 
 @pytest.mark.parametrize("name", ["idc", "dsa"])
-def test_lost_inputs_send_a_group_back_to_disk(real: RealRefs, pool: Pool, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("seconds", [0, 1000], ids=["each round on disk", "nothing on disk"])
+def test_lost_inputs_send_a_group_back_to_disk(
+    real: RealRefs, pool: Pool, tmp_path: Path, name: str, seconds: int
+) -> None:
+    """A node goes with what all groups read in their second round: with barriers that is one loss, not three."""
     config = config_with(name=name, steps=2, inner_steps=1)
     whole = Run(real, pool, tmp_path / "whole", config).go()
-    run = Run(real, pool, tmp_path / "lossy", config)
+    runtime = config.runtime.model_copy(update={"max_lost": 1 if name == "dsa" else 3, "checkpoint_seconds": seconds})
+    run = Run(real, pool, tmp_path / "lossy", config.model_copy(update={"runtime": runtime}))
+    take, lost = run.segment._take, set()
+
+    def lossy(done: Done) -> None:
+        where = done.task.args[1]
+        if where.round == 1 and where.group not in lost:
+            lost.add(where.group)
+            done = Done(done.task, None, error=InputLost("gone"))
+        take(done)
+
+    run.segment._take = lossy  # type: ignore[method-assign]
+    assert run.go().tobytes() == whole.tobytes()
+    assert lost == {0, 1, 2}
+    assert run.asked == 1 + run.segment._lost
+
+
+@pytest.mark.parametrize("name", ["idc", "dsa"])
+def test_what_comes_home_after_a_loss_counts_for_the_round_that_it_is_of(
+    real: RealRefs, pool: Pool, tmp_path: Path, name: str
+) -> None:
+    """One group loses its input in the last round, while others come home from it; nothing was on disk."""
+    config = config_with(name=name, steps=2, inner_steps=1)
+    whole = Run(real, pool, tmp_path / "whole", config).go()
+    runtime = config.runtime.model_copy(update={"checkpoint_seconds": 1000})
+    run = Run(real, pool, tmp_path / "lossy", config.model_copy(update={"runtime": runtime}))
     take, lost = run.segment._take, []
 
     def lossy(done: Done) -> None:
-        if done.task.args[1].round == 1 and not lost:
+        if done.task.args[1].round == ROUNDS - 1 and not lost:
             lost.append(done.task.name)
             done = Done(done.task, None, error=InputLost("gone"))
         take(done)
 
     run.segment._take = lossy  # type: ignore[method-assign]
     assert run.go().tobytes() == whole.tobytes()
-    assert len(lost) == 1
+    assert (len(lost), run.asked) == (1, 2)
 
 
 def test_inputs_lost_again_and_again_end_the_run(real: RealRefs, pool: Pool, tmp_path: Path) -> None:
