@@ -193,13 +193,14 @@ def relabel(path: str, to: str, overrides: Iterable[str] = ()) -> tuple[Place, s
         raise ArtifactError(f"{target}: is not empty; name a new folder")
     place = Place(path)
     run = place.parent if (place / "dataset.json").exists() else place
-    changes = list(overrides)
+    changes, allowed = list(overrides), ("experts.", *AFTERWARDS)
+    _check_allowed(changes, allowed)
     if not (run / "run.json").exists() and not any(change.startswith("experts.cache=") for change in changes):
         raise ConfigError(
             f"experts.cache: {place} stands alone, away from the run that made it; name the folder where its experts "
             f"are, or shall be trained, by --set experts.cache=FOLDER"
         )
-    with _with_artifact(path, changes, ("experts.", *AFTERWARDS)) as (here, artifact, _):
+    with _with_artifact(path, changes, allowed) as (here, artifact, _):
         images = Images(artifact.pixels, artifact.labels, None, artifact.is_normalised)
         (logits,) = taught(here, train_experts(here), [training_on(images, artifact.factor)])
     return target, write_artifact(target, replace(artifact, soft_labels=logits))
@@ -294,13 +295,18 @@ def _config_of(artifact: Artifact, place: Place) -> RunConfig:
 
 def _changed(config: RunConfig, changes: list[str], allowed: tuple[str, ...] = AFTERWARDS) -> RunConfig:
     """A kept configuration under changes that leave its artifact what it is."""
+    _check_allowed(changes, allowed)
     tree = config.model_dump(mode="json")
+    for change in changes:
+        apply_override(tree, change)
+    return parse_config(tree)
+
+
+def _check_allowed(changes: list[str], allowed: tuple[str, ...]) -> None:
     for change in changes:
         if not change.startswith(allowed):
             known = ", ".join(name.removesuffix(".") for name in allowed)
             raise ConfigError(f"--set {change}: after distillation only {known} can be changed")
-        apply_override(tree, change)
-    return parse_config(tree)
 
 
 # --- reporting ---------------------------------------------------------------------------------------------------

@@ -73,6 +73,7 @@ WITHOUT_TWIN |= {
         "cells",
         "comparison",
         "contents",
+        "estimate",
         "experts",
         "here",
         "scores",
