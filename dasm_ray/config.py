@@ -311,6 +311,9 @@ class Runtime(Section):
     max_lost: Count = Field(3, description="times that one task may be lost", json_schema_extra=HOW)
     task_minutes: Positive = Field(60, description="longest time that one task may take", json_schema_extra=HOW)
     checkpoint_seconds: NotNegative = Field(20, description="least time between checkpoints", json_schema_extra=HOW)
+    idle_seconds: NotNegative = Field(
+        60, description="a worker with nothing to do for this long is given back", json_schema_extra=HOW
+    )
 
 
 class RunConfig(Section):

@@ -370,6 +370,7 @@ def test_what_a_run_is_does_not_hold_where_it_is_done() -> None:
         "networks",
         "runtime.address",
         "runtime.checkpoint_seconds",
+        "runtime.idle_seconds",
         "runtime.max_lost",
         "runtime.task_minutes",
         "runtime.workers",

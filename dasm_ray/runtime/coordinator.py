@@ -92,7 +92,7 @@ class SegmentRun:
             self._give(around)
             for done in self._pool.results():
                 self._take(done)
-                self._progress.workers(self._pool.alive)
+                self._progress.workers(self._pool.alive, self._pool.lost)
                 if self._losses and not self._given:  # surroundings may need the pool, so nothing else is out
                     self._go_back()
                     around = surroundings()

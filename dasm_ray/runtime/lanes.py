@@ -109,7 +109,7 @@ class LaneRun:
         """Runs tasks to the end, in their order; InputLost if what one of them reads is gone."""
         answers: dict[str, Done] = {}
         for done in self._pool.run(tasks):
-            self._progress.workers(self._pool.alive)
+            self._progress.workers(self._pool.alive, self._pool.lost)
             answers[done.task.name] = done
         in_order = [answers[task.name] for task in tasks]
         for done in in_order:

@@ -6,6 +6,7 @@ a worker's hands at a time; and nothing here waits without an end.
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,6 +34,8 @@ ObjectRef = Any
 
 TICK_SECONDS = 1.0
 """Longest pause between looks at deadlines and draining nodes."""
+LEAVE_SECONDS = 3.0
+"""So long before its node is taken away a worker lets go of its task."""
 START_NOTICE_SECONDS = 60.0
 """Without a single worker for this long, say so."""
 START_LIMIT_SECONDS = 300.0
@@ -134,14 +137,14 @@ def _last_line(cause: BaseException) -> str:
 
 @dataclass(eq=False)
 class _Worker:
-    """An actor and what it is asked. ``alive`` is its answer to a greeting that goes ahead of each task."""
+    """An actor and what it is asked; ``greeting`` goes ahead of each task. ``since``: when it got or ended the last."""
 
     actor: Any
     greeting: ObjectRef
     node: str | None = None
     task: Task | None = None
     refs: list[ObjectRef] = field(default_factory=list)
-    since: float = 0.0
+    since: float = field(default_factory=time.monotonic)
 
     @property
     def awaited(self) -> ObjectRef | None:
@@ -155,8 +158,8 @@ class Pool:
     """Up to ``count`` actors of a plain class, started as tasks come and replaced when they die.
 
     Each takes ``num_cpus`` cores and ``num_gpus`` GPUs and is made with ``actor_args`` in an environment with ``env``
-    added. A task may be lost ``max_lost`` times, each attempt may take ``task_seconds``; ``notice`` gets one line for
-    each event worth telling.
+    added. A task may be lost ``max_lost`` times, each attempt may take ``task_seconds``; an actor without one for
+    ``idle_seconds`` is ended. ``notice`` gets one line for each event worth telling.
     """
 
     def __init__(
@@ -169,6 +172,7 @@ class Pool:
         num_gpus: float,
         max_lost: int,
         task_seconds: float,
+        idle_seconds: float,
         notice: Callable[[str], None],
         env: Mapping[str, str] | None = None,
     ) -> None:
@@ -180,11 +184,12 @@ class Pool:
         self._needs = f"{num_cpus:g} CPU and {num_gpus:g} GPU"
         self._count = count
         self._task_seconds = task_seconds
+        self._idle_seconds = idle_seconds
         self._notice = notice
         self._ledger = Ledger(max_lost)
         self._tasks: dict[str, Task] = {}
         self._workers: list[_Worker] = []
-        self._draining: set[str] = set()
+        self._draining: dict[str, float] = {}
         self._next_look = 0.0
         self._false_starts = 0
         self._empty_since: float | None = None
@@ -200,6 +205,11 @@ class Pool:
     def alive(self) -> int:
         """Workers that have started."""
         return sum(worker.node is not None for worker in self._workers)
+
+    @property
+    def lost(self) -> int:
+        """Tasks that were lost and given again so far."""
+        return self._ledger.lost
 
     def submit(self, task: Task) -> None:
         """Adds a task; it is begun by ``results``."""
@@ -237,6 +247,7 @@ class Pool:
     def _staff(self) -> None:
         """Asks for workers, as many as there are open tasks: a pending actor is what makes a cluster grow."""
         self._leave_draining_nodes()
+        self._give_back()
         while len(self._workers) < min(self._count, self._ledger.open):
             actor = self._remote.remote(*self._actor_args)
             self._workers.append(_Worker(actor, actor.__ray_call__.remote(_node)))
@@ -312,7 +323,7 @@ class Pool:
         assert worker.task is not None
         self._ledger.finish(worker.task.name)
         del self._tasks[worker.task.name]
-        worker.task, worker.refs = None, []
+        worker.task, worker.refs, worker.since = None, [], time.monotonic()
 
     def _lose(self, worker: _Worker, loss: Loss) -> None:
         """Gives the worker's task back, counted as lost if the worker was there when it came."""
@@ -360,23 +371,43 @@ class Pool:
                 f"no worker has started in {START_NOTICE_SECONDS:g} s: each needs {self._needs}; still waiting"
             )
 
+    def _give_back(self) -> None:
+        """Ends workers beyond the open tasks that had nothing to do for long, or never came: so a cluster shrinks."""
+        long_ago = time.monotonic() - self._idle_seconds
+        idle = [worker for worker in self._workers if not worker.task and worker.since < long_ago]
+        for worker in idle[: max(0, len(self._workers) - self._ledger.open)]:
+            self._remove(worker)
+
     def _leave_draining_nodes(self) -> None:
-        """Gives nothing more to workers on nodes that are being taken away, and ends the idle ones to let a node go."""
+        """Gives nothing more to workers on nodes that are being taken away, and ends the idle ones to let a node go.
+
+        What a worker cannot finish before its node goes is given to another, and does not count as lost.
+        """
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + TICK_SECONDS
         draining = draining_nodes()
-        for node in draining - self._draining:
+        for node in draining.keys() - self._draining:
             if any(worker.node == node for worker in self._workers):
                 self._notice(f"node {node[:8]} is being taken away: its workers finish what they have")
         self._draining = draining
-        for worker in [worker for worker in self._workers if worker.node in draining and not worker.task]:
-            self._remove(worker)
+        for worker in [worker for worker in self._workers if worker.node in draining]:
+            assert worker.node is not None
+            if not worker.task:
+                self._remove(worker)
+            elif draining[worker.node] - time.time() < LEAVE_SECONDS and not _is_there(worker.refs[0]):
+                self._ledger.put_back(worker.task.name)
+                self._notice(f"{worker.task.name}: its node goes before it is done; another worker does it")
+                self._remove(worker)
 
 
-def draining_nodes() -> set[str]:
-    """Ids of nodes that have notice to leave: a spot node about to be taken, a pod about to be stopped."""
-    return set(ray._private.state.state.get_draining_nodes())
+def draining_nodes() -> dict[str, float]:
+    """Nodes that have notice to leave (a spot node about to be taken, a pod about to be stopped), by id.
+
+    Each with the time.time() at which it goes; infinity where that is not known.
+    """
+    found: dict[str, int] = ray._private.state.state.get_draining_nodes()
+    return {node: milliseconds / 1000 if milliseconds > 0 else math.inf for node, milliseconds in found.items()}
 
 
 def _node(_: Any) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -42,10 +43,13 @@ class _Stage:
     def count(self) -> str:
         return f"{self.done}/{self.total}"
 
+    def rate(self, now: float) -> float:
+        """Samples a second so far; 0 while unknown."""
+        return self.samples / (now - self.start) if now > self.start else 0.0
+
     def speed(self, now: float) -> str:
-        """Samples a second so far, for a reader; empty while unknown."""
-        seconds = now - self.start
-        return f"{compact(self.samples / seconds)} img/s" if self.samples and seconds > 0 else ""
+        """The same for a reader; empty while unknown."""
+        return f"{compact(rate)} img/s" if (rate := self.rate(now)) else ""
 
     def left(self, now: float) -> str:
         """Time to the end at the speed so far; empty while unknown."""
@@ -73,11 +77,11 @@ class Progress:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._events = events or (lambda **_: None)
+        self._listeners = [events] if events else []
         self._console = console or Console(stderr=True, highlight=False)
         self._clock = clock
         self._stage: _Stage | None = None
-        self._workers = 0
+        self._workers = self._lost = 0
         self._said = 0.0
         self._live: Live | None = None
         if self._console.is_terminal if live is None else live:
@@ -93,11 +97,15 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def listen(self, events: Events) -> None:
+        """Someone else who is told each fact from now on."""
+        self._listeners.append(events)
+
     def stage(self, name: str, total: int, detail: str = "", *, done: int = 0) -> None:
         """Begins a stage of ``total`` tasks, of which ``done`` are done already; ends the one before."""
         self._end_stage()
         self._stage = _Stage(name, total, detail, before=done, start=self._clock(), done=done)
-        self._events(kind="stage", stage=name, detail=detail, total=total, done=done)
+        self._tell(kind="stage", stage=name, detail=detail, total=total, done=done)
         self._say_plainly()
 
     def advance(self, n: int = 1, samples: int = 0, **metrics: float) -> None:
@@ -107,22 +115,33 @@ class Progress:
         stage.done += n
         stage.samples += samples
         stage.metrics.update(metrics)
-        self._events(
-            kind="progress", stage=stage.name, detail=stage.detail, done=stage.done, total=stage.total, **metrics
+        self._tell(
+            kind="progress",
+            stage=stage.name,
+            detail=stage.detail,
+            done=stage.done,
+            total=stage.total,
+            samples=samples,
+            samples_per_second=round(stage.rate(self._clock()), 1),
+            **metrics,
         )
         if self._clock() - self._said >= PLAIN_SECONDS and stage.done < stage.total:
             self._say_plainly()
 
     def note(self, text: str) -> None:
         """One line that stays."""
-        self._events(kind="note", text=text)
+        self._tell(kind="note", text=text)
         self._print(text)
 
-    def workers(self, n: int) -> None:
-        """How many workers are alive."""
-        if n != self._workers:
-            self._workers = n
-            self._events(kind="workers", workers=n)
+    def workers(self, alive: int, lost: int) -> None:
+        """How many workers are alive, and how many tasks were lost so far."""
+        if (alive, lost) != (self._workers, self._lost):
+            self._workers, self._lost = alive, lost
+            self._tell(kind="workers", workers=alive, lost=lost)
+
+    def probe(self, accuracy: float) -> None:
+        """What share of the training images the latest probe gets right."""
+        self._tell(kind="probe", accuracy=round(accuracy, 4))
 
     def close(self) -> None:
         """Ends the stage and the display."""
@@ -131,6 +150,10 @@ class Progress:
             self._live.stop()
             self._live = None
 
+    def _tell(self, **event: Any) -> None:
+        for listener in self._listeners:
+            listener(**event)
+
     # --- the two displays ----------------------------------------------------------------------------------------
 
     def _end_stage(self) -> None:
@@ -138,9 +161,7 @@ class Progress:
         if stage is None:
             return
         now = self._clock()
-        self._events(
-            kind="stage_end", stage=stage.name, detail=stage.detail, done=stage.done, seconds=now - stage.start
-        )
+        self._tell(kind="stage_end", stage=stage.name, detail=stage.detail, done=stage.done, seconds=now - stage.start)
         took = clock_text(now - stage.start)
         self._print(", ".join(part for part in (f"{stage.title}: {stage.count} in {took}", stage.speed(now)) if part))
 

@@ -16,6 +16,7 @@ from dasm_ray.config import RunConfig, digest_of, what
 from dasm_ray.core.models import default_depth
 from dasm_ray.errors import ConfigError, DataError, TaskLost, UserError
 from dasm_ray.runtime.actors import Job, Worker
+from dasm_ray.runtime.metrics import Metrics
 from dasm_ray.runtime.pool import Done, Pool, Task
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.real import RealRefs, load_real
@@ -80,6 +81,7 @@ def opened(config: RunConfig, uri: str) -> Iterator[Here]:
 def connected(config: RunConfig, place: Place, event: Callable[..., None] | None = None) -> Iterator[Here]:
     """The same without a lock: for reading a run that is there."""
     with Progress(event) as progress, Session.open(config.runtime, progress.note) as session:
+        progress.listen(Metrics(config.name))
         progress.note(f"{config.name}: {session}, results in {place}")
         real = load_real(config.data, progress.note, progress)
         check_against_data(config, real)
@@ -106,6 +108,7 @@ def _pool(config: RunConfig, session: Session, progress: Progress) -> Pool:
         num_gpus=session.num_gpus,
         max_lost=runtime.max_lost,
         task_seconds=runtime.task_minutes * 60,
+        idle_seconds=runtime.idle_seconds,
         notice=progress.note,
         env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TORCHINDUCTOR_COMPILE_THREADS": "1"},
     )
@@ -144,6 +147,6 @@ def run_all(here: Here, tasks: Sequence[Task], told: Callable[[Done], None] = la
         answers[done.task.name] = done
         if isinstance(done.value, dict):
             here.take_notices(done.value.get("notices", ()))
-        here.progress.workers(here.pool.alive)
+        here.progress.workers(here.pool.alive, here.pool.lost)
         told(done)
     return [answers[task.name] for task in tasks]

@@ -92,6 +92,7 @@ def scores_before(
         allowed[mine[seen]] = True
     found = scores_store.Scores(labels, index, dynamic, static, wrong, known, allowed)
     scores_store.write(place, segment, found, here.key)
+    here.progress.probe(accuracy=1 - float(wrong.mean()))
     here.progress.note(
         f"segment {segment + 1}: the probe gets {1 - wrong.mean():.1%} of the training images right; "
         f"the window holds {allowed.mean():.0%}"

@@ -147,6 +147,7 @@ def test_the_store_holds_one_decoded_copy_for_four_workers(ray_session: object, 
         num_gpus=0,
         max_lost=0,
         task_seconds=300,
+        idle_seconds=60,
         notice=lambda text: None,
         env={"MALLOC_MMAP_THRESHOLD_": "1000000"},
     ) as pool:

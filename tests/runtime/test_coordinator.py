@@ -45,7 +45,15 @@ def real(ray_session: object) -> RealRefs:
 @pytest.fixture
 def pool(ray_session: object) -> Iterator[Pool]:
     with Pool(
-        Worker, (1,), count=2, num_cpus=1, num_gpus=0, max_lost=1, task_seconds=120, notice=lambda text: None
+        Worker,
+        (1,),
+        count=2,
+        num_cpus=1,
+        num_gpus=0,
+        max_lost=1,
+        task_seconds=120,
+        idle_seconds=60,
+        notice=lambda text: None,
     ) as workers:
         yield workers
 

@@ -76,6 +76,10 @@ class Squarer:
     def pid(self) -> int:
         return os.getpid()
 
+    def pid_after(self, seconds: float) -> int:
+        time.sleep(seconds)
+        return os.getpid()
+
 
 @pytest.fixture
 def notices() -> list[str]:
@@ -91,6 +95,7 @@ def make_pool(ray_session: object, notices: list[str], tmp_path: Path) -> Iterat
             "count": 1,
             "max_lost": 1,
             "task_seconds": 120.0,
+            "idle_seconds": 60.0,
             "args": (str(tmp_path),),
         } | changes
         args = settings.pop("args")
@@ -128,6 +133,25 @@ def test_no_more_workers_are_asked_for_than_there_are_tasks(make_pool: Callable[
     pool = make_pool(count=50)
     assert len(values(pool.run(squares(range(2))))) == 2
     assert pool.alive <= 2
+
+
+def test_workers_with_nothing_to_do_are_given_back_and_asked_for_again(make_pool: Callable[..., Pool]) -> None:
+    pool = make_pool(count=2, idle_seconds=0.5)
+    assert len(values(pool.run([Task(f"nap {n}", "sleep", (1.0,)) for n in range(2)]))) == 2
+    assert pool.alive == 2
+    values(pool.run([Task("long", "sleep", (3.0,))]))
+    assert pool.alive == 1
+    pids = set(values(pool.run([Task(f"pid {n}", "pid_after", (2.0,)) for n in range(4)])).values())
+    assert len(pids) == 2
+
+
+def test_a_worker_that_never_came_is_no_longer_asked_for_when_nothing_waits(make_pool: Callable[..., Pool]) -> None:
+    pool = make_pool(count=5, idle_seconds=1)  # the session has room for four halves of a core
+    for n in range(5):
+        pool.submit(Task(f"nap {n}", "sleep", (0.1,)))
+    values(pool.results())
+    values(pool.run([Task("long", "sleep", (3.0,))]))
+    assert len(pool._workers) == 1
 
 
 def test_a_killed_worker_costs_one_notice_and_nothing_else(
@@ -287,7 +311,15 @@ def test_workers_that_never_start_are_noticed_and_then_given_up(
     monkeypatch.setattr(pool_module, "START_LIMIT_SECONDS", 2)
     with (
         Pool(
-            Squarer, (), count=1, num_cpus=1000, num_gpus=0, max_lost=1, task_seconds=1, notice=notices.append
+            Squarer,
+            (),
+            count=1,
+            num_cpus=1000,
+            num_gpus=0,
+            max_lost=1,
+            task_seconds=1,
+            idle_seconds=60,
+            notice=notices.append,
         ) as pool,
         pytest.raises(SessionError, match=r"no worker has started .* each needs 1000 CPU and 0 GPU"),
     ):
@@ -340,6 +372,11 @@ class Worker:
     def total(self, pixels):
         time.sleep(1)
         return int(pixels.sum())
+    def long(self, mark):
+        if os.path.exists(mark):
+            return "done by another"
+        open(mark, "w").close()
+        time.sleep(50)
 
 quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_timeout_ms": 500,
          "health_check_failure_threshold": 3}
@@ -349,7 +386,8 @@ nodes = [cluster.add_node(num_cpus=1, **small) for _ in range(2)]
 ray.init(cluster.address, logging_level="ERROR", log_to_driver=False)
 try:
     say = lambda text: print("NOTICE", text, flush=True)
-    with Pool(Worker, (), count=2, num_cpus=1, num_gpus=0, max_lost=3, task_seconds=60, notice=say) as pool:
+    needs = {"count": 2, "num_cpus": 1, "num_gpus": 0, "max_lost": 3, "task_seconds": 60, "idle_seconds": 60}
+    with Pool(Worker, (), **needs, notice=say) as pool:
         made = {done.value: done.refs[0] for done in pool.run([Task(f"make {n}", "make", (n,), 2) for n in range(6)])}
         cluster.remove_node(nodes[0], allow_graceful=False)
         nodes.append(cluster.add_node(num_cpus=1, **small))
@@ -370,6 +408,17 @@ try:
         print("TOTALS", sorted(totals.items()))
         print("LOST INPUTS", lost > 0)
         print("LEFT", draining not in [w.node for w in pool._workers])
+        nodes.append(cluster.add_node(num_cpus=1, **small))
+        mark = os.path.join(sys.argv[1], "mark")
+        pool.submit(Task("long", "long", (mark,)))
+        def drain_where_it_is():
+            while not os.path.exists(mark):
+                time.sleep(0.1)
+            node = next(w.node for w in pool._workers if w.task)
+            ray._raylet.GcsClient(cluster.address).drain_node(node, 2, "spot", int(1000 * (time.time() + 8)))
+        threading.Thread(target=drain_where_it_is, daemon=True).start()
+        began = time.monotonic()
+        print("LONG", [done.value for done in pool.results()], "IN TIME", time.monotonic() - began < 30)
 finally:
     ray.shutdown()
     cluster.shutdown()
@@ -395,4 +444,6 @@ def test_a_lost_node_and_a_draining_node_change_no_answer(tmp_path: Path) -> Non
     assert f"TOTALS {sorted((f'total {n}', n) for n in range(10))}" in lines
     assert "LOST INPUTS True" in lines
     assert "LEFT True" in lines
-    assert sum("is being taken away" in line for line in lines) == 1
+    assert "LONG ['done by another'] IN TIME True" in lines
+    assert sum("is being taken away" in line for line in lines) == 2
+    assert sum("its node goes before it is done" in line for line in lines) == 1

@@ -42,7 +42,7 @@ def picture(progress: Progress, console: Console) -> list[str]:
 
 def test_a_log_gets_a_line_at_the_beginning_now_and_then_and_at_the_end(clock: Clock) -> None:
     progress, file = plain(clock)
-    progress.workers(2)
+    progress.workers(2, 0)
     progress.stage("distil", 40, "segment 1 of 2")
     for _ in range(40):
         clock.now += 1
@@ -90,8 +90,8 @@ def test_events_are_told_as_plain_values(clock: Clock) -> None:
     events: list[dict[str, Any]] = []
     progress, _ = plain(clock, lambda **fields: events.append(fields))
     progress.stage("probe", 2, "segment 2 of 2")
-    progress.workers(3)
-    progress.workers(3)
+    progress.workers(3, 0)
+    progress.workers(3, 0)
     clock.now += 5
     progress.advance(samples=10, loss=0.5)
     progress.note("a word")
@@ -99,8 +99,8 @@ def test_events_are_told_as_plain_values(clock: Clock) -> None:
     where = {"stage": "probe", "detail": "segment 2 of 2"}
     assert events == [
         {"kind": "stage", **where, "total": 2, "done": 0},
-        {"kind": "workers", "workers": 3},
-        {"kind": "progress", **where, "done": 1, "total": 2, "loss": 0.5},
+        {"kind": "workers", "workers": 3, "lost": 0},
+        {"kind": "progress", **where, "done": 1, "total": 2, "samples": 10, "samples_per_second": 2.0, "loss": 0.5},
         {"kind": "note", "text": "a word"},
         {"kind": "stage_end", **where, "done": 1, "seconds": 5.0},
     ]
@@ -109,7 +109,7 @@ def test_events_are_told_as_plain_values(clock: Clock) -> None:
 def test_the_live_line_says_what_how_far_by_whom_how_fast_and_how_long(clock: Clock) -> None:
     progress, console = live(clock)
     with progress:
-        progress.workers(2)
+        progress.workers(2, 0)
         progress.stage("distil", 40, "segment 1 of 2")
         clock.now += 100
         progress.advance(10, samples=150_000, loss=0.123456)
@@ -124,7 +124,7 @@ def test_the_live_line_says_what_how_far_by_whom_how_fast_and_how_long(clock: Cl
 def test_the_live_line_fits_the_terminal_whatever_is_told(clock: Clock, width: int) -> None:
     progress, console = live(clock, width)
     with progress:
-        progress.workers(12345)
+        progress.workers(12345, 0)
         progress.stage("a stage with quite a name", 1_000_000, "segment 112 of 124 and then some")
         clock.now += 1e5
         progress.advance(123_456, samples=123_456_789, **{f"metric_{n}": 1 / 3 for n in range(20)})
