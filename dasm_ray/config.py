@@ -302,6 +302,14 @@ class Runtime(Section):
     gpus_per_worker: NotNegative | None = Field(
         None, description="GPUs of one worker, fractions allowed; unset: 1 where there are GPUs"
     )
+    memory_per_worker: Positive | None = Field(
+        None,
+        description="GiB of a host's memory that one worker is sure of; unset: none is set aside",
+        json_schema_extra=HOW,
+    )
+    device: Literal["cpu", "cuda"] | None = Field(
+        None, description="where workers compute; unset: on their GPUs, on the CPU where they have none"
+    )
     address: StrictStr | None = Field(
         None, description="a running Ray cluster; unset: a local one", json_schema_extra=HOW
     )

@@ -372,6 +372,7 @@ def test_what_a_run_is_does_not_hold_where_it_is_done() -> None:
         "runtime.checkpoint_seconds",
         "runtime.idle_seconds",
         "runtime.max_lost",
+        "runtime.memory_per_worker",
         "runtime.task_minutes",
         "runtime.workers",
         "score.shards",

@@ -157,9 +157,9 @@ class _Worker:
 class Pool:
     """Up to ``count`` actors of a plain class, started as tasks come and replaced when they die.
 
-    Each takes ``num_cpus`` cores and ``num_gpus`` GPUs and is made with ``actor_args`` in an environment with ``env``
-    added. A task may be lost ``max_lost`` times, each attempt may take ``task_seconds``; an actor without one for
-    ``idle_seconds`` is ended. ``notice`` gets one line for each event worth telling.
+    Each takes ``num_cpus`` cores, ``num_gpus`` GPUs and ``memory`` bytes of a node, and is made with ``actor_args`` in
+    an environment with ``env`` added. A task may be lost ``max_lost`` times, each attempt may take ``task_seconds``; an
+    actor without one for ``idle_seconds`` is ended. ``notice`` gets one line for each event worth telling.
     """
 
     def __init__(
@@ -174,9 +174,12 @@ class Pool:
         task_seconds: float,
         idle_seconds: float,
         notice: Callable[[str], None],
+        memory: float = 0.0,
         env: Mapping[str, str] | None = None,
     ) -> None:
         options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": 0, "max_task_retries": 0}
+        if memory:
+            options["memory"] = memory
         if env:
             options["runtime_env"] = {"env_vars": dict(env)}
         self._remote = ray.remote(actor_class).options(**options)

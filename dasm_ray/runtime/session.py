@@ -13,11 +13,13 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ray
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.experimental.internal_kv import _internal_kv_get
 
 from dasm_ray.config import Runtime
@@ -26,8 +28,11 @@ from dasm_ray.runtime.machine import Machine, object_store_bytes, read_machine, 
 
 Log = Callable[[str], None]
 
+GIB = 2**30
 PROBE_SECONDS = 5.0
 """Longest wait for a sign of life from a cluster's port."""
+ANSWER_SECONDS = 8.0
+"""Longest wait for an autoscaler's opinion; it looks every five seconds."""
 
 logger = logging.getLogger(__name__)
 
@@ -37,29 +42,36 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Shape:
-    """What one worker takes."""
+    """What one worker takes; ``memory`` in GiB, 0: what it needs, and nothing is set aside."""
 
     num_cpus: int
     num_gpus: float
+    memory: float = 0.0
 
     def __str__(self) -> str:
-        return f"{_several(self.num_cpus, 'core')} and {_several(self.num_gpus, 'GPU')}"
+        return _listed(self.num_cpus, self.num_gpus, self.memory)
 
 
 @dataclass(frozen=True)
 class Room:
-    """What one node has."""
+    """What one node has; ``memory`` in GiB, for workers."""
 
     cpus: float
     gpus: float
+    memory: float = 0.0
 
     def slots(self, shape: Shape) -> int:
         """Workers of this shape that fit."""
-        by_cpu = math.floor(self.cpus / shape.num_cpus)
-        return min(by_cpu, _by_gpu(self.gpus, shape.num_gpus)) if shape.num_gpus else by_cpu
+        slots = [math.floor(self.cpus / shape.num_cpus)]
+        if shape.num_gpus:
+            slots.append(_by_gpu(self.gpus, shape.num_gpus))
+        if shape.memory:
+            slots.append(math.floor(self.memory / shape.memory))
+        return min(slots)
 
-    def __str__(self) -> str:
-        return f"{_several(self.cpus, 'core')} and {_several(self.gpus, 'GPU')}"
+    def beside(self, shape: Shape) -> str:
+        """What it has of what the shape asks for."""
+        return _listed(self.cpus, self.gpus, self.memory if shape.memory else 0.0)
 
 
 @dataclass(frozen=True)
@@ -77,19 +89,22 @@ def plan_here(runtime: Runtime, machine: Machine) -> Plan:
     Raises ResourceError when one worker does not fit.
     """
     shape = _shape(runtime, has_gpus=machine.gpus > 0)
-    there = f"this machine has {Room(machine.cores, machine.gpus)}"
-    if shape.num_gpus > machine.gpus:
-        wanted = _several(shape.num_gpus, "GPU")
-        raise ResourceError(f"runtime.gpus_per_worker: a worker needs {wanted}, but {there}; lower it")
-    if shape.num_cpus > machine.cores:
-        wanted = _several(shape.num_cpus, "core")
-        raise ResourceError(f"runtime.cpus_per_worker: a worker needs {wanted}, but {there}; lower it")
-    most = _by_gpu(machine.gpus, shape.num_gpus) if shape.num_gpus else machine.cores // shape.num_cpus
-    workers = runtime.workers or most
+    room = Room(machine.cores, machine.gpus, _memory_for_workers(machine) / GIB)
+    there = f"this machine has {room.beside(shape)}"
+    for key, wanted, most, unit in (
+        ("gpus_per_worker", shape.num_gpus, room.gpus, "GPU"),
+        ("cpus_per_worker", shape.num_cpus, room.cpus, "core"),
+        ("memory_per_worker", shape.memory, room.memory, "GiB"),
+    ):
+        if wanted > most:
+            raise ResourceError(f"runtime.{key}: a worker needs {_several(wanted, unit)}, but {there}; lower it")
+    # Cores may be shared: where something scarcer counts the workers, or the user does, they are no limit.
+    shares_cores = shape.num_gpus > 0 or runtime.workers is not None
+    most = replace(room, cpus=machine.cores * 1000 if shares_cores else machine.cores).slots(shape)
+    workers = min(runtime.workers or most, most)
     notices = []
-    if shape.num_gpus and workers > most:
-        notices.append(f"{there}: {_several(most, 'worker')} instead of runtime.workers={workers}")
-        workers = most
+    if runtime.workers is not None and workers < runtime.workers:
+        notices.append(f"{there}: {_several(most, 'worker')} instead of runtime.workers={runtime.workers}")
     if workers * shape.num_cpus > machine.cores:
         notices.append(f"{there}, which {_several(workers, 'worker')} of {_several(shape.num_cpus, 'core')} will share")
     return Plan(workers, shape, tuple(notices))
@@ -121,7 +136,18 @@ def plan_there(runtime: Runtime, nodes: Sequence[Room], *, grows: bool) -> Plan:
 
 def _shape(runtime: Runtime, *, has_gpus: bool) -> Shape:
     asked = runtime.gpus_per_worker
-    return Shape(runtime.cpus_per_worker, float(has_gpus) if asked is None else asked)
+    if asked is None:
+        asked = float(has_gpus and runtime.device != "cpu")
+    if runtime.device == "cuda" and not asked:
+        raise ResourceError(
+            "runtime.device: cuda, but workers have no GPU; set runtime.gpus_per_worker or leave it unset"
+        )
+    return Shape(runtime.cpus_per_worker, asked, runtime.memory_per_worker or 0.0)
+
+
+def _memory_for_workers(machine: Machine) -> int:
+    """Bytes that are left beside the object store."""
+    return max(0, machine.memory - object_store_bytes(machine.memory, machine.shm))
 
 
 def _by_gpu(gpus: float, each: float) -> int:
@@ -131,15 +157,23 @@ def _by_gpu(gpus: float, each: float) -> int:
 
 def _too_large(shape: Shape, nodes: Sequence[Room]) -> str:
     largest = max(nodes, key=lambda node: (node.gpus, node.cpus), default=Room(0, 0))
-    key = "runtime.gpus_per_worker" if shape.num_gpus > largest.gpus else "runtime.cpus_per_worker"
+    key = "runtime.cpus_per_worker" if shape.num_cpus > largest.cpus else "runtime.memory_per_worker"
+    if shape.num_gpus > largest.gpus:
+        key = "runtime.gpus_per_worker"
+    many = _several(len(nodes), "node")
     return (
-        f"{key}: a worker needs {shape}, but the largest of {_several(len(nodes), 'node')} has {largest}, "
+        f"{key}: a worker needs {shape}, but the largest of {many} has {largest.beside(shape)}, "
         f"and the cluster does not grow; lower it or add a node"
     )
 
 
+def _listed(cpus: float, gpus: float, memory: float) -> str:
+    parts = [_several(cpus, "core"), _several(gpus, "GPU"), *([_several(round(memory, 1), "GiB")] if memory else [])]
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
 def _several(number: float, noun: str) -> str:
-    return f"{number:g} {noun}{'' if number == 1 else 's'}"
+    return f"{number:g} {noun}{'' if number == 1 or noun == 'GiB' else 's'}"
 
 
 # --- the session -------------------------------------------------------------------------------------------------
@@ -147,11 +181,11 @@ def _several(number: float, noun: str) -> str:
 
 @dataclass(frozen=True)
 class Session:
-    """A connection to Ray, in which ``workers`` of ``num_cpus`` cores and ``num_gpus`` GPUs each may be started."""
+    """A connection to Ray, in which ``workers`` of a ``shape`` may be started, which compute on ``device``."""
 
     workers: int
-    num_cpus: int
-    num_gpus: float
+    shape: Shape
+    device: Literal["cpu", "cuda"]
     started_here: bool
     connected_here: bool
 
@@ -168,12 +202,8 @@ class Session:
         plan = _start(runtime, log) if here else _join(runtime, None if open_already else address)
         for notice in plan.notices:
             log(notice)
-        return cls(plan.workers, plan.shape.num_cpus, plan.shape.num_gpus, here, not open_already)
-
-    @property
-    def device(self) -> Literal["cpu", "cuda"]:
-        """Where a worker computes."""
-        return "cuda" if self.num_gpus else "cpu"
+        device = runtime.device or ("cuda" if plan.shape.num_gpus else "cpu")
+        return cls(plan.workers, plan.shape, device, here, not open_already)
 
     def close(self) -> None:
         """Ends what was begun here: the connection, and the cluster if it was started here."""
@@ -188,7 +218,7 @@ class Session:
 
     def __str__(self) -> str:
         where = "this machine" if self.started_here else "a Ray cluster"
-        return f"{_several(self.workers, 'worker')} of {Shape(self.num_cpus, self.num_gpus)} on {where}"
+        return f"{_several(self.workers, 'worker')} of {self.shape} on {where}"
 
 
 def _start(runtime: Runtime, log: Log) -> Plan:
@@ -204,6 +234,7 @@ def _start(runtime: Runtime, log: Log) -> Plan:
         num_gpus=machine.gpus,
         include_dashboard=False,
         object_store_memory=object_store_bytes(machine.memory, machine.shm),
+        _memory=_memory_for_workers(machine),
     )
     return plan
 
@@ -216,8 +247,11 @@ def _join(runtime: Runtime, address: str | None) -> Plan:
         _init(address=address)
     try:
         totals = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        nodes = [Room(total.get("CPU", 0), total.get("GPU", 0)) for total in totals]
-        return plan_there(runtime, nodes, grows=_grows())
+        nodes = [Room(each.get("CPU", 0), each.get("GPU", 0), each.get("memory", 0) / GIB) for each in totals]
+        plan = plan_there(runtime, nodes, grows=_grows())
+        if not any(node.slots(plan.shape) for node in nodes):
+            _ask_autoscaler(plan.shape)
+        return plan
     except ResourceError:
         if address is not None:
             ray.shutdown()
@@ -295,3 +329,47 @@ def _grows() -> bool:
     report = _internal_kv_get(b"__autoscaling_status")
     kinds = json.loads(report).get("autoscaler_report", {}).get("active_nodes") if report else None
     return any(not kind.startswith("node_") for kind in kinds or ())
+
+
+def _ask_autoscaler(shape: Shape) -> None:
+    """Asks for one worker, and waits until the autoscaler has seen that; ResourceError if it knows no node for it.
+
+    Only the autoscaler's second version, the default of Ray's launcher, says so; others are given the benefit.
+    """
+    needs = {"CPU": shape.num_cpus, "GPU": shape.num_gpus, "memory": shape.memory * GIB}
+    scout = (
+        ray.remote(_Scout).options(num_cpus=shape.num_cpus, num_gpus=shape.num_gpus, memory=needs["memory"]).remote()
+    )
+    end, asked = time.monotonic() + ANSWER_SECONDS, None
+    try:
+        while time.monotonic() < end:
+            cluster, autoscaler = _autoscaling()
+            waiting = [each.request.resources_bundle for each in cluster.pending_resource_requests]
+            if asked is None and any(_is(each, needs) for each in waiting):
+                asked = cluster.cluster_resource_state_version
+            elif asked is not None and autoscaler.last_seen_cluster_resource_state_version > asked:
+                if any(_is(each.resources_bundle, needs) for each in autoscaler.infeasible_resource_requests):
+                    raise ResourceError(
+                        f"runtime: a worker needs {shape}, but the autoscaling cluster starts no node that has that; "
+                        f"lower cpus_per_worker, gpus_per_worker or memory_per_worker"
+                    )
+                return
+            time.sleep(0.1)
+    finally:
+        ray.kill(scout)
+
+
+class _Scout:
+    """An actor that does nothing; that it waits for a node is what the autoscaler sees."""
+
+
+def _is(bundle: Mapping[str, float], needs: Mapping[str, float]) -> bool:
+    return all(math.isclose(bundle.get(name, 0.0), amount, rel_tol=1e-3) for name, amount in needs.items())
+
+
+def _autoscaling() -> tuple[Any, Any]:
+    """What the cluster has and lacks, and what its autoscaler makes of that, as Ray's messages."""
+    reply = GetClusterStatusReply()
+    client = ray._raylet.GcsClient(ray.get_runtime_context().gcs_address)
+    reply.ParseFromString(client.get_cluster_status(timeout_s=PROBE_SECONDS))
+    return reply.cluster_resource_state, reply.autoscaling_state

@@ -20,7 +20,7 @@ from dasm_ray.runtime.metrics import Metrics
 from dasm_ray.runtime.pool import Done, Pool, Task
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.real import RealRefs, load_real
-from dasm_ray.runtime.session import Session
+from dasm_ray.runtime.session import GIB, Session
 from dasm_ray.store.rundir import Place, RunDir
 
 Indices = NDArray[np.int64]
@@ -99,13 +99,15 @@ def distil_key(config: RunConfig, real: RealRefs, device: str) -> str:
 
 def _pool(config: RunConfig, session: Session, progress: Progress) -> Pool:
     runtime = config.runtime
-    threads = str(session.num_cpus)
+    shape = session.shape
+    threads = str(shape.num_cpus)
     return Pool(
         Worker,
-        (session.num_cpus,),
+        (shape.num_cpus,),
         count=session.workers,
-        num_cpus=session.num_cpus,
-        num_gpus=session.num_gpus,
+        num_cpus=shape.num_cpus,
+        num_gpus=shape.num_gpus,
+        memory=shape.memory * GIB,
         max_lost=runtime.max_lost,
         task_seconds=runtime.task_minutes * 60,
         idle_seconds=runtime.idle_seconds,

@@ -35,6 +35,8 @@ STATION = Machine(cores=16, memory=128 * 2**30, shm=64 * 2**30, gpus=2)
         (Runtime(gpus_per_worker=0.3), STATION, 6, Shape(1, 0.3)),
         (Runtime(gpus_per_worker=0.1), STATION, 20, Shape(1, 0.1)),
         (Runtime(gpus_per_worker=2), STATION, 1, Shape(1, 2)),
+        (Runtime(device="cpu"), STATION, 16, Shape(1, 0)),
+        (Runtime(memory_per_worker=3), LAPTOP, 3, Shape(1, 0, 3)),
         (Runtime(gpus_per_worker=0, cpus_per_worker=4), STATION, 4, Shape(4, 0)),
     ],
 )
@@ -62,6 +64,8 @@ def test_workers_may_not_outnumber_the_gpus() -> None:
         (Runtime(gpus_per_worker=64), ("runtime.gpus_per_worker", "64 GPUs", "8 cores and 0 GPUs")),
         (Runtime(gpus_per_worker=0.5), ("runtime.gpus_per_worker", "0.5 GPUs", "0 GPUs")),
         (Runtime(cpus_per_worker=9), ("runtime.cpus_per_worker", "9 cores", "8 cores")),
+        (Runtime(memory_per_worker=64), ("runtime.memory_per_worker", "64 GiB", "and 11.2 GiB")),
+        (Runtime(device="cuda"), ("runtime.device", "no GPU")),
     ],
 )
 def test_a_worker_that_fits_on_no_machine_here_is_refused(runtime: Runtime, words: tuple[str, ...]) -> None:
@@ -90,6 +94,11 @@ def test_a_shape_that_fits_no_node_is_refused_unless_the_cluster_grows() -> None
     assert plan_there(runtime, nodes, grows=True).workers == 2
     with pytest.raises(ResourceError, match=r"runtime\.cpus_per_worker: "):
         plan_there(Runtime(cpus_per_worker=16), nodes, grows=False)
+    with pytest.raises(
+        ResourceError, match=r"runtime\.memory_per_worker: .* needs 1 core, 0 GPUs and 32 GiB, .* 20 GiB"
+    ):
+        plan_there(Runtime(memory_per_worker=32), [Room(8, 0, 20)], grows=False)
+    assert plan_there(Runtime(memory_per_worker=8), [Room(8, 0, 20)], grows=False).workers == 2
 
 
 def test_a_growing_cluster_without_gpus_asks_what_is_meant() -> None:
