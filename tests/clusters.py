@@ -49,6 +49,15 @@ class Autoscaling:
         found = [each for each in self.process.children(recursive=True) if each.name() == "raylet"]
         return sorted(found, key=lambda each: each.create_time())[1:]
 
+    def workers(self) -> list[psutil.Process]:
+        """The processes of the package's workers, on all nodes."""
+        found = []
+        for each in self.process.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess, IndexError):
+                if each.cmdline()[0].startswith("ray::Worker"):
+                    found.append(each)
+        return found
+
     def wait_for(self, nodes: int, seconds: float) -> None:
         """Until so many nodes are there."""
         end = time.monotonic() + seconds

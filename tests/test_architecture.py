@@ -85,7 +85,7 @@ WITHOUT_TWIN |= {
 }
 """Files of the package that have no test file of their own, and why."""
 
-WITHOUT_ORIGINAL = {"test_architecture.py", "test_autoscaling.py", "test_cluster.py"}
+WITHOUT_ORIGINAL = {"test_architecture.py", "test_autoscaling.py", "test_cluster.py", "test_soak.py"}
 """Tests of the package as a whole, and of what lies beside it."""
 
 
