@@ -242,8 +242,14 @@ class Pool:
     def close(self) -> None:
         """Ends every worker, and with it what it was doing."""
         for worker in self._workers:
-            ray.kill(worker.actor)
+            self._dismiss(worker.actor)
         self._workers.clear()
+
+    def _hire(self) -> Any:
+        return self._remote.remote(*self._actor_args)
+
+    def _dismiss(self, actor: Any) -> None:
+        ray.kill(actor)
 
     # --- the four steps ------------------------------------------------------------------------------------------
 
@@ -252,7 +258,7 @@ class Pool:
         self._leave_draining_nodes()
         self._give_back()
         while len(self._workers) < min(self._count, self._ledger.open):
-            actor = self._remote.remote(*self._actor_args)
+            actor = self._hire()
             self._workers.append(_Worker(actor, actor.__ray_call__.remote(_node)))
 
     def _give(self) -> None:
@@ -270,10 +276,11 @@ class Pool:
             worker.refs = refs if task.outputs > 1 else [refs]
 
     def _collect(self) -> Iterator[Done]:
-        """Waits a moment for whatever comes first, and takes it in."""
+        """Waits a moment for whatever comes first, and takes in all that is there by then."""
         awaited = {ref: worker for worker in self._workers if (ref := worker.awaited) is not None}
-        ready, _ = ray.wait(list(awaited), num_returns=1, timeout=TICK_SECONDS)
-        for ref in ready:
+        first, others = ray.wait(list(awaited), num_returns=1, timeout=TICK_SECONDS)
+        also = ray.wait(others, num_returns=len(others), timeout=0)[0] if first and others else []
+        for ref in [*first, *also]:
             worker = awaited[ref]
             if worker.task is None:
                 self._started(worker)
@@ -344,7 +351,7 @@ class Pool:
 
     def _remove(self, worker: _Worker) -> None:
         """Kills, since a worker that does not answer may still live, and hold a GPU."""
-        ray.kill(worker.actor)
+        self._dismiss(worker.actor)
         self._workers.remove(worker)
 
     def _count_false_start(self, reason: object) -> None:

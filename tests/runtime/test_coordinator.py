@@ -110,6 +110,7 @@ def test_a_finished_segment_gives_no_tasks(real: RealRefs, pool: Pool, tmp_path:
 
 class _NoPool:
     alive = 0
+    lost = 0
 
     def submit(self, task: Task) -> None:
         raise AssertionError(f"{task.name} was given")

@@ -150,6 +150,10 @@ class LossyPool:
     def alive(self) -> int:
         return self._pool.alive
 
+    @property
+    def lost(self) -> int:
+        return self._pool.lost
+
     def run(self, tasks: Sequence[Task]) -> Iterator[Done]:
         call = self._calls
         self._calls += 1

@@ -1,0 +1,158 @@
+"""The coordinator with very many workers: prints tasks a second, against Ray alone, its memory and bytes a task.
+
+    python tests/benchmarks/coordinator.py [workers] [rounds] [seconds a task]
+
+Workers are simulated: a few real actors answer for all of them, after a pause, with what a round gives back. Everything
+else is real: the coordinator, the pool, Ray's calls and object store, checkpoints. "Ray alone" is the same calls to
+the same actors in one loop over ``ray.wait`` that keeps every worker busy and does nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import psutil
+import ray
+
+from dasm_ray.config import Runtime, parse_config
+from dasm_ray.core.segment import Assignment
+from dasm_ray.runtime.actors import Around, Job, Worker
+from dasm_ray.runtime.coordinator import SegmentRun
+from dasm_ray.runtime.pool import Pool
+from dasm_ray.runtime.progress import Progress
+from dasm_ray.runtime.real import load_real
+from dasm_ray.runtime.session import Session
+from dasm_ray.store.rundir import Place
+
+HOSTS = 4
+SHAPE = (1, 1, 3, 32, 32)
+"""One stored image of one class."""
+
+
+class Host:
+    """Answers for many workers at once."""
+
+    async def __ray_call__(self, function: Any, *args: Any) -> Any:
+        return function(self, *args)
+
+    async def distil(self, pause: float, *told: Any) -> tuple[dict[str, Any], Any]:
+        pixels, velocity = told[-1]
+        await asyncio.sleep(pause)
+        return {"notices": (), "distances": [1.0], "samples": 64}, (pixels + 1, velocity)
+
+
+class Simulated:
+    """What the pool takes for an actor: its calls go to a host."""
+
+    def __init__(self, host: Any, pause: float) -> None:
+        self.__ray_call__ = host.__ray_call__
+        self.distil = _Paused(host, pause)
+
+
+class _Paused:
+    def __init__(self, host: Any, pause: float, returns: int = 1) -> None:
+        self._host, self._pause, self._returns = host, pause, returns
+
+    def options(self, *, num_returns: int) -> _Paused:
+        return _Paused(self._host, self._pause, num_returns)
+
+    def remote(self, *args: Any) -> Any:
+        return self._host.distil.options(num_returns=self._returns).remote(self._pause, *args)
+
+
+class SimulatedPool(Pool):
+    """A pool whose actors are simulated."""
+
+    def __init__(self, hosts: list[Any], pause: float, **settings: Any) -> None:
+        super().__init__(Worker, (1,), num_cpus=1, num_gpus=0, **settings)
+        self._hosts, self._pause, self._hired = hosts, pause, 0
+
+    def _hire(self) -> Simulated:
+        self._hired += 1
+        return Simulated(self._hosts[self._hired % len(self._hosts)], self._pause)
+
+    def _dismiss(self, actor: Any) -> None:
+        pass
+
+
+def coordinated(hosts: list[Any], job: Job, workers: int, pause: float, folder: str) -> tuple[float, float, float]:
+    """Seconds of all rounds; bytes that the driver grew by; bytes of what one task is told."""
+    settings = {"count": workers, "max_lost": 1, "task_seconds": 600, "idle_seconds": 600, "notice": print}
+    initial = np.zeros((workers, *SHAPE[1:]), np.float32)
+    windows = ray.put([[np.arange(100)] * workers])
+    around = Around(windows, ray.put(np.empty((workers, 0, *SHAPE[2:]), np.float32)), (), (), ())
+    memory = psutil.Process().memory_info().rss
+    progress = Progress(live=False)
+    with SimulatedPool(hosts, pause, **settings) as pool:
+        run = SegmentRun(job, pool, progress, Place(folder), "key", 0, initial)
+        progress.stage("distil", run.rounds_total)
+        start = time.perf_counter()
+        pixels = run.run(lambda: lambda beside: around)
+        seconds = time.perf_counter() - start
+    assert (pixels == job.config.matcher.rounds).all()  # every round of every group was done, once
+    grown = psutil.Process().memory_info().rss - memory
+    told = (job, Assignment(0, 0, 0, (0,)), around, windows)
+    size = len(ray._private.worker.global_worker.get_serialization_context().serialize(told).to_bytes())
+    return seconds, grown, size
+
+
+def alone(hosts: list[Any], job: Job, workers: int, pause: float) -> float:
+    """Seconds of the same calls in the shortest loop."""
+    rounds = job.config.matcher.rounds
+    waiting: dict[Any, tuple[int, int]] = {}
+
+    def give(number: int, round: int, state: Any) -> None:
+        host = hosts[number % len(hosts)]
+        told = (pause, job, Assignment(0, number, round, (number,)), None, state)
+        value, state = host.distil.options(num_returns=2).remote(*told)
+        waiting[value] = (number, round, state)
+
+    start = time.perf_counter()
+    for number in range(workers):
+        give(number, 0, ray.put((np.zeros(SHAPE, np.float32), np.zeros(SHAPE, np.float32))))
+    while waiting:
+        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=1)
+        for value in ready:
+            number, round, state = waiting.pop(value)
+            ray.get(value)
+            if round + 1 < rounds:
+                give(number, round + 1, state)
+    return time.perf_counter() - start
+
+
+def main(workers: int = 1000, rounds: int = 10, pause: float = 1.0) -> None:
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    config = parse_config(
+        {
+            "data": {"name": "digits"},
+            "synthetic": {"ipc": 1, "segments": 1, "group_size": 1},
+            "matcher": {"rounds": rounds},
+        }
+    )
+    with Session.open(Runtime(workers=2, gpus_per_worker=0), print), tempfile.TemporaryDirectory() as folder:
+        host = ray.remote(Host).options(num_cpus=0, max_concurrency=2 * workers)
+        hosts = [host.remote() for _ in range(HOSTS)]
+        ray.get([each.__ray_call__.remote(lambda _: None) for each in hosts])  # they have started
+        real = load_real(config.data, print)
+        # Blocks as small as those of digits would travel inside their references; a large set's lie in the store.
+        blocks = {name: tuple(ray.put(block) for block in ray.get(list(of))) for name, of in real.splits.items()}
+        job = Job(config, replace(real, splits=blocks), "cpu")
+        plain = alone(hosts, job, workers, pause)
+        ours, grown, told = coordinated(hosts, job, workers, pause, folder)
+    tasks = workers * rounds
+    print(
+        f"{workers} workers, {tasks} tasks of {pause:g} s: Ray alone {tasks / plain:.0f} a second, coordinator "
+        f"{tasks / ours:.0f} a second, ratio {plain / ours:.2f}; driver grew by {grown / 2**20:.0f} MiB "
+        f"({grown / workers / 1024:.0f} KiB a worker); {told} bytes told to a task"
+    )
+
+
+if __name__ == "__main__":
+    main(*(kind(text) for kind, text in zip((int, int, float), sys.argv[1:], strict=False)))
