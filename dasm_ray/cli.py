@@ -313,6 +313,48 @@ def export(path: str, target: str, kind: str) -> None:
         click.echo(f"written to {synthetic.export(path, target, kind)}")
 
 
+@main.command(context_settings={"allow_interspersed_args": False})  # what follows COMMAND is its own
+@click.option(
+    "--address",
+    metavar="URL",
+    envvar="RAY_API_SERVER_ADDRESS",
+    default="http://127.0.0.1:8265",
+    help="The job server. [default: RAY_API_SERVER_ADDRESS or http://127.0.0.1:8265]",
+)
+@click.option("--id", "name", metavar="NAME", help="Name of the job. [default: one is made up]")
+@click.option("--install", is_flag=True, help="Install this folder's package, where the cluster's image lacks it.")
+@click.option("--no-wait", is_flag=True, help="Print the name of the job and return.")
+@click.argument("words", metavar="COMMAND [ARGS]...", nargs=-1, required=True, type=click.UNPROCESSED)
+def submit(address: str, name: str | None, install: bool, no_wait: bool, words: tuple[str, ...]) -> None:
+    """Run a command as a job of a Ray cluster, and show its log.
+
+    This folder is sent along, without runs, data and what .gitignore names. --run must be a URI or an absolute path
+    that every node reaches. The exit code is the command's own. Ctrl-C ends the showing, not the job.
+    """
+    with _told():
+        from pathlib import Path
+
+        from dasm_ray.runtime import jobs
+
+        given = _given(words)
+        jobs.check(words[0], given)
+        jobs.check_address(address)
+        for config in jobs.sent_configs(given):
+            _config(config, given["overrides"], given["workers"], None)
+        jobs.check_package(jobs.files_sent(Path.cwd()), jobs.sent_configs(given), install=install)
+        job = jobs.send(words, address, Path.cwd(), name=name, install=install)
+        click.echo(f"job {job.name}: {job.hint}", err=True)
+        if no_wait:
+            click.echo(job.name)
+            return
+        try:
+            code = jobs.follow(job, lambda text: click.echo(text, nl=False), lambda text: click.echo(text, err=True))
+        except KeyboardInterrupt:
+            click.echo(f"dasm-ray: job {job.name} goes on: {job.hint}", err=True)
+            code = 130
+        sys.exit(code)
+
+
 @main.command()
 @ADDRESS
 def doctor(address: str | None) -> None:
@@ -353,6 +395,12 @@ def _with_options(overrides: tuple[str, ...], workers: int | None, address: str 
     """Options as overrides, so that they are checked like any other key."""
     options = {"runtime.workers": workers, "runtime.address": address}
     return [*overrides, *(f"{key}={value}" for key, value in options.items() if value is not None)]
+
+
+def _given(words: tuple[str, ...]) -> dict[str, Any]:
+    """The options of a whole command line by their names; nothing for a command that there is not."""
+    command = main.commands.get(words[0])
+    return {} if command is None else command.make_context(f"dasm-ray {words[0]}", list(words[1:])).params
 
 
 def _names(listed: str | None) -> tuple[str, ...]:
