@@ -291,6 +291,21 @@ def unseeded_module(source: Source) -> Iterator[str]:
     yield from (f"imports {name}" for name in source.imports if library(name) == "random")
 
 
+ON_WORKERS = ("core/", "runtime/actors.py")
+
+
+def device_of_the_driver(source: Source) -> Iterator[str]:
+    """The driver may run where there is no GPU: only what runs on workers puts anything on a device."""
+    if source.path.startswith(ON_WORKERS):
+        return
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Attribute) and source.dotted(node).startswith("torch.cuda"):
+            yield f"uses {source.dotted(node)}"
+    for name, call in source.calls:
+        if name.endswith((".to", ".cuda")) or any(keyword.arg == "device" for keyword in call.keywords):
+            yield f"calls {name}, which may put a tensor on a device"
+
+
 def no_docstring(source: Source) -> Iterator[str]:
     if source.text.strip() and not ast.get_docstring(source.tree):
         yield "does not open with a docstring that says what it is for"
@@ -304,7 +319,7 @@ def full_init(source: Source) -> Iterator[str]:
 Rule = Callable[[Source], Iterator[str]]
 RULES: tuple[Rule, ...] = (
     *(wrong_way, foreign_library, impure_core, torch_in_store, pickled),
-    *(global_generator, unseeded_module, no_docstring, full_init),
+    *(global_generator, unseeded_module, device_of_the_driver, no_docstring, full_init),
 )
 
 
@@ -355,6 +370,9 @@ def test_the_package_keeps_the_rule(rule: Rule) -> None:
         (global_generator, "core/x.py", "import numpy as np\nnp.random.Generator(np.random.PCG64())"),
         (global_generator, "core/x.py", "def f(generator):\n    generator.seed()"),
         (unseeded_module, "runtime/x.py", "import random"),
+        (device_of_the_driver, "stages/x.py", "import torch\ntorch.cuda.synchronize()"),
+        (device_of_the_driver, "pipeline.py", "def f(here, x):\n    return x.to(here.job.device)"),
+        (device_of_the_driver, "runtime/pool.py", "import torch\ndef f(d):\n    return torch.zeros(3, device=d)"),
         (no_docstring, "core/x.py", "import torch"),
         (full_init, "core/__init__.py", "from dasm_ray.core.window import window"),
     ],
@@ -384,6 +402,11 @@ def test_a_line_that_breaks_the_rule_is_seen(rule: Rule, path: str, text: str) -
             "'''Doc.'''\nfrom torch import nn\nnn.init.zeros_(1)\nfrom dasm_ray.core.selection import random",
         ),
         ("synthetic.py", "'''Doc.'''\nimport numpy as np, torch\ntorch.save(1, 'x')\nnp.load('x', allow_pickle=False)"),
+        (
+            "runtime/actors.py",
+            "'''Doc.'''\nimport torch\ndef f(d):\n    torch.cuda.empty_cache()\n    torch.ones(1).to(d)",
+        ),
+        ("runtime/x.py", "'''Doc.'''\nimport torch.version\nbuilt_for = torch.version.cuda"),
         ("core/__init__.py", ""),
     ],
 )
