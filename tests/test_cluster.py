@@ -30,13 +30,13 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.util import prepare_config, validate_config
-from ray.dashboard.modules.job.cli import submit as ray_job_submit
 from ray.scripts.scripts import cli as ray_cli
 
 from dasm_ray.cli import _with_options
 from dasm_ray.cli import main as dasm_ray_cli
 from dasm_ray.config import RunConfig, load_config
 from dasm_ray.errors import ConfigError
+from dasm_ray.runtime import jobs
 
 ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "cluster"
@@ -45,7 +45,7 @@ RANGES = {need.name: need.specifier for need in map(Requirement, PROJECT["depend
 
 LAUNCHED = ("aws.yaml", "gcp.yaml")
 MANIFESTS = ("kuberay/rayjob.yaml", "kuberay/raycluster-autoscaling.yaml")
-SCRIPTS = ("submit.sh", "slurm.sbatch")
+SCRIPTS = ("slurm.sbatch",)
 IN_IMAGE = "/opt/dasm-ray"
 """Where the image holds the recipes."""
 
@@ -133,6 +133,8 @@ def run_faults(words: list[str]) -> tuple[RunConfig | None, list[str]]:
     if command is None:
         return None, [f"dasm-ray has no command {words[1]}"]
     given, faults = parsed(command, words[2:])
+    if words[1] == "submit":
+        return (None, faults) if faults else job_faults(list(given["words"]))
     if faults or "config" not in given:
         return None, faults
     recipe = ROOT / given["config"].removeprefix(f"{IN_IMAGE}/")
@@ -142,9 +144,26 @@ def run_faults(words: list[str]) -> tuple[RunConfig | None, list[str]]:
         return None, list(error.problems)
 
 
+def job_faults(words: list[str]) -> tuple[RunConfig | None, list[str]]:
+    """The same for a command that is sent to a cluster as a job."""
+    config, faults = run_faults(["dasm-ray", *words])
+    if faults:
+        return None, faults
+    try:
+        jobs.check(words[0], parsed(dasm_ray_cli.commands[words[0]], words[1:])[0])
+    except ConfigError as error:
+        return None, list(error.problems)
+    return config, []
+
+
 def test_a_wrong_command_line_is_seen() -> None:
     good = ["dasm-ray", "distill", "configs/digits.yaml"]
     assert run_faults(good)[1] == []
+    sent = ["dasm-ray", "submit", "--no-wait", *good[1:], "--run"]
+    assert run_faults([*sent, "/shared/r"])[1] == []
+    assert run_faults([*sent, "runs/r"])[1]
+    assert run_faults([*sent, "/shared/r", "--no-wait"])[1]
+    assert run_faults(["dasm-ray", "submit", "--id", *good[1:]])[1]
     assert run_faults(["dasm-ray", "destill", "configs/digits.yaml"])[1]
     assert run_faults(["dasm-ray", "distill", "configs/digit.yaml"])[1]
     assert run_faults([*good, "--wokers", "2"])[1]
@@ -680,7 +699,7 @@ def test_a_wrong_line_in_the_image_is_seen(old: str, new: str) -> None:
     assert dockerfile_faults(text.replace(old, new))
 
 
-# --- the scripts --------------------------------------------------------------------------------------------------
+# --- the script ---------------------------------------------------------------------------------------------------
 
 
 def bash_faults(text: str) -> str:
@@ -748,95 +767,7 @@ def stubs(tmp_path: Path) -> Stubs:
     return Stubs(tmp_path)
 
 
-def submit(stubs: Stubs, *words: str) -> subprocess.CompletedProcess[str]:
-    """Runs submit.sh from elsewhere, as it may be."""
-    script, cwd = str(CLUSTER / "submit.sh"), stubs.folder
-    return subprocess.run(
-        [script, *words], env=stubs.environment, cwd=cwd, text=True, capture_output=True, check=False, timeout=60
-    )
-
-
 RUN = ("distill", "configs/digits.yaml", "--run", "s3://bucket/runs/digits")
-
-
-@pytest.mark.parametrize("code", [0, 1, 7])
-def test_submit_ends_as_the_job_ends(stubs: Stubs, code: int) -> None:
-    stubs.add("ray", f"print('the log'); sys.exit({code})")
-    done = submit(stubs, *RUN)
-    assert (done.returncode, done.stdout, done.stderr) == (code, "the log\n", "")
-
-
-def test_submit_says_what_ray_understands(stubs: Stubs) -> None:
-    stubs.add("ray")
-    submit(stubs, "--address", "http://10.0.0.5:8265", "--id", "a run", "--no-wait", *RUN, "--set", "name=two words")
-    (words,) = stubs.calls("ray")
-    assert words[:2] == ["job", "submit"]
-    given, faults = parsed(ray_job_submit, words[2:])
-    assert faults == []
-    assert (given["address"], given["submission_id"], given["no_wait"]) == ("http://10.0.0.5:8265", "a run", True)
-    assert given["working_dir"] == str(ROOT)
-    assert list(given["entrypoint"]) == ["dasm-ray", *RUN, "--set", "name=two words"]
-    assert {"/runs", "/data", "/.git", "/.venv"} <= set(json.loads(given["runtime_env_json"])["excludes"])
-    assert json.loads(given["runtime_env_json"]).keys() == {"excludes"}
-
-
-def test_submit_waits_at_the_end_of_a_tunnel_unless_told_otherwise(stubs: Stubs) -> None:
-    stubs.add("ray")
-    submit(stubs, *RUN)
-    stubs.environment["RAY_API_SERVER_ADDRESS"] = "http://elsewhere:8265"
-    submit(stubs, "--install", "--", *RUN)
-    first, second = (parsed(ray_job_submit, words[2:])[0] for words in stubs.calls("ray"))
-    assert (first["address"], first["no_wait"]) == ("http://127.0.0.1:8265", False)
-    assert second["address"] == "http://elsewhere:8265"
-    assert json.loads(second["runtime_env_json"])["pip"] == ["${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/"]
-
-
-def test_submit_uses_the_token_that_it_finds(stubs: Stubs) -> None:
-    stubs.add("ray")
-    submit(stubs, *RUN)
-    assert "RAY_AUTH_MODE" not in stubs.ray_variables("ray")
-    (stubs.folder / ".ray").mkdir()
-    (stubs.folder / ".ray" / "auth_token").write_text("secret")
-    submit(stubs, *RUN)
-    assert stubs.ray_variables("ray")["RAY_AUTH_MODE"] == "token"
-    stubs.environment["RAY_AUTH_MODE"] = "disabled"
-    submit(stubs, *RUN)
-    assert stubs.ray_variables("ray")["RAY_AUTH_MODE"] == "disabled"
-
-
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
-        ((), "no command was given"),
-        (("--nowait", *RUN), "--nowait is no option"),
-        (("--address",), "--address needs a value"),
-        (("destill", "configs/digits.yaml"), "destill: is no command"),
-        (("distill",), "distill needs a config"),
-        (("distill", "configs/digit.yaml", "--run", "s3://b/r"), "configs/digit.yaml: there is no such file"),
-        (("distill", "configs/digits.yaml"), "--run is missing"),
-        (("distill", "configs/digits.yaml", "--run"), "--run is missing"),
-        (("distill", "configs/digits.yaml", "--run", "runs/digits"), "--run runs/digits: is relative"),
-        (("distill", "configs/digits.yaml", "--run=runs/digits"), "--run runs/digits: is relative"),
-        (("evaluate", "runs/digits"), "runs/digits: is relative"),
-        (RUN, "ray is not on the PATH"),
-    ],
-)
-def test_submit_refuses_in_one_sentence(stubs: Stubs, words: tuple[str, ...], reason: str) -> None:
-    if words != RUN:
-        stubs.add("ray")
-    done = submit(stubs, *words)
-    assert (done.returncode, done.stdout, stubs.calls("ray")) == (2, "", [])
-    assert done.stderr.startswith(f"submit.sh: {reason}")
-    assert done.stderr.count("\n") == 1
-
-
-def test_submit_shows_how_it_is_used(stubs: Stubs) -> None:
-    done = submit(stubs, "--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    options = re.findall(r"^ +(--[\w-]+)", done.stdout, re.MULTILINE)
-    assert {"--no-wait", "--install", "--address", "--id"} <= set(options)
-
-
 SRUN = "i = next(i for i, word in enumerate(sys.argv) if i and word[0] != '-'); os.execvp(sys.argv[i], sys.argv[i:])"
 RAY_START = """
 import socket
@@ -968,12 +899,7 @@ def our_part(line: str) -> list[str]:
     words = shlex.split(line)
     if words[0] == "sbatch":
         words = words[words.index("cluster/slurm.sbatch") :]
-    if words[0] not in ("cluster/submit.sh", "cluster/slurm.sbatch", "dasm-ray"):
-        return []
-    rest = words[1:]
-    while rest[0].startswith("--"):  # those of submit.sh
-        rest = rest[1 if rest[0] in ("--no-wait", "--install") else 2 :]
-    return ["dasm-ray", *rest]
+    return ["dasm-ray", *words[1:]] if words[0] in ("cluster/slurm.sbatch", "dasm-ray") else []
 
 
 def test_commands_of_the_readme_are_commands() -> None:
@@ -987,7 +913,7 @@ def test_files_and_keys_of_the_readme_are_there() -> None:
     text = read("README.md")
     files = set(re.findall(r"(?<![\w/])((?:configs|cluster)/[\w/.-]+\w)", text))
     assert [name for name in files if not (ROOT / name).exists()] == []
-    named = set(re.findall(r"`((?:kuberay/)?[\w-]+\.(?:yaml|sh|sbatch))`", text))
+    named = set(re.findall(r"`((?:kuberay/)?[\w-]+\.(?:yaml|sbatch))`", text))
     assert [name for name in named if not (CLUSTER / name).exists()] == []
     keys = set(KEY.findall(text))
     assert len(keys) > 8
