@@ -343,6 +343,7 @@ def test_a_comparison_that_was_killed_computes_only_what_is_missing(recipes: lis
     run = tmp_path / "run"
     options = ["--ipc", "1,2", "--labels", "hard,soft", "--network", "convnet,mlp", "--run", str(run)]
     options += ["--select", ",".join(["random", *SELECTION_METHODS])]
+    options += ["--set", "evaluate.rows=[distilled, random, full]"]
     call = [sys.executable, "-m", "dasm_ray.cli", "compare", *recipes, *options, "--set", "evaluate.seeds=2"]
 
     def begun() -> subprocess.Popen[str]:
