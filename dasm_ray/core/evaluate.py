@@ -18,10 +18,10 @@ Labels = NDArray[np.int64] | NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One training: accuracies in [0, 1] and the step whose checkpoint validation chose."""
+    """One training: accuracies in [0, 1] (None: not asked for) and the step whose checkpoint validation chose."""
 
     validation: float
-    test: float
+    test: float | None
     step: int
 
 
@@ -33,12 +33,13 @@ def evaluate_on(
     steps: int,
     checkpoints: int,
     validation: RealSamples,
-    test: RealSamples,
+    test: RealSamples | None,
     generator: torch.Generator,
 ) -> Outcome:
     """Trains for ``steps`` steps, looks at validation at ``checkpoints`` even places, reads ``test`` at the best one.
 
-    Of equally good checkpoints the latest is taken: it was trained longest.
+    ``test`` None: validation alone is asked for. Of equally good checkpoints the latest is taken: it was trained
+    longest.
     """
     looks = {max(1, round(steps * (place + 1) / checkpoints)) for place in range(checkpoints)}
     best_accuracy, best_step, best = -1.0, 0, torch.empty(0)
@@ -47,6 +48,8 @@ def evaluate_on(
             seen = accuracy(network, flat, statistics_of(network, flat, samples), validation)
             if seen >= best_accuracy:
                 best_accuracy, best_step, best = seen, step, flat
+    if test is None:
+        return Outcome(best_accuracy, None, best_step)
     return Outcome(best_accuracy, accuracy(network, best, statistics_of(network, best, samples), test), best_step)
 
 

@@ -350,11 +350,12 @@ class Worker:
         steps: int,
         training: tuple[str, Any],
         classes: tuple[int, ...] | None = None,
+        reads_test: bool = True,
     ) -> tuple[Outcome, Metrics]:
         """One training of one row of the table; ``classes``: which are asked for (unset: all).
 
         ``training``: ("synthetic", ((pixels,), labels, factor, is_normalised)), ("real", (indices (N,), None or logits
-        (N, K) of soft labels)) or ("full", None).
+        (N, K) of soft labels)) or ("full", None). Without ``reads_test`` it is judged by validation alone.
         """
         network, recipe = self._network(job), job.config.evaluate
         outcome = evaluate_on(
@@ -364,7 +365,7 @@ class Worker:
             steps=steps,
             checkpoints=recipe.checkpoints,
             validation=self._real(network, job, "val", classes),
-            test=self._real(network, job, "test", classes),
+            test=self._real(network, job, "test", classes) if reads_test else None,
             generator=torch_generator(job.config.seed, "evaluate", row, seed),
         )
         return outcome, _noted()

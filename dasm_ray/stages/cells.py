@@ -18,7 +18,7 @@ Training = tuple[str, Any]
 """What is trained on, as ``Worker.evaluate`` takes it."""
 
 Found = dict[str, Any]
-"""Of a cell: test and validation accuracy in [0, 1], and the step whose checkpoint validation chose."""
+"""Of a cell: test (None: not read) and validation accuracy in [0, 1], and the step that validation chose."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Cell:
     training: Callable[[], Training]
     classes: tuple[int, ...] | None = None
     """Whose images are asked for; unset: of all."""
+    reads_test: bool = True
+    """Whether the test set is read; validation always is."""
 
 
 def evaluate_cells(here: Here, cells: Sequence[Cell]) -> list[Found]:
@@ -59,5 +61,5 @@ def evaluate_cells(here: Here, cells: Sequence[Cell]) -> list[Found]:
 
 
 def _task(cell: Cell) -> Task:
-    told = (cell.job, cell.label, cell.seed, cell.steps, cell.training(), cell.classes)
+    told = (cell.job, cell.label, cell.seed, cell.steps, cell.training(), cell.classes, cell.reads_test)
     return Task(cell.name, "evaluate", told)

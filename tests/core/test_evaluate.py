@@ -106,7 +106,7 @@ def test_a_better_state_between_two_looks_is_not_seen(monkeypatch: pytest.Monkey
 # --- with a true training --------------------------------------------------------------------------------------------
 
 
-def evaluated(seed: int, norm: str = "instance") -> Outcome:
+def evaluated(seed: int, norm: str = "instance", reads_test: bool = True) -> Outcome:
     network = toy_network(norm, width=8)
     samples = RealSamples(network, toy_blocks())
     return evaluate_on(
@@ -116,7 +116,7 @@ def evaluated(seed: int, norm: str = "instance") -> Outcome:
         steps=steps_for(len(samples), RECIPE, 8),
         checkpoints=3,
         validation=RealSamples(network, toy_blocks((4, 4, 4, 4), seed=1)),
-        test=RealSamples(network, toy_blocks((20, 20, 20, 20), seed=2)),
+        test=RealSamples(network, toy_blocks((20, 20, 20, 20), seed=2)) if reads_test else None,
         generator=generator(seed),
     )
 
@@ -127,6 +127,12 @@ def test_a_true_training_learns_and_follows_from_its_generator(norm: str) -> Non
     assert outcome == evaluated(0, norm)
     assert outcome.test > 0.6
     assert 1 <= outcome.step <= 42
+
+
+def test_without_a_test_split_it_is_the_same_training() -> None:
+    alone, whole = evaluated(0, reads_test=False), evaluated(0)
+    assert alone.test is None
+    assert (alone.validation, alone.step) == (whole.validation, whole.step)
 
 
 # --- synthetic sets --------------------------------------------------------------------------------------------------
