@@ -31,6 +31,9 @@ CONFIG, RECORD, EVENTS, LOCK = "config.yaml", "run.json", "events.jsonl", ".lock
 
 VERSIONS_OF = ("dasm-ray", "torch", "torchvision", "numpy", "pyarrow", "ray")
 
+LOCK_SECONDS = 0.2
+"""Between two tries for a lock that another process has."""
+
 EVENT_SECONDS = 10.0
 """Least time between two uploads of the event file where files cannot be appended to."""
 
@@ -242,20 +245,21 @@ class RunDir:
         self._sent_at = 0.0
 
     @classmethod
-    def open(cls, uri: str | os.PathLike[str], config: configuration.RunConfig) -> RunDir:
+    def open(cls, uri: str | os.PathLike[str], config: configuration.RunConfig, patience: float = 0) -> RunDir:
         """Makes or re-enters the run directory, and keeps other drivers out until ``close``.
 
-        Raises RunDirError if it cannot be written, is in use, or belongs to another configuration.
+        Raises RunDirError if it cannot be written, belongs to another configuration, or is in use for longer than
+        ``patience`` seconds.
         """
         place = Place(uri)
         if not (place / RECORD).exists():
             _check_free(place)
         place.make_dir()
-        lock = _take_lock(place)
+        lock = take_lock(place, patience)
         try:
             _enter(place, config)
         except BaseException:
-            _release(lock)
+            release_lock(lock)
             raise
         return cls(place, config, lock)
 
@@ -284,7 +288,7 @@ class RunDir:
         try:
             self._send()
         finally:
-            _release(self._lock)
+            release_lock(self._lock)
             self._lock = None
 
     def __enter__(self) -> RunDir:
@@ -303,22 +307,30 @@ class RunDir:
             self._sent_at = time.monotonic()
 
 
-def _take_lock(place: Place) -> IO[str] | None:
-    """An exclusive lock that dies with the process. Object stores have none: two drivers there are the user's care."""
+def take_lock(place: Place, patience: float = 0) -> IO[str] | None:
+    """An exclusive lock that dies with the process, tried for ``patience`` seconds; RunDirError if another has it.
+
+    Object stores have none: two drivers there are the user's care.
+    """
     path = (place / LOCK).local
     if path is None:
         return None
+    until = time.monotonic() + patience
     with (place / LOCK)._trouble("be locked"):
         file = path.open("a")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise RunDirError(f"{place} is in use by another run; wait for it, or choose another --run") from None
-    return file
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return file
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    file.close()
+                    break
+            time.sleep(LOCK_SECONDS)
+    raise RunDirError(f"{place} is in use by another run; wait for it, or choose another --run")
 
 
-def _release(lock: IO[str] | None) -> None:
+def release_lock(lock: IO[str] | None) -> None:
     if lock is not None:
         lock.close()
 

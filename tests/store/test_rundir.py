@@ -5,6 +5,8 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -268,6 +270,19 @@ def test_a_refused_run_lets_go_of_the_lock(tmp_path):
     with pytest.raises(RunDirError, match="differ"):
         RunDir.open(tmp_path / "run", config_of(seed=1))
     RunDir.open(tmp_path / "run", config_of()).close()
+
+
+def test_a_directory_in_use_is_waited_for(tmp_path):
+    first = RunDir.open(tmp_path / "run", config_of())
+    began = time.monotonic()
+    with pytest.raises(RunDirError, match="in use"):
+        RunDir.open(tmp_path / "run", config_of(), patience=0.3)
+    assert 0.3 <= time.monotonic() - began < 5
+    leaving = threading.Timer(0.5, first.close)
+    leaving.start()
+    with RunDir.open(tmp_path / "run", config_of(), patience=60):
+        assert first._lock is None, "two drivers in one directory"
+    leaving.join()
 
 
 def test_a_killed_driver_leaves_no_lock_behind(tmp_path):
