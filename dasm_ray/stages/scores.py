@@ -8,20 +8,26 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from dasm_ray.config import digest_of, what
 from dasm_ray.core.scoring import shard_ranges
 from dasm_ray.core.window import window
 from dasm_ray.runtime.pool import Ref, Task, put
 from dasm_ray.stages.contents import Segments, flattened
-from dasm_ray.stages.experts import Experts
+from dasm_ray.stages.experts import Experts, expert_key, shared_place
 from dasm_ray.stages.here import Here, run_all
 from dasm_ray.store import scores as scores_store
+from dasm_ray.store import tensors
+from dasm_ray.store.rundir import Place
 
 Indices = NDArray[np.int64]
 Pixels = NDArray[np.float32]
 
 
 class StaticScores:
-    """The difficulty of every training image under the experts, found when first needed: (score, known), (N,) each."""
+    """The difficulty of every training image under the experts, found when first needed: (score, known), (N,) each.
+
+    It lies beside the experts, under the digest of what else affects it, so runs that share experts share it too.
+    """
 
     def __init__(self, here: Here, trained: Experts) -> None:
         self._here, self._trained = here, trained
@@ -29,9 +35,30 @@ class StaticScores:
 
     def get(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         if self._found is None:
-            score, wrong = sharded(self._here, "score_statically", "static scores", self._trained.snapshots)
-            self._found = score, ~wrong
+            self._found = self._read() or self._computed()
         return self._found
+
+    @property
+    def _file(self) -> Place:
+        return shared_place(self._here) / static_name(self._here)
+
+    def _read(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]] | None:
+        if not self._file.exists():
+            return None
+        arrays, note = tensors.read(self._file)
+        tensors.check_key(self._file, note, self._file.name)
+        return arrays["score"], arrays["known"]
+
+    def _computed(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        score, wrong = sharded(self._here, "score_statically", "static scores", self._trained.snapshots)
+        tensors.write(self._file, {"score": score, "known": ~wrong}, {"key": self._file.name})
+        return score, ~wrong
+
+
+def static_name(here: Here) -> str:
+    """The file name of the static scores, by what affects them beside the experts."""
+    score = {name: value for name, value in what(here.config.score).items() if name != "dynamic"}
+    return f"static_{digest_of(expert_key(here), here.config.experts.count, score)}.safetensors"
 
 
 def sharded(
