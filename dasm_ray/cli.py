@@ -180,6 +180,44 @@ def compare(
 
 
 @main.command()
+@click.argument("sweeps", metavar="SWEEP...", nargs=-1, required=True)
+@click.option("--run", metavar="DIR", help="Folder of the sweep. [default: runs/NAME of the file]")
+@SET
+@click.option("--workers", metavar="N", type=int, help="Workers of one trial. [default: the file's]")
+@ADDRESS
+@click.option("--resume", is_flag=True, help="Go on with a sweep that was stopped; begin those that are not there.")
+def sweep(
+    sweeps: tuple[str, ...],
+    run: str | None,
+    overrides: tuple[str, ...],
+    workers: int | None,
+    address: str | None,
+    resume: bool,
+) -> None:
+    """Try values of config keys, by Ray Tune.
+
+    SWEEP is a file such as configs/sweeps/digits.yaml. Every trial is a run of its own; validation chooses, and only
+    the best is evaluated on the test set. Killed, the same command with --resume runs what is left. Several files are
+    done one after another. --set changes all trials.
+    """
+    with _told("the same command with --resume goes on where it was stopped"):
+        from dasm_ray.space import load_sweep
+
+        if run and len(sweeps) > 1:
+            raise ConfigError(f"--run {run}: is the folder of one sweep, and there are {len(sweeps)}; leave it out")
+        plans = [load_sweep(path, _with_options(overrides, None, address), workers) for path in sweeps]
+        from rich.console import Console
+
+        from dasm_ray import pipeline
+        from dasm_ray.report.sweep import render
+
+        for plan in plans:
+            done = pipeline.sweep(plan, run, resume=resume)
+            Console().print(render(done.lines, done.title))
+            _print_table(done.best)
+
+
+@main.command()
 @click.argument("path")
 @click.option("--to", "target", metavar="DIR", required=True, help="A new folder.")
 @SET
@@ -417,8 +455,8 @@ def _numbers(option: str, listed: str | None) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Errors as sentences with their exit code; being stopped as a word on how to go on."""
+def _told(how: str = "the same command goes on from the last checkpoint") -> Iterator[None]:
+    """Errors as sentences with their exit code; being stopped as a word on ``how`` to go on."""
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         yield
@@ -427,7 +465,7 @@ def _told() -> Iterator[None]:
             click.echo(f"dasm-ray: {sentence}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        click.echo("dasm-ray: stopped; the same command goes on from the last checkpoint", err=True)
+        click.echo(f"dasm-ray: stopped; {how}", err=True)
         sys.exit(130)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -12,6 +12,7 @@ import json
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -454,17 +455,23 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {override}: write it as section.key=value")
-    *parents, last = key.strip().split(".")
+    try:
+        found = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: the value is not YAML; quote it") from None
+    set_key(tree, key.strip(), found, f"--set {override}")
+
+
+def set_key(tree: dict[str, Any], key: str, value: Any, told: str) -> None:
+    """Sets the key ``a.b`` in the tree; ``told`` names who asked, for the error where ``a`` is no section."""
+    *parents, last = key.split(".")
     node = tree
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"--set {override}: {parent!r} is a value, not a section")
+            raise ConfigError(f"{told}: {parent!r} is a value, not a section")
         node = child
-    try:
-        node[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: the value is not YAML; quote it") from None
+    node[last] = value
 
 
 def parse_config(tree: Mapping[str, Any]) -> RunConfig:
@@ -472,7 +479,7 @@ def parse_config(tree: Mapping[str, Any]) -> RunConfig:
     try:
         config = RunConfig.model_validate(tree)
     except pydantic.ValidationError as error:
-        raise ConfigError(*(_sentence(detail) for detail in error.errors())) from None
+        raise ConfigError(*(sentence_of(detail, RunConfig) for detail in error.errors())) from None
     problems = list(impossible(config))
     if problems:
         raise ConfigError(*problems)
@@ -561,12 +568,12 @@ def _impossible_trajectory(config: RunConfig) -> Iterator[str]:
             )
 
 
-def _sentence(detail: Any) -> str:
-    """One pydantic finding as a sentence that names the key and what to do."""
+def sentence_of(detail: Any, root: type[Section]) -> str:
+    """One pydantic finding about a ``root`` as a sentence that names the key and what to do."""
     where = ".".join(str(part) for part in detail["loc"])
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "extra_forbidden":
-        known = _keys_beside(detail["loc"])
+        known = _keys_beside(detail["loc"], root)
         near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"the keys here are {', '.join(known)}"
         return f"{where}: there is no such key; {hint}"
@@ -574,6 +581,8 @@ def _sentence(detail: Any) -> str:
         near = difflib.get_close_matches(str(detail["input"]), _quoted(context["expected"]), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"{where}: {detail['input']!r} must be {context['expected']}{hint}"
+    if kind == "missing":
+        return f"{where}: is missing"
     message = detail["msg"].removeprefix("Value error, ")
     return f"{where}: {message[0].lower()}{message[1:]}, not {detail['input']!r}"
 
@@ -582,11 +591,39 @@ def _quoted(expected: str) -> list[str]:
     return [part for part in expected.split("'") if part.strip(" ,or")]
 
 
-def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
-    annotation: Any = RunConfig
+def _keys_beside(loc: tuple[int | str, ...], root: type[Section]) -> list[str]:
+    annotation: Any = root
     for part in loc[:-1]:
         annotation = _below(annotation, str(part))
-    return list(_model_of(annotation).model_fields)
+    return [field.alias or name for name, field in _model_of(annotation).model_fields.items()]
+
+
+@dataclass(frozen=True)
+class Key:
+    """What is known of a key of the configuration without a value."""
+
+    affects_result: bool
+    is_section: bool
+
+
+def field_of(key: str) -> Key | None:
+    """The key ``a.b`` of a RunConfig; None where there is none, which parsing says in words."""
+    annotation: Any = RunConfig
+    affects_result = True
+    for part in key.split("."):
+        if typing.get_origin(annotation) is dict:
+            annotation = typing.get_args(annotation)[1]
+            continue
+        field = _model_of(annotation).model_fields.get(part) if _is_section(annotation) else None
+        if field is None:
+            return None
+        extra, annotation = field.json_schema_extra, field.annotation
+        affects_result &= not (isinstance(extra, dict) and extra.get("affects_result") is False)
+    return Key(affects_result, _is_section(annotation))
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel)
 
 
 def _below(annotation: Any, part: str) -> Any:

@@ -14,10 +14,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dasm_ray.config import Model, RunConfig, apply_override, parse_config
-from dasm_ray.errors import ArtifactError, ConfigError
+from dasm_ray.errors import ArtifactError, ConfigError, RunFailure
+from dasm_ray.report import sweep as trials
+from dasm_ray.report.sweep import Line
 from dasm_ray.report.table import Row, as_json, markdown
 from dasm_ray.runtime.pool import Task, fetch
-from dasm_ray.runtime.progress import clock_text
+from dasm_ray.runtime.progress import Progress, clock_text
+from dasm_ray.runtime.session import Session
+from dasm_ray.space import Sweep
 from dasm_ray.stages import uses
 from dasm_ray.stages.comparison import Comparison, Plan, check
 from dasm_ray.stages.contents import Images, artifact_of, flattened, training_on
@@ -32,6 +36,7 @@ from dasm_ray.stages.uses import Accuracies
 from dasm_ray.store import comparison
 from dasm_ray.store.artifact import Artifact, digest, read_artifact, write_artifact
 from dasm_ray.store.rundir import Place, RunDir
+from dasm_ray.store.sweep import claimed, find, trial_place
 
 AFTERWARDS = ("evaluate.", "runtime.", "data.path", "data.download")
 """What can be changed once a set is there."""
@@ -54,6 +59,16 @@ class Table:
     place: Place
     rows: list[Row]
     title: str
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A finished sweep: where it lies, a line for every trial, and the result of the one that validation prefers."""
+
+    place: Place
+    lines: list[Line]
+    title: str
+    best: Result
 
 
 # --- the commands ------------------------------------------------------------------------------------------------
@@ -180,6 +195,32 @@ def compare(
     (place / "table.md").write_text(markdown(rows, title))
     (place / "table.json").write_json(as_json(rows, title))
     return Table(place, rows, title)
+
+
+def sweep(plan: Sweep, run: str | None = None, *, resume: bool = False) -> Swept:
+    """Runs the trials of a sweep, each in SWEEP/trials/NNN, and evaluates the one that validation prefers.
+
+    With ``resume`` a sweep goes on where it was stopped: trials that are over are not begun again. Only the fair table
+    at the end reads the test set. Needs ray[tune]. Writes table.md and table.parquet.
+    """
+    from dasm_ray.stages import sweep as stage  # Tune is needed by nothing else
+
+    place = Place(run or f"runs/{plan.name}")
+    with claimed(place, plan.definition, resume=resume), contextlib.ExitStack() as opened_here:
+        if any(not find(place, trial.number).is_over for trial in plan.trials):
+            with Progress() as progress:
+                session = opened_here.enter_context(Session.open(plan.trials[0].config.runtime, progress.note))
+                progress.note(f"{plan.name}: {len(plan.trials)} trials of {session}, results in {place}")
+            stage.run_all_trials(plan, place, session)
+        lines, title = stage.lines(plan, place), f"{plan.name}: {len(plan.trials)} trials"
+        stage.write_table(place, lines)
+        (place / "table.md").write_text(trials.markdown(lines, title))
+        best = trials.best(lines)
+        if best is None:
+            raise RunFailure(f"{place}: no trial could be finished; {place / 'table.md'} says why")
+        config = stage.config_in(place, plan.trials[best.trial])
+        everyone = config.model_copy(update={"runtime": config.runtime.model_copy(update={"workers": None})})
+        return Swept(place, lines, title, distill(everyone, str(trial_place(place, best.trial))))
 
 
 def relabel(path: str, to: str, overrides: Iterable[str] = ()) -> tuple[Place, str]:

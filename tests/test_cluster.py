@@ -307,7 +307,7 @@ def set_up_faults(tree: Tree) -> Iterator[str]:
     if len(tree["file_mounts"]) != 4:
         yield "file_mounts: not all that an installation needs"
     installs = [command for command in tree["setup_commands"] if command.startswith("pip install")]
-    if installs != [f"pip install --quiet /home/ray/dasm-ray 'ray[default]=={ray_version()}'"]:
+    if installs != [f"pip install --quiet /home/ray/dasm-ray 'ray[default,tune]=={ray_version()}'"]:
         yield f"setup_commands: {installs}"
     kinds = tree["available_node_types"].values()
     first = [command for kind in kinds for command in kind.get("initialization_commands", [])]
@@ -662,7 +662,7 @@ def layer_faults(found: list[Instruction]) -> Iterator[str]:
     installs = [shlex.split(rest)[2:] for word, rest in found if word == "RUN" and rest.startswith("pip install ")]
     names = [{word for word in words if not word.startswith("-")} for words in installs]
     ranges = [{need for need in PROJECT["dependencies"] if Requirement(need).name in ("torch", "torchvision")}]
-    if [each - {"${TORCH_INDEX}"} for each in names] != [*ranges, {IN_IMAGE, "ray[default]==${RAY_VERSION}"}]:
+    if [each - {"${TORCH_INDEX}"} for each in names] != [*ranges, {IN_IMAGE, "ray[default,tune]==${RAY_VERSION}"}]:
         yield f"RUN pip install: {names}"
 
 

@@ -248,7 +248,7 @@ def _join(runtime: Runtime, address: str | None) -> Plan:
     try:
         totals = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         nodes = [Room(each.get("CPU", 0), each.get("GPU", 0), each.get("memory", 0) / GIB) for each in totals]
-        plan = plan_there(runtime, nodes, grows=_grows())
+        plan = plan_there(runtime, nodes, grows=grows())
         if not any(node.slots(plan.shape) for node in nodes):
             _ask_autoscaler(plan.shape)
         return plan
@@ -322,7 +322,7 @@ def _speaks_grpc(host: str, port: int) -> bool:
         return connection.recv(9)[3:4] == b"\x04"
 
 
-def _grows() -> bool:
+def grows() -> bool:
     """Whether an autoscaler of either generation stands behind the cluster; a plain head reports its nodes by id."""
     if _internal_kv_get(b"__autoscaler_v2_enabled", namespace=b"__autoscaler") == b"1":
         return True

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,15 @@ class Here:
         """Which segment of how many, for the display."""
         return f"segment {segment + 1} of {self.config.synthetic.segments}"
 
+    def under(self, config: RunConfig, real: RealRefs) -> Here:
+        """The same workers and place for another configuration, unless it asks for workers of another shape."""
+        assert (config.runtime.cpus_per_worker, config.runtime.gpus_per_worker) == (
+            self.config.runtime.cpus_per_worker,
+            self.config.runtime.gpus_per_worker,
+        )
+        device = self.job.device
+        return replace(self, config=config, job=Job(config, real, device), key=distil_key(config, real, device))
+
     def take_notices(self, notices: Sequence[str]) -> None:
         """Says each thing that workers have to say once."""
         for notice in notices:
@@ -60,15 +69,26 @@ class Here:
                 self.progress.note(notice)
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a run inside a larger undertaking finds open already, and leaves open: a session and the real images."""
+
+    session: Session
+    real: RealRefs
+
+
 @contextlib.contextmanager
-def opened(config: RunConfig, uri: str) -> Iterator[Here]:
-    """The run directory under lock, a session, the real data and a pool of workers.
+def opened(config: RunConfig, uri: str, given: Given | None = None, patience: float = 0) -> Iterator[Here]:
+    """The run directory under lock (waited for up to ``patience`` seconds), a session, the real data and workers.
 
     A directory made for a run that cannot be meant is taken away again, so that the mended run can have its name.
     """
     is_new, was_begun = not Place(uri).exists(), False
     try:
-        with RunDir.open(uri, config) as record, connected(config, record.place, record.event) as here:
+        with (
+            RunDir.open(uri, config, patience) as record,
+            connected(config, record.place, record.event, given) as here,
+        ):
             was_begun = True
             yield here
     except UserError:
@@ -78,12 +98,15 @@ def opened(config: RunConfig, uri: str) -> Iterator[Here]:
 
 
 @contextlib.contextmanager
-def connected(config: RunConfig, place: Place, event: Callable[..., None] | None = None) -> Iterator[Here]:
+def connected(
+    config: RunConfig, place: Place, event: Callable[..., None] | None = None, given: Given | None = None
+) -> Iterator[Here]:
     """The same without a lock: for reading a run that is there."""
-    with Progress(event) as progress, Session.open(config.runtime, progress.note) as session:
+    with Progress(event) as progress, contextlib.ExitStack() as own:
+        session = given.session if given else own.enter_context(Session.open(config.runtime, progress.note))
         progress.listen(Metrics(config.name))
         progress.note(f"{config.name}: {session}, results in {place}")
-        real = load_real(config.data, progress.note, progress)
+        real = given.real if given else load_real(config.data, progress.note, progress)
         check_against_data(config, real)
         job = Job(config, real, session.device)
         key = distil_key(config, real, session.device)

@@ -25,8 +25,10 @@ Indices = NDArray[np.int64]
 Pixels = NDArray[np.float32]
 
 
-def distil_segments(here: Here, trained: Experts) -> tuple[Segments, Segments]:
-    """All segments in sequence, and where each started."""
+def distil_segments(
+    here: Here, trained: Experts, told: Callable[[Segments], None] = lambda frozen: None
+) -> tuple[Segments, Segments]:
+    """All segments in sequence, and where each started. ``told`` hears the segments so far after each."""
     static_scores = StaticScores(here, trained)
     frozen: Segments = []
     started: Segments = []
@@ -45,6 +47,7 @@ def distil_segments(here: Here, trained: Experts) -> tuple[Segments, Segments]:
         started.append(_started(here, trained, fetch(start.refs[0]), frozen))
         distil = _match_trajectories if here.config.is_trajectory else _match_gradients
         frozen.append(distil(here, segment, trained, frozen, windows, started[-1]))
+        told(frozen)
     return frozen, started
 
 

@@ -242,4 +242,4 @@ def test_a_port_that_says_nothing_is_no_cluster(listener: socket.socket, monkeyp
 
 def test_a_living_head_passes_the_probe(ray_session: Session) -> None:
     session_module._probe(ray.get_runtime_context().gcs_address)
-    assert not session_module._grows()
+    assert not session_module.grows()
