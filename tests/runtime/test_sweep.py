@@ -22,16 +22,21 @@ from click.testing import CliRunner, Result
 
 from dasm_ray import pipeline
 from dasm_ray.cli import main
+from dasm_ray.config import load_config
 from dasm_ray.errors import SessionError
 from dasm_ray.runtime import sweep as sweep_module
 from dasm_ray.runtime.pool import Pool, Task
+from dasm_ray.runtime.real import load_real
 from dasm_ray.runtime.session import Session, Shape
 from dasm_ray.runtime.sweep import Report, Stopping, Told, bundles, run_trials
 from dasm_ray.space import load_sweep
+from dasm_ray.stages.sweep import Sweeping, _data_key, run_trial
 from dasm_ray.store import sweep as store
 from dasm_ray.store.rundir import Place
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
+
+pytestmark = pytest.mark.timeout(600)
 
 LIMIT = 240
 """Seconds after which a command counts as hanging."""
@@ -382,14 +387,14 @@ def test_trials_share_experts_and_scores_and_keep_none_of_their_own(
     assert "static scores" not in stages, "a trial scored again what was scored for all"
 
 
-def test_a_trial_that_can_never_be_done_is_a_row_that_says_why(tmp_path: Path, ray_session: object) -> None:
-    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("segments: 2", "segments: 1"))
-    (tmp_path / "sweep.yaml").write_text(SWEEP.split("space:")[0] + "space: {experts.lr: {grid: [1.0e+30, 0.01]}}")
-    done = pipeline.sweep(load_sweep(tmp_path / "sweep.yaml"), str(tmp_path / "run"))
-    wild, good = done.lines
-    assert "segment 1" in wild.failed, "experts that ran away give distances that are no numbers"
-    assert wild.accuracies == ()
-    assert good.is_whole
-    assert done.best.place.name == "001"
-    assert f"trial 0 failed: {wild.failed}" in (tmp_path / "run" / "table.md").read_text()
-    assert store.find(Place(tmp_path / "run"), 0).begun == 1, "it was tried again"
+def test_a_trial_that_can_never_be_done_says_why_and_reports_nothing(tmp_path: Path, ray_session: Session) -> None:
+    """Experts that run away give distances that are no numbers: no second try would help."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    config = load_config(tmp_path / "recipe.yaml", ["experts.lr=1.0e+30"])
+    session = replace(ray_session, connected_here=False, started_here=False)
+    real = {_data_key(config): load_real(config.data, lambda text: None)}
+    run_trial(0, Sweeping(Place(tmp_path), {0: config}, session, real), lambda *told: pytest.fail(f"reported {told}"))
+    found = store.find(Place(tmp_path), 0)
+    assert "segment 1" in found.failed
+    assert found.is_over
+    assert (found.begun, found.accuracies, found.done) == (1, (), False)
