@@ -130,7 +130,6 @@ class Sweep:
     """A sweep whose every trial can be meant."""
 
     name: str
-    keys: tuple[str, ...]
     trials: tuple[Trial, ...]
     scheduler: Scheduler
     workers: int
@@ -163,7 +162,7 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), workers: int | N
     runtime = tree.setdefault("runtime", {})
     if isinstance(runtime, dict):
         runtime["workers"] = file.workers
-    sweep = Sweep(file.name, tuple(file.space), _checked(path, file, tree), file.scheduler, file.workers)
+    sweep = Sweep(file.name, _checked(path, file, tree), file.scheduler, file.workers)
     _check_scheduler(path, sweep)
     return sweep
 

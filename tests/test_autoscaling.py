@@ -103,6 +103,35 @@ def test_a_node_killed_in_the_middle_changes_nothing(
     cluster.wait_for(0, 60)
 
 
+def test_a_sweep_is_what_the_cluster_grows_by(cluster: Autoscaling, recipe: Path, local: str, tmp_path: Path) -> None:
+    """Three trials of one worker with a GPU: three placement groups that wait, so three nodes, and none afterwards."""
+    cluster.wait_for(0, 60)
+    cluster.counts.clear()
+    space = "space: {matcher.lr_img: {grid: [0.01, 1.0e-6, 2.0e-6]}}"
+    (tmp_path / "sweep.yaml").write_text(f"name: three\nrecipe: {recipe}\n{space}\n")
+    command = [
+        sys.executable,
+        "-m",
+        "dasm_ray.cli",
+        "sweep",
+        str(tmp_path / "sweep.yaml"),
+        "--run",
+        str(tmp_path / "run"),
+    ]
+    command += ["--address", cluster.address, "--set", "runtime.gpus_per_worker=1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    _, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors
+    found = [json.loads(file.read_text()) for file in sorted((tmp_path / "run" / "found").iterdir())]
+    assert [(each["done"], each["begun"]) for each in found] == [(True, 1)] * 3
+    assert max(cluster.counts) == 3
+    config = ["--address", cluster.address, "--workers", "1", "--set", "runtime.gpus_per_worker=1"]
+    trial = begun(recipe, tmp_path / "run" / "trials" / "000", *config)
+    assert trial.wait(240) == 0, trial.stderr.read() if trial.stderr else ""
+    assert digest_of(tmp_path / "run" / "trials" / "000") == local, "another digest than of a run alone"
+    cluster.wait_for(0, 60)
+
+
 @pytest.mark.parametrize(
     ("wanted", "named"),
     [

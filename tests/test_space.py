@@ -45,7 +45,7 @@ def test_grids_are_crossed_in_the_order_of_the_file(folder: Path) -> None:
         yaml.safe_dump({"name": "some", "recipe": "recipe.yaml", "space": space}, sort_keys=False)
     )
     sweep = load_sweep(folder / "sweep.yaml")
-    assert sweep.keys == ("window.policy", "matcher.lr_img")
+    assert list(sweep.trials[0].values) == ["window.policy", "matcher.lr_img"]
     assert [tuple(trial.values.values()) for trial in sweep.trials] == [
         ("all", 0.1), ("all", 0.2), ("frontier", 0.1), ("frontier", 0.2),
     ]  # fmt: skip

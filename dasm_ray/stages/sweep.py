@@ -13,7 +13,7 @@ from statistics import fmean
 
 from dasm_ray.config import RunConfig, digest_of, what
 from dasm_ray.core.train import steps_for
-from dasm_ray.errors import NonFinite, RunFailure, SessionError, UserError
+from dasm_ray.errors import ConfigError, NonFinite, RunFailure, SessionError
 from dasm_ray.report.sweep import Line
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.real import RealRefs, load_real
@@ -199,7 +199,7 @@ def run_trial(number: int, sweeping: Sweeping, report: Report) -> None:
         with opened(config, str(store.trial_place(place, number)), given, PATIENCE) as here:
             whiten(here)
             distil_segments(here, train_experts(here), lambda frozen: told(here, frozen))
-    except (UserError, NonFinite) as error:
+    except (ConfigError, NonFinite) as error:
         store.keep(place, number, replace(found, failed=str(error)))
         return
     store.keep(place, number, replace(found, done=True))

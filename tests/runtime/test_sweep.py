@@ -104,7 +104,15 @@ def nested(number: int, folder: Path, report: Report) -> None:
     assert ray.get([cube.remote(n) for n in range(4)]) == [0, 1, 8, 27]
     for _ in range(2):
         with Pool(
-            Squarer, (), count=2, num_cpus=1, num_gpus=0, max_lost=0, task_seconds=60, idle_seconds=60, notice=lambda text: None
+            Squarer,
+            (),
+            count=2,
+            num_cpus=1,
+            num_gpus=0,
+            max_lost=0,
+            task_seconds=60,
+            idle_seconds=60,
+            notice=lambda text: None,
         ) as pool:
             squares = [done.value for done in pool.run(Task(f"{n}", "square", (n,)) for n in range(6))]
             assert sorted(squares) == [0, 1, 4, 9, 16, 25]
