@@ -373,12 +373,16 @@ def submit(address: str, name: str | None, install: bool, no_wait: bool, words: 
         from pathlib import Path
 
         from dasm_ray.runtime import jobs
+        from dasm_ray.space import load_sweep
 
         given = _given(words)
         jobs.check(words[0], given)
         jobs.check_address(address)
         for config in jobs.sent_configs(given):
-            _config(config, given["overrides"], given["workers"], None)
+            if words[0] == "sweep":
+                load_sweep(config, given["overrides"], given["workers"])
+            else:
+                _config(config, given["overrides"], given["workers"], None)
         jobs.check_package(jobs.files_sent(Path.cwd()), jobs.sent_configs(given), install=install)
         job = jobs.send(words, address, Path.cwd(), name=name, install=install)
         click.echo(f"job {job.name}: {job.hint}", err=True)
