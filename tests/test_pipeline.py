@@ -121,6 +121,18 @@ def workers_of(process: subprocess.Popen[str], doing: str) -> list[psutil.Proces
     return found
 
 
+def kill_a_worker(process: subprocess.Popen[str], doing: str) -> None:
+    """The first that is seen at a method, at once: in the next moment it may be at another."""
+
+    def struck() -> bool:
+        for worker in workers_of(process, doing)[:1]:
+            worker.kill()
+            return True
+        return False
+
+    wait_for(struck, f"a worker at {doing}")
+
+
 def killed(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """Kills the driver, as a machine out of memory would; what Ray leaves behind, which ends itself within a minute."""
     children = psutil.Process(process.pid).children(recursive=True)
@@ -170,8 +182,7 @@ def test_same_bytes_however_the_work_is_spread(
 
 def test_same_bytes_after_a_worker_is_killed(recipe: Path, reference: Path, tmp_path: Path) -> None:
     process = started(recipe, tmp_path / "run", "--workers", "2")
-    wait_for(lambda: workers_of(process, "distil"), "a worker at work")
-    workers_of(process, "distil")[0].kill()
+    kill_a_worker(process, "distil")
     out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, err
     assert "lost" in err
@@ -265,8 +276,7 @@ def test_trajectories_give_the_same_bytes_after_workers_are_killed(walks: Path, 
     """One while experts are trained, one while students walk."""
     process = started(walks, tmp_path / "run", "--workers", "2")
     for doing in ("expert", "walk"):
-        wait_for(lambda doing=doing: workers_of(process, doing), f"a worker at {doing}")  # type: ignore[misc]
-        workers_of(process, doing)[0].kill()
+        kill_a_worker(process, doing)
     _, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, err
     assert err.count("lost") >= 2
