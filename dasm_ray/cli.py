@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from dasm_ray.config import SELECTION_METHODS
+from dasm_ray.config.keys import SELECTION_METHODS
 from dasm_ray.errors import ConfigError, DasmError
 
 if TYPE_CHECKING:
-    from dasm_ray.config import RunConfig
+    from dasm_ray.config.keys import RunConfig
     from dasm_ray.pipeline import Result
 
 RUN = click.option("--run", metavar="DIR", help="Run directory: a folder or a URI. [default: runs/NAME of the config]")
@@ -201,7 +201,7 @@ def sweep(
     done one after another. --set changes all trials.
     """
     with _told("the same command with --resume goes on where it was stopped"):
-        from dasm_ray.space import load_sweep
+        from dasm_ray.config.space import load_sweep
 
         if run and len(sweeps) > 1:
             raise ConfigError(f"--run {run}: is the folder of one sweep, and there are {len(sweeps)}; leave it out")
@@ -209,7 +209,7 @@ def sweep(
         from rich.console import Console
 
         from dasm_ray import pipeline
-        from dasm_ray.report.sweep import render
+        from dasm_ray.report.standings import render
 
         for plan in plans:
             done = pipeline.sweep(plan, run, resume=resume)
@@ -322,7 +322,7 @@ def inspect(path: str, png: str | None) -> None:
     with _told():
         from dasm_ray.report.page import describe, draw_sheet
         from dasm_ray.store.artifact import read_artifact
-        from dasm_ray.store.rundir import Place
+        from dasm_ray.store.place import Place
 
         place = Place(path)
         artifact = read_artifact(place if (place / "dataset.json").exists() else place / "synthetic")
@@ -372,8 +372,8 @@ def submit(address: str, name: str | None, install: bool, no_wait: bool, words: 
     with _told():
         from pathlib import Path
 
-        from dasm_ray.runtime import jobs
-        from dasm_ray.space import load_sweep
+        from dasm_ray.config.space import load_sweep
+        from dasm_ray.runtime import submit as jobs
 
         given = _given(words)
         jobs.check(words[0], given)
@@ -407,7 +407,7 @@ def doctor(address: str | None) -> None:
     with _told():
         from rich.console import Console
 
-        from dasm_ray.config import Runtime
+        from dasm_ray.config.keys import Runtime
         from dasm_ray.report.health import health
         from dasm_ray.runtime.doctor import differences, look_everywhere
         from dasm_ray.runtime.session import Session
@@ -428,7 +428,7 @@ def doctor(address: str | None) -> None:
 
 
 def _config(path: str, overrides: tuple[str, ...], workers: int | None, address: str | None) -> RunConfig:
-    from dasm_ray.config import load_config
+    from dasm_ray.config.parsing import load_config
 
     return load_config(path, _with_options(overrides, workers, address))
 

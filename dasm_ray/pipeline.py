@@ -2,8 +2,8 @@
 
     real images -> experts -> for each segment: probes -> scores -> windows -> start -> rounds -> artifact -> table
 
-The stages themselves are in `dasm_ray.stages`. What must stay true: running the same configuration on the same
-directory again goes on where it stopped and ends with the same bytes.
+What they are made of is in `dasm_ray.method` and `dasm_ray.studies`. What must stay true: running the same
+configuration on the same directory again goes on where it stopped and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -13,30 +13,32 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dasm_ray.config import Model, RunConfig, apply_override, parse_config
+from dasm_ray.config.keys import Model, RunConfig
+from dasm_ray.config.parsing import apply_override, parse_config
+from dasm_ray.config.space import Sweep
 from dasm_ray.errors import ArtifactError, ConfigError, RunFailure
-from dasm_ray.report import sweep as trials
-from dasm_ray.report.sweep import Line
+from dasm_ray.method.choices import random_choice, selections
+from dasm_ray.method.dasm import distil_segments
+from dasm_ray.method.estimate import estimate as measured
+from dasm_ray.method.experts import taught, train_experts, whiten
+from dasm_ray.method.run import Here, check_against_data, connected, opened, run_all
+from dasm_ray.method.scores import StaticScores, scores_before
+from dasm_ray.method.sets import Images, artifact_of, flattened, training_on
+from dasm_ray.report import standings as trials
+from dasm_ray.report.standings import Line
 from dasm_ray.report.table import Row, as_json, markdown
 from dasm_ray.runtime.pool import Task, fetch
 from dasm_ray.runtime.progress import Progress, clock_text
 from dasm_ray.runtime.session import Session
-from dasm_ray.space import Sweep
-from dasm_ray.stages import uses
-from dasm_ray.stages.comparison import Comparison, Plan, check
-from dasm_ray.stages.contents import Images, artifact_of, flattened, training_on
-from dasm_ray.stages.estimate import estimate as measured
-from dasm_ray.stages.experts import taught, train_experts, whiten
-from dasm_ray.stages.here import Here, check_against_data, connected, opened, run_all
-from dasm_ray.stages.scores import StaticScores, scores_before
-from dasm_ray.stages.segments import distil_segments
-from dasm_ray.stages.selection import random_choice, selections
-from dasm_ray.stages.table import evaluate_rows
-from dasm_ray.stages.uses import Accuracies
-from dasm_ray.store import comparison
 from dasm_ray.store.artifact import Artifact, digest, read_artifact, write_artifact
-from dasm_ray.store.rundir import Place, RunDir
-from dasm_ray.store.sweep import claimed, find, trial_place
+from dasm_ray.store.findings import claim_comparison, claimed_sweep, find, trial_place
+from dasm_ray.store.place import Place
+from dasm_ray.store.rundir import RunDir
+from dasm_ray.studies.cells import Accuracies
+from dasm_ray.studies.comparison import Comparison, Plan, check
+from dasm_ray.studies.incremental import learn_incrementally as memory_of
+from dasm_ray.studies.ranking import agreement, try_networks
+from dasm_ray.studies.rows import evaluate_rows
 
 AFTERWARDS = ("evaluate.", "runtime.", "data.path", "data.download")
 """What can be changed once a set is there."""
@@ -188,7 +190,7 @@ def compare(
     plan = Plan(ipcs, selections, labels, networks)
     check(configs, plan)
     place = Place(run or "runs/comparison")
-    comparison.claim(place)
+    claim_comparison(place)
     with connected(configs[0], place) as here:
         rows = Comparison(here, configs, plan).rows()
     title = f"{configs[0].data.name}; {configs[0].evaluate.seeds} seeds"
@@ -203,10 +205,10 @@ def sweep(plan: Sweep, run: str | None = None, *, resume: bool = False) -> Swept
     With ``resume`` a sweep goes on where it was stopped: trials that are over are not begun again. Only the fair table
     at the end reads the test set. Needs ray[tune]. Writes table.md and table.parquet.
     """
-    from dasm_ray.stages import sweep as stage  # Tune is needed by nothing else
+    from dasm_ray.studies import trials as stage
 
     place = Place(run or f"runs/{plan.name}")
-    with claimed(place, plan.definition, resume=resume), contextlib.ExitStack() as opened_here:
+    with claimed_sweep(place, plan.definition, resume=resume), contextlib.ExitStack() as opened_here:
         if any(not find(place, trial.number).is_over for trial in plan.trials):
             with Progress() as progress:
                 session = opened_here.enter_context(Session.open(plan.trials[0].config.runtime, progress.note))
@@ -275,7 +277,7 @@ def learn_incrementally(path: str, steps: int = 5, overrides: Iterable[str] = ()
     with _with_artifact(path, list(overrides)) as (here, artifact, cells):
         if not 1 <= steps <= here.classes:
             raise ConfigError(f"--steps {steps}: there are {here.classes} classes; take 1 to {here.classes} steps")
-        return uses.learn_incrementally(here, artifact, steps, cells)
+        return memory_of(here, artifact, steps, cells)
 
 
 def rank(path: str, models: Sequence[Model], overrides: Iterable[str] = ()) -> tuple[Accuracies, dict[str, float]]:
@@ -287,8 +289,8 @@ def rank(path: str, models: Sequence[Model], overrides: Iterable[str] = ()) -> t
     with _with_artifact(path, list(overrides)) as (here, artifact, cells):
         for model in models:
             check_against_data(here.config.model_copy(update={"model": model}), here.real)
-        found = uses.try_networks(here, artifact, models, cells)
-    return found, {name: uses.agreement(found, name, models) for name in ("distilled", "random")}
+        found = try_networks(here, artifact, models, cells)
+    return found, {name: agreement(found, name, models) for name in ("distilled", "random")}
 
 
 def convnets(widths: Sequence[int], depths: Sequence[int], norms: Sequence[str]) -> list[Model]:

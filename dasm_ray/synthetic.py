@@ -19,7 +19,7 @@ from dasm_ray.core.decode import decode_all
 from dasm_ray.errors import ArtifactError
 from dasm_ray.store import artifact as store
 from dasm_ray.store.artifact import Artifact, read_artifact
-from dasm_ray.store.rundir import Place
+from dasm_ray.store.place import Place
 
 
 class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):

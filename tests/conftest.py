@@ -13,7 +13,7 @@ os.environ.pop("RAY_ADDRESS", None)
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[object]:
     """A session of two small CPU workers, open until the last test."""
-    from dasm_ray.config import Runtime
+    from dasm_ray.config.keys import Runtime
     from dasm_ray.runtime.session import Session
 
     with Session.open(Runtime(workers=2, cpus_per_worker=1, gpus_per_worker=0), log=lambda text: None) as session:

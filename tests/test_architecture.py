@@ -23,15 +23,15 @@ PACKAGE, TESTS = ROOT / "dasm_ray", ROOT / "tests"
 BASE = {"config", "errors"}
 MAY_IMPORT: dict[str, set[str]] = {
     # each part of the package, and the other parts that it may import: the arrows of the picture
-    "cli": {"pipeline", "synthetic", "runtime", "report", "store", "core", "space", *BASE},
-    "pipeline": {"stages", "runtime", "report", "store", "core", "space", *BASE},
-    "stages": {"runtime", "report", "store", "core", "space", *BASE},
+    "cli": {"pipeline", "synthetic", "runtime", "report", "store", "core", *BASE},
+    "pipeline": {"studies", "method", "runtime", "report", "store", "core", *BASE},
+    "studies": {"method", "runtime", "report", "store", "core", *BASE},
+    "method": {"runtime", "store", "core", *BASE},
     "synthetic": {"store", "core", *BASE},
     "runtime": {"store", "core", *BASE},
     "report": {"store", "core", *BASE},
     "store": BASE,
     "core": BASE,
-    "space": BASE,
     "config": {"errors"},
     "errors": set(),
 }
@@ -69,20 +69,11 @@ WITHOUT_TWIN = {
     "errors.py": "declarations; the one with code, ConfigError, is tested with the configuration",
 }
 WITHOUT_TWIN |= {
-    f"stages/{name}.py": "a part of the whole command, which test_pipeline.py and test_cli.py run as users do"
+    f"{name}.py": "a part of the whole command, which test_pipeline.py and test_cli.py run as users do"
     for name in (
-        "cells",
-        "comparison",
-        "contents",
-        "estimate",
-        "experts",
-        "here",
-        "scores",
-        "segments",
-        "selection",
-        "sweep",
-        "table",
-        "uses",
+        *("method/choices", "method/dasm", "method/estimate", "method/experts", "method/match", "method/probes"),
+        *("method/run", "method/scores", "method/sets", "studies/cells", "studies/comparison", "studies/incremental"),
+        *("studies/ranking", "studies/rows", "studies/trials", "runtime/autoscaler"),
     )
 }
 """Files of the package that have no test file of their own, and why."""
@@ -293,7 +284,7 @@ def unseeded_module(source: Source) -> Iterator[str]:
     yield from (f"imports {name}" for name in source.imports if library(name) == "random")
 
 
-ON_WORKERS = ("core/", "runtime/actors.py")
+ON_WORKERS = ("core/", "runtime/worker.py")
 
 
 def device_of_the_driver(source: Source) -> Iterator[str]:
@@ -341,11 +332,11 @@ def test_the_package_keeps_the_rule(rule: Rule) -> None:
         (wrong_way, "report/x.py", "from dasm_ray.runtime.pool import Pool"),
         (wrong_way, "synthetic.py", "from dasm_ray import pipeline"),
         (wrong_way, "pipeline.py", "from dasm_ray.cli import main"),
-        (wrong_way, "config.py", "from dasm_ray.core import window"),
+        (wrong_way, "config/keys.py", "from dasm_ray.core import window"),
         (wrong_way, "store/x.py", "import dasm_ray"),
         (wrong_way, "helpers.py", ""),
         (foreign_library, "pipeline.py", "def f():\n    import ray"),
-        (foreign_library, "core/ledger.py", "from ray.exceptions import RayError"),
+        (foreign_library, "core/window.py", "from ray.exceptions import RayError"),
         (foreign_library, "cli.py", "import importlib\nimportlib.import_module('ray')"),
         (foreign_library, "pipeline.py", "import click"),
         (foreign_library, "runtime/pool.py", "from rich.console import Console"),
@@ -359,7 +350,7 @@ def test_the_package_keeps_the_rule(rule: Rule) -> None:
         (pickled, "runtime/x.py", "from ray import cloudpickle"),
         (pickled, "synthetic.py", "import torch as t\nt.load('x')"),
         (pickled, "store/x.py", "import numpy as np\nnp.load('x', allow_pickle=True)"),
-        (pickled, "config.py", "import yaml\nyaml.load('x')"),
+        (pickled, "config/parsing.py", "import yaml\nyaml.load('x')"),
         (global_generator, "core/x.py", "import torch\ntorch.randn(3)"),
         (global_generator, "core/x.py", "from torch import randperm as shuffle\nshuffle(3)"),
         (global_generator, "core/x.py", "def f(x):\n    x.normal_(0, 1)"),
@@ -372,7 +363,7 @@ def test_the_package_keeps_the_rule(rule: Rule) -> None:
         (global_generator, "core/x.py", "import numpy as np\nnp.random.Generator(np.random.PCG64())"),
         (global_generator, "core/x.py", "def f(generator):\n    generator.seed()"),
         (unseeded_module, "runtime/x.py", "import random"),
-        (device_of_the_driver, "stages/x.py", "import torch\ntorch.cuda.synchronize()"),
+        (device_of_the_driver, "method/x.py", "import torch\ntorch.cuda.synchronize()"),
         (device_of_the_driver, "pipeline.py", "def f(here, x):\n    return x.to(here.job.device)"),
         (device_of_the_driver, "runtime/pool.py", "import torch\ndef f(d):\n    return torch.zeros(3, device=d)"),
         (no_docstring, "core/x.py", "import torch"),
@@ -405,7 +396,7 @@ def test_a_line_that_breaks_the_rule_is_seen(rule: Rule, path: str, text: str) -
         ),
         ("synthetic.py", "'''Doc.'''\nimport numpy as np, torch\ntorch.save(1, 'x')\nnp.load('x', allow_pickle=False)"),
         (
-            "runtime/actors.py",
+            "runtime/worker.py",
             "'''Doc.'''\nimport torch\ndef f(d):\n    torch.cuda.empty_cache()\n    torch.ones(1).to(d)",
         ),
         ("runtime/x.py", "'''Doc.'''\nimport torch.version\nbuilt_for = torch.version.cuda"),
@@ -451,12 +442,10 @@ def test_every_sub_package_has_its_empty_init() -> None:
     assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
-def twins(path: str) -> set[str]:
-    """Where the tests of a file may be: as names of test files must differ, its folder's name may stand in front."""
+def twin(path: str) -> str:
+    """Where the tests of a file are."""
     folder, _, name = path.rpartition("/")
-    stem = name.removesuffix(".py")
-    names = {f"test_{stem}.py"} | ({f"test_{folder.rpartition('/')[2]}_{stem}.py"} if folder else set())
-    return {f"{folder}/{name}".lstrip("/") for name in names}
+    return f"{folder}/test_{name}".lstrip("/")
 
 
 def test_files() -> set[str]:
@@ -470,17 +459,28 @@ test_files.__test__ = False  # type: ignore[attr-defined]
 def test_every_file_has_its_tests_or_a_reason() -> None:
     present = test_files()
     code = {source.path for source in SOURCES if not source.path.endswith("/__init__.py")}
-    assert {path: sorted(twins(path)) for path in sorted(code - WITHOUT_TWIN.keys()) if not twins(path) & present} == {}
+    assert [path for path in sorted(code - WITHOUT_TWIN.keys()) if twin(path) not in present] == []
 
 
 def test_the_reasons_are_of_today() -> None:
     code, present = {source.path for source in SOURCES}, test_files()
-    assert [path for path in WITHOUT_TWIN if path not in code or twins(path) & present] == []
+    assert [path for path in WITHOUT_TWIN if path not in code or twin(path) in present] == []
 
 
 def test_every_test_file_has_its_original() -> None:
-    expected = {twin for source in SOURCES for twin in twins(source.path)}
+    expected = {twin(source.path) for source in SOURCES}
     assert sorted(test_files() - expected - WITHOUT_ORIGINAL) == []
+
+
+def stems_that_stand_twice(paths: list[str]) -> list[str]:
+    stems = [path.rpartition("/")[2] for path in paths if not path.endswith("__init__.py")]
+    return sorted({stem for stem in stems if stems.count(stem) > 1})
+
+
+def test_a_file_stem_occurs_once() -> None:
+    """So a name alone says which room is meant."""
+    assert stems_that_stand_twice([source.path for source in SOURCES]) == []
+    assert stems_that_stand_twice(["core/x.py", "core/y/x.py", "y.py", "a/__init__.py", "b/__init__.py"]) == ["x.py"]
 
 
 def test_names_of_test_files_differ() -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from dasm_ray.cli import main
 from dasm_ray.store.artifact import Artifact, write_artifact
-from dasm_ray.store.rundir import Place
+from dasm_ray.store.place import Place
 
 GOOD = "name: good\ndata: {name: digits}\nmodel: {width: 8, depth: 1}\nsynthetic: {ipc: 2, segments: 2}\n"
 
@@ -272,7 +272,7 @@ def test_a_folder_of_somebody_else(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_the_run_of_another_configuration(recipe: Path, tmp_path: Path) -> None:
-    from dasm_ray.config import load_config
+    from dasm_ray.config.parsing import load_config
     from dasm_ray.store.rundir import RunDir
 
     RunDir.open(str(tmp_path / "run"), load_config(recipe)).close()

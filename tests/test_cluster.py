@@ -34,9 +34,10 @@ from ray.scripts.scripts import cli as ray_cli
 
 from dasm_ray.cli import _with_options
 from dasm_ray.cli import main as dasm_ray_cli
-from dasm_ray.config import RunConfig, load_config
+from dasm_ray.config.keys import RunConfig
+from dasm_ray.config.parsing import load_config
 from dasm_ray.errors import ConfigError
-from dasm_ray.runtime import jobs
+from dasm_ray.runtime import submit as jobs
 
 ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "cluster"

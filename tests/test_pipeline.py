@@ -17,12 +17,14 @@ import psutil
 import pytest
 
 from dasm_ray import pipeline
-from dasm_ray.config import SELECTION_METHODS, load_config
-from dasm_ray.stages.estimate import Stage, estimate
-from dasm_ray.stages.here import connected
-from dasm_ray.store import comparison, trajectories
+from dasm_ray.config.keys import SELECTION_METHODS
+from dasm_ray.config.parsing import load_config
+from dasm_ray.method.estimate import Stage, estimate
+from dasm_ray.method.run import connected
 from dasm_ray.store.artifact import digest, read_artifact
-from dasm_ray.store.rundir import Place
+from dasm_ray.store.checkpoints import read_trajectory
+from dasm_ray.store.findings import read_trainings
+from dasm_ray.store.place import Place
 
 LIMIT = 240
 """Seconds after which a command counts as hanging."""
@@ -378,7 +380,7 @@ def test_a_comparison_that_was_killed_computes_only_what_is_missing(recipes: lis
     for (network, ipc, labels, name), row in rows.items():
         if name not in ("random", "full"):
             assert row["ior"] == pytest.approx(row["mean"] - rows[network, ipc, labels, "random"]["mean"])
-    lines = comparison.read(Place(run / "table.parquet"))
+    lines = read_trainings(Place(run / "table.parquet"))
     assert len(lines) == 2 * len(rows)
     cells = len(list(run.glob("cells/*.json")))
     assert cells <= len(lines), "equal sets share a cell"
@@ -411,7 +413,7 @@ def test_an_estimate_counts_what_a_run_then_has(recipe: Path, reference: Path, r
         found = estimate(here)
     assert [(stage.name, stage.tasks) for stage in found.stages] == [("experts", 2), ("distil", 3), ("evaluate", 2)]
     assert all(stage.seconds > 0 for stage in found.stages)
-    experts = [trajectories.read(Place(file.parent), number, file.parent.name)
+    experts = [read_trajectory(Place(file.parent), number, file.parent.name)
                for number, file in enumerate(sorted(reference.glob("experts/*/expert_*")))]  # fmt: skip
     snapshots = sum(expert["snapshots"].nbytes for expert in experts if expert)
     stored = 20 * 64 * 4

@@ -16,7 +16,7 @@ import dasm_ray
 from dasm_ray.core.decode import decode_all
 from dasm_ray.errors import ArtifactError
 from dasm_ray.store.artifact import Artifact, read_artifact, write_artifact
-from dasm_ray.store.rundir import Place
+from dasm_ray.store.place import Place
 from dasm_ray.synthetic import export
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)

@@ -15,9 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dasm_ray.core.blocks import Blocks
 from dasm_ray.core.difficulty import SCORES, forgetting
-from dasm_ray.core.real import Blocks
-from dasm_ray.core.train import Network, RealSamples, read_all, statistics_of
+from dasm_ray.core.networks.network import Network
+from dasm_ray.core.networks.reading import read_all, statistics_of
+from dasm_ray.core.networks.samples import RealSamples
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from dasm_ray import config
+from dasm_ray.config import keys
 
 Indices = NDArray[np.int64]
 
@@ -40,7 +40,7 @@ class Standing:
 
 
 def window(
-    policy: config.Window,
+    policy: keys.Window,
     *,
     segment: int,
     segments: int,
@@ -55,19 +55,19 @@ def window(
     return np.sort(POLICIES[policy.policy](policy, standing))
 
 
-def everything(policy: config.Window, standing: Standing) -> Indices:
+def everything(policy: keys.Window, standing: Standing) -> Indices:
     """No window."""
     return np.arange(len(standing), dtype=np.int64)
 
 
-def quantile(policy: config.Window, standing: Standing) -> Indices:
+def quantile(policy: keys.Window, standing: Standing) -> Indices:
     """A share ``width`` of the class by rank under the probe, sliding from the easiest to the hardest."""
     size = math.ceil(_exact(policy.width) * len(standing))
     start = math.floor(standing.progress * (len(standing) - size))
     return _easiest_first(standing.dynamic)[start : start + size]
 
 
-def frontier(policy: config.Window, standing: Standing) -> Indices:
+def frontier(policy: keys.Window, standing: Standing) -> Indices:
     """What the probe gets wrong and the experts get right, easiest first by the static score; where that is less than
     a share ``w_min`` of the class, then the rest, easiest first under the probe, up to that share."""
     learnable = standing.wrong & standing.known
@@ -77,13 +77,13 @@ def frontier(policy: config.Window, standing: Standing) -> Indices:
     return order[: max(least, np.count_nonzero(learnable))]
 
 
-def trim(policy: config.Window, standing: Standing) -> Indices:
+def trim(policy: keys.Window, standing: Standing) -> Indices:
     """All but the easiest by the static score; the share dropped grows from 0 to ``trim`` at the last segment."""
     dropped = math.floor(standing.progress * _exact(policy.trim) * len(standing))
     return _easiest_first(standing.static)[dropped:]
 
 
-POLICIES: dict[str, Callable[[config.Window, Standing], Indices]] = {
+POLICIES: dict[str, Callable[[keys.Window, Standing], Indices]] = {
     "all": everything,
     "quantile": quantile,
     "frontier": frontier,

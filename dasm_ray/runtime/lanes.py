@@ -14,19 +14,19 @@ import ray
 from numpy.typing import NDArray
 from ray import ObjectRef
 
-from dasm_ray.core.lane import start_of
+from dasm_ray.core.matching.lane import start_of
 from dasm_ray.errors import NonFinite, TaskLost
-from dasm_ray.runtime.actors import Job
 from dasm_ray.runtime.pool import Done, InputLost, Pool, Task
 from dasm_ray.runtime.progress import Progress
-from dasm_ray.store import segments
-from dasm_ray.store.rundir import Place
+from dasm_ray.runtime.worker import Job
+from dasm_ray.store.checkpoints import read_group, write_group
+from dasm_ray.store.place import Place
 
 State = Mapping[str, NDArray[np.float32]]
 
 
 class LaneRun:
-    """Segment ``segment`` from its state ``initial`` (see core.lane) to the distilled one.
+    """Segment ``segment`` from its state ``initial`` (see core.matching.lane) to the distilled one.
 
     ``earlier``: reference to the frozen segments' (pixels, labels); ``experts`` gives references to trajectories
     (E+1, P), and new ones, read from their files, after some went with a node; ``shift``: epochs by which the range of
@@ -140,7 +140,7 @@ class LaneRun:
     # --- what is on disk -----------------------------------------------------------------------------------------
 
     def _begin(self) -> tuple[ObjectRef, int]:
-        kept = segments.read(self._place, self._segment, 0, self._key)
+        kept = read_group(self._place, self._segment, 0, self._key)
         arrays, round = kept or (self._initial, 0)
         return ray.put(dict(arrays)), round
 
@@ -162,6 +162,6 @@ class LaneRun:
     def _save(self) -> None:
         if self._round > self._saved_round:
             state = ray.get(self._state)
-            segments.write(self._place, self._segment, 0, state, self._round, self._key)
+            write_group(self._place, self._segment, 0, state, self._round, self._key)
             self._saved_round = self._round
         self._saved_at = time.monotonic()

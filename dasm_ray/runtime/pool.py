@@ -26,8 +26,8 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from dasm_ray.core.ledger import Ledger
 from dasm_ray.errors import DasmError, SessionError, TaskFailed
+from dasm_ray.runtime.ledger import Ledger
 
 ObjectRef = Any
 """A ``ray.ObjectRef``."""

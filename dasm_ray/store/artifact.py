@@ -22,7 +22,7 @@ from PIL import Image
 
 from dasm_ray.errors import ArtifactError, RunDirError
 from dasm_ray.store import tensors
-from dasm_ray.store.rundir import Place
+from dasm_ray.store.place import Place
 
 SCHEMA_VERSION = 1
 WHITENING = "whitening.safetensors"

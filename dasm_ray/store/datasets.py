@@ -31,9 +31,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
-from dasm_ray.config import Data
+from dasm_ray.config.keys import Data
 from dasm_ray.errors import DataError, RunDirError
-from dasm_ray.store.rundir import Place
+from dasm_ray.store.place import Place
 
 SHARD_ROWS = 2000
 """Images of one shard: a task of seconds, and of 300 MB decoded for photographs of 224 x 224."""

@@ -15,7 +15,7 @@ import safetensors
 import safetensors.numpy
 
 from dasm_ray.errors import ArtifactError
-from dasm_ray.store.rundir import Place
+from dasm_ray.store.place import Place
 
 NOTE = "dasm_ray"
 """The one metadata entry (JSON): several would stand in the file in an order that changes from run to run."""

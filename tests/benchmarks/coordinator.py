@@ -21,15 +21,16 @@ import numpy as np
 import psutil
 import ray
 
-from dasm_ray.config import Runtime, parse_config
-from dasm_ray.core.segment import Assignment
-from dasm_ray.runtime.actors import Around, Job, Worker
-from dasm_ray.runtime.coordinator import SegmentRun
+from dasm_ray.config.keys import Runtime
+from dasm_ray.config.parsing import parse_config
+from dasm_ray.core.matching.round import Assignment
+from dasm_ray.runtime.decoding import load_real
+from dasm_ray.runtime.groups import SegmentRun
 from dasm_ray.runtime.pool import Pool
 from dasm_ray.runtime.progress import Progress
-from dasm_ray.runtime.real import load_real
 from dasm_ray.runtime.session import Session
-from dasm_ray.store.rundir import Place
+from dasm_ray.runtime.worker import Around, Job, Worker
+from dasm_ray.store.place import Place
 
 HOSTS = 4
 SHAPE = (1, 1, 3, 32, 32)

@@ -15,11 +15,11 @@ import warnings
 
 import torch
 
-from dasm_ray.config import Model
+from dasm_ray.config.keys import Model
 from dasm_ray.core.augment import draw
 from dasm_ray.core.matching.gradient import Matching
+from dasm_ray.core.networks.network import Network
 from dasm_ray.core.seed import torch_generator
-from dasm_ray.core.train import Network
 
 
 def problem(network: Network) -> tuple[torch.Tensor, ...]:

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 
-from dasm_ray.config import Model
+from dasm_ray.config.keys import Model
 from dasm_ray.core.matching.trajectory import Gradients, Student, adjoint, planned, unrolled
+from dasm_ray.core.networks.network import Network
 from dasm_ray.core.seed import torch_generator
-from dasm_ray.core.train import Network
 
 RUNS = {"unrolled": 1, "adjoint": 2}
 """Timed iterations of each form; the median counts."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dasm_ray import config
+from dasm_ray.config import keys
 from dasm_ray.core.augment import AUGMENT, DRAWS, augment, cutmix, draw
 
 LAST = 1 - 2**-24
@@ -115,7 +115,7 @@ MOVES_ONLY = ("crop", "cutout", "flip")
 
 
 def test_the_table_holds_every_augmentation_of_the_configuration() -> None:
-    assert tuple(AUGMENT) == config.AUGMENTATIONS == tuple(SLOW)
+    assert tuple(AUGMENT) == keys.AUGMENTATIONS == tuple(SLOW)
 
 
 SQUARE, OBLONG = ((3, 8, 8), (1, 9, 9)), ((2, 6, 11),)

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 from toy import COUNTS, RECIPE, generator, toy_blocks, toy_network
 
+from dasm_ray.core.networks.network import Network
+from dasm_ray.core.networks.reading import statistics_of
+from dasm_ray.core.networks.samples import RealSamples
+from dasm_ray.core.networks.training import train
 from dasm_ray.core.scoring import features_of, score_range, shard_ranges, static_range
-from dasm_ray.core.train import Network, RealSamples, statistics_of, train
 
 TOTAL, BATCH = sum(COUNTS), 4
 

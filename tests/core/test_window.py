@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dasm_ray import config
+from dasm_ray.config import keys
 from dasm_ray.core.window import POLICIES, window
 
 
@@ -22,7 +22,7 @@ def see(
     """The window of a class whose scores are integers; wrong and known are all true unless given."""
     wrong, known = (np.array(more.pop(name, [True] * len(dynamic)), dtype=bool) for name in ("wrong", "known"))
     indices = window(
-        config.Window(policy=policy, **more),  # type: ignore[arg-type]
+        keys.Window(policy=policy, **more),  # type: ignore[arg-type]
         segment=segment,
         segments=segments,
         dynamic=np.array(dynamic, dtype=np.int64),
@@ -36,7 +36,7 @@ def see(
 
 
 def test_the_table_holds_every_policy_of_the_configuration() -> None:
-    assert list(POLICIES) == list(config.Window.model_fields["policy"].annotation.__args__)  # type: ignore[union-attr]
+    assert list(POLICIES) == list(keys.Window.model_fields["policy"].annotation.__args__)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -150,7 +150,7 @@ def test_float_scores_give_the_window_of_their_ranks() -> None:
         arguments = {"segment": segment, "segments": 2, "wrong": scores > 0, "known": scores < 1}
         ranks = np.argsort(np.argsort(scores))
         by_score, by_rank = (
-            window(config.Window(policy=policy), dynamic=values, static=-values, **arguments)  # type: ignore[arg-type]
+            window(keys.Window(policy=policy), dynamic=values, static=-values, **arguments)  # type: ignore[arg-type]
             for values in (scores, ranks)
         )
         assert by_score.tolist() == by_rank.tolist()

@@ -11,17 +11,18 @@ import pytest
 import ray
 import torch
 
-from dasm_ray.config import RunConfig, parse_config
-from dasm_ray.core.lane import begun, moved, start_of, walk_lane
+from dasm_ray.config.keys import RunConfig
+from dasm_ray.config.parsing import parse_config
+from dasm_ray.core.matching.lane import begun, moved, start_of, walk_lane
 from dasm_ray.core.matching.trajectory import Student
 from dasm_ray.errors import NonFinite, TaskLost
-from dasm_ray.runtime.actors import Job, Worker
+from dasm_ray.runtime.decoding import RealRefs, load_real
 from dasm_ray.runtime.lanes import LaneRun
 from dasm_ray.runtime.pool import Done, InputLost, Pool, Task
 from dasm_ray.runtime.progress import Progress
-from dasm_ray.runtime.real import RealRefs, load_real
-from dasm_ray.store import segments
-from dasm_ray.store.rundir import Place
+from dasm_ray.runtime.worker import Job, Worker
+from dasm_ray.store.checkpoints import read_group
+from dasm_ray.store.place import Place
 
 ROUNDS, M = 3, 2
 
@@ -121,7 +122,7 @@ def test_lanes_on_workers_are_lanes_by_hand(real: RealRefs, pool: Pool, tmp_path
     final = run.run.run()
     assert_same(final, run.by_hand())
     assert final["pixels"].tobytes() != run.state["pixels"].tobytes()
-    kept = segments.read(Place(tmp_path), 0, 0, "key")
+    kept = read_group(Place(tmp_path), 0, 0, "key")
     assert kept is not None
     assert kept[1] == ROUNDS
     assert_same(kept[0], final)
@@ -179,14 +180,14 @@ def test_a_distance_that_is_no_number_stops_at_the_last_good_state(real: RealRef
     run = Run(real, pool, tmp_path, config_with(), spoil=float("nan"))
     with pytest.raises(NonFinite, match=r"segment 1, round 0: .* is nan; .*lower trajectory\.step_size"):
         run.run.run()
-    assert segments.read(Place(tmp_path), 0, 0, "key") is None
+    assert read_group(Place(tmp_path), 0, 0, "key") is None
 
 
 def test_a_set_that_never_comes_within_the_threshold_stops(real: RealRefs, pool: Pool, tmp_path: Path) -> None:
     run = Run(real, pool, tmp_path, config_with(threshold=1e-6, patience=2))
     with pytest.raises(NonFinite, match=r"segment 1, round 1: for 2 rounds .*lower trajectory\.lr_img"):
         run.run.run()
-    kept = segments.read(Place(tmp_path), 0, 0, "key")
+    kept = read_group(Place(tmp_path), 0, 0, "key")
     assert kept is not None
     assert kept[1] == 1
     assert_same(kept[0], run.state)

@@ -13,7 +13,7 @@ from PIL import Image
 from dasm_ray.errors import ArtifactError, RunDirError
 from dasm_ray.store import artifact as artifacts
 from dasm_ray.store.artifact import Artifact, digest, export, read_artifact, write_artifact
-from dasm_ray.store.rundir import Place
+from dasm_ray.store.place import Place
 
 
 def artifact_of(count=6, classes=3, shape=(3, 4, 5), soft=True, **changes):

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dasm_ray.config import Data
+from dasm_ray.config.keys import Data
 from dasm_ray.errors import DataError
 from dasm_ray.store import datasets
 from dasm_ray.store.datasets import Source, check_counts, decode, digest_block, open_source, split_of
-from dasm_ray.store.rundir import Place
+from dasm_ray.store.place import Place
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 

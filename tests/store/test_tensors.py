@@ -6,7 +6,7 @@ from safetensors.numpy import save
 
 from dasm_ray.errors import ArtifactError
 from dasm_ray.store import tensors
-from dasm_ray.store.rundir import Place
+from dasm_ray.store.place import Place
 
 
 def arrays():

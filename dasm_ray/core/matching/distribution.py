@@ -20,9 +20,9 @@ from torch import Tensor, arange, nn
 from torch.func import functional_call, grad_and_value
 
 from dasm_ray.core.augment import augment
-from dasm_ray.core.compiled import maybe_compiled
 from dasm_ray.core.decode import decode, enlargers
-from dasm_ray.core.train import Network
+from dasm_ray.core.networks.compiled import maybe_compiled
+from dasm_ray.core.networks.network import Network
 
 MATCHERS: dict[str, str] = {"dm": "hidden", "cafe": "blocks"}
 """Which outputs of the network are compared: the last hidden layer, or all blocks' with that layer at the end."""

@@ -6,8 +6,8 @@ gradient (autograd twice), as the published codes do, and has two forms:
 
     eager       the library's own kernels, one by one: the reference
     compiled    the same function as one piece. What both derivatives share is computed once; inside, the network lays
-                its channels innermost and spells out normalisation and pooling (`core.models`), so that the compiler
-                fuses them, and their first and second derivatives, into few passes over memory
+                its channels innermost and spells out normalisation and pooling (`core.networks.convnet`), so that the
+                compiler fuses them, and their first and second derivatives, into few passes over memory
 
 What must stay true: both give the same pixels up to rounding.
 """
@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.func import grad, grad_and_value
 
 from dasm_ray.core.augment import augment
-from dasm_ray.core.compiled import maybe_compiled
 from dasm_ray.core.decode import decode, enlargers
-from dasm_ray.core.params import Layout
-from dasm_ray.core.train import Network
+from dasm_ray.core.networks.compiled import maybe_compiled
+from dasm_ray.core.networks.network import Network
+from dasm_ray.core.networks.params import Layout
 
 MATCHERS: dict[str, Callable[[torch.Size], bool]] = {
     "idc": lambda shape: len(shape) == 4,

@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 from dasm_ray.core.augment import augment, draw
-from dasm_ray.core.compiled import maybe_compiled
-from dasm_ray.core.train import Network
+from dasm_ray.core.networks.compiled import maybe_compiled
+from dasm_ray.core.networks.network import Network
 
 KEPT_BYTES = 1 << 27
 """Memory for parameter vectors along a walk: 100 of a ConvNet-3 of width 128."""

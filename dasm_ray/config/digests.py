@@ -1,0 +1,32 @@
+"""Which settings a result depends on, and short names for them.
+
+What must stay true: a digest covers each key that can change a byte of the result, and no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import pydantic
+
+# --- digests -----------------------------------------------------------------------------------------------------
+
+
+def what(section: pydantic.BaseModel) -> dict[str, Any]:
+    """The fields of a section that can change the result, as plain values."""
+    kept: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("affects_result") is False:
+            continue
+        value = getattr(section, name)
+        kept[name] = what(value) if isinstance(value, pydantic.BaseModel) else value
+    return kept
+
+
+def digest_of(*parts: Any) -> str:
+    """A short stable digest (16 hex digits) of plain values."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,423 @@
+"""What a run is: one frozen tree of plain values, read from YAML, refused as a whole if any part cannot be meant.
+
+Every field says here what it means, and is read somewhere. The digest of a run covers each field that can change a
+byte of the result; a field that cannot (how many workers, where they are) is marked ``HOW`` and left out of it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field, StrictBool, StrictStr
+
+from dasm_ray.errors import ConfigError
+
+HOW: dict[str, Any] = {"affects_result": False}
+"""Marks a field that says how or where a run is done, never what comes out."""
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+Number = Annotated[float, pydantic.BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+"""A finite float. YAML reads 5e-3 as text, so text that spells a number is one; true and false are not."""
+
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+
+
+Natural = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+
+
+Positive = Annotated[Number, Field(gt=0)]
+
+
+NotNegative = Annotated[Number, Field(ge=0)]
+
+
+Share = Annotated[Number, Field(ge=0, le=1)]
+
+
+Momentum = Annotated[Number, Field(ge=0, lt=1)]
+
+
+AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+
+
+def _check_strategy(value: str) -> str:
+    parts = [] if value == "none" else value.split("_")
+    for part in parts:
+        if part not in AUGMENTATIONS:
+            raise ValueError(
+                f"{part!r} is no augmentation: join any of {', '.join(AUGMENTATIONS)} with '_', or say 'none'"
+            )
+    if len(set(parts)) < len(parts):
+        raise ValueError(f"{value!r} names an augmentation twice")
+    return value
+
+
+Strategy = Annotated[StrictStr, pydantic.AfterValidator(_check_strategy)]
+
+
+NORMS: dict[str, tuple[str, ...]] = {
+    "convnet": ("instance", "batch", "group", "none"),
+    "resnet18": ("instance", "batch"),
+    "vgg11": ("instance", "batch"),
+    "alexnet": ("none",),
+    "lenet": ("none",),
+    "mlp": ("none",),
+    "vit": ("none",),  # its own layer normalisation is not a choice
+}
+"""The normalisations that each architecture takes, its usual one first."""
+
+
+class Section(pydantic.BaseModel):
+    """A part of the configuration: unknown keys refused, values fixed once read."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    """The real images."""
+
+    name: StrictStr = Field("digits", description="a named set, or `parquet` or `folder` with `path`")
+    path: StrictStr | None = Field(None, description="folder or URI of the files", json_schema_extra=HOW)
+    download: StrictBool = Field(False, description="fetch a torchvision set into `path`", json_schema_extra=HOW)
+    image_size: Count | None = Field(None, description="resize and centre-crop to this square; unset: sizes must agree")
+    zca: Positive | None = Field(None, description="epsilon of ZCA whitening after normalisation; unset: none")
+    val_share: Annotated[Number, Field(gt=0, lt=0.5)] = Field(
+        0.1, description="share of the training split held out by content hash"
+    )
+    test_share: Annotated[Number, Field(gt=0, lt=0.5)] = Field(
+        0.2, description="the same for sets that come without a test split"
+    )
+
+
+Arch = Literal["convnet", "resnet18", "vgg11", "alexnet", "lenet", "mlp", "vit"]
+
+
+class Model(Section):
+    """The network that is matched, probed and evaluated."""
+
+    arch: Arch = Field("convnet", description="a row of core.networks.convnet.MODELS")
+    width: Count = Field(128, description="channels of every block (convnet; the others have widths of their own)")
+    depth: Annotated[int, Field(ge=1, le=8, strict=True)] | None = Field(
+        None, description="blocks (convnet only); unset: from the image size"
+    )
+    norm: Literal["instance", "batch", "group", "none"] = Field(
+        "instance", description="normalisation of every block; a row of NORMS says which the arch takes"
+    )
+
+
+class Synthetic(Section):
+    """The shape of the synthetic set."""
+
+    ipc: Count = Field(10, description="stored images per class, over all segments")
+    segments: Count = Field(2, description="K: slices of the set that are distilled one after another")
+    factor: Count = Field(1, description="multi-formation f: a stored image holds f*f training images")
+    init: Literal["mix", "real", "noise"] = Field(
+        "mix", description="mix: f*f downsized real images a slot; real: one a slot"
+    )
+    group_size: Count | None = Field(None, description="classes that one task works on; unset: all classes in 2 groups")
+
+
+class TrainRecipe(Section):
+    """How a network is trained by SGD."""
+
+    epochs: Count = Field(20, description="passes over the data")
+    batch: Count = Field(128, description="samples a step")
+    lr: Positive = Field(0.01, description="learning rate")
+    momentum: Momentum = Field(0.9, description="of SGD")
+    weight_decay: NotNegative = Field(5e-4, description="L2 penalty")
+    augment: Strategy = Field("color_crop", description="drawn anew for each sample")
+    single: StrictBool = Field(False, description="one augmentation of the strategy a step (DSA's mode S); off: all")
+    cutmix: Share = Field(0.5, description="probability of CutMix a step")
+
+
+class Experts(TrainRecipe):
+    """Networks trained on the real data: their snapshots are the states to match at, and they teach the windows."""
+
+    count: Count = Field(4, description="independent trainings")
+    rho: NotNegative = Field(0.0, description="radius of sharpness-aware training (FTD: GSAM, adaptive); 0: plain SGD")
+    alpha: NotNegative = Field(0.3, description="GSAM's weight of the perpendicular gradient; only with rho")
+    cache: StrictStr | None = Field(
+        None, description="folder shared by runs; unset: RUN/experts", json_schema_extra=HOW
+    )
+
+
+class Matcher(Section):
+    """The base matcher: what is compared at which network state, and how the pixels move."""
+
+    name: Literal["idc", "dc", "dsa", "dm", "cafe", "mtt", "datm"] = Field(
+        "idc",
+        description="gradients: idc, dc, dsa; distributions: dm, cafe; trajectories: mtt, datm (learns soft labels)",
+    )
+    network: Literal["experts", "train"] | None = Field(
+        None,
+        description="idc: states from experts (unset), or a net trained on real data inside the loop; "
+        "dm: fresh networks (unset), or experts",
+    )
+    metric: Literal["mse", "l1", "cos"] | None = Field(
+        None, description="gradient distance; unset: idc mse, dc and dsa cos"
+    )
+    augment: Strategy = Field(
+        "color_crop_cutout",
+        description="gradients: one draw for both batches (dc: none); trajectories: a draw an image",
+    )
+    rounds: Count = Field(10, description="gradients: tasks per group and segment; trajectories: steps on the set")
+    networks: Count = Field(10, description="network states (outer iterations) a round")
+    steps: Count = Field(1, description="matching steps per class at one network state")
+    batch_real: Count = Field(64, description="real images of one class a step")
+    batch_syn: Count = Field(128, description="most decoded synthetic images of one class a step")
+    lr_img: Positive = Field(5e-3, description="pixel step at ipc 10 and base size, scaled as in IDC")
+    scale_lr: StrictBool = Field(True, description="scale lr_img by (ipc/10)(size/base)^2")
+    momentum: Momentum = Field(0.5, description="of SGD on the pixels")
+    snapshots: tuple[tuple[Natural, Count], ...] = Field(
+        ((0, 4),), description="experts: range [first, last) of epochs per segment; the last row holds for the rest"
+    )
+    perturb: NotNegative = Field(
+        0.0, description="experts: length of the filter-normalised random step away from a snapshot"
+    )
+    probe_share: Share = Field(0.0, description="share of network states started from the probe")
+    context: Literal["alone", "residual"] = Field("alone", description="what segment k is matched with")
+    inner_samples: Count = Field(500, description="idc with network train: real samples of one pass between steps")
+    inner_steps: Count = Field(10, description="dc, dsa: steps on the synthetic set between matching steps")
+    inner_lr: Positive = Field(0.01, description="learning rate of the network inside the loop")
+
+
+StartRow = Annotated[tuple[Natural, Count, Count], Field(description="first, open, last")]
+
+
+class Trajectory(Section):
+    """Matching of trajectories (mtt, datm): a student's walk on the synthetic set, and how the set learns from it."""
+
+    steps: Count = Field(80, description="N: SGD steps of a student")
+    epochs: Count = Field(2, description="M: epochs of the expert that the student is to make up for")
+    batch: Count = Field(100, description="synthetic images a student step")
+    lanes: Count = Field(1, description="draws of (expert, start) a round, averaged; what can run in parallel")
+    starts: tuple[StartRow, ...] = Field(
+        ((0, 10, 19),),
+        description="start epochs per segment: drawn from [first, open), which widens to [first, last) over "
+        "`expansion` rounds; the last row holds for the rest",
+    )
+    expansion: Count = Field(1000, description="rounds until the range of start epochs is at its widest")
+    by_probe: StrictBool = Field(
+        True, description="later segments: shift the range to where the experts' loss is the probe's"
+    )
+    single: StrictBool = Field(True, description="one augmentation of the strategy a step (DSA's mode S); off: all")
+    lr_img: Positive = Field(100.0, description="step on the normalised pixels")
+    lr_label: Positive = Field(2.0, description="step on the label logits; only datm")
+    label_momentum: Momentum = Field(0.9, description="of SGD on the label logits")
+    lr_step: NotNegative = Field(1e-5, description="step on the logarithm of the student's rate")
+    step_size: Positive = Field(0.01, description="the student's rate to begin with")
+    threshold: Positive = Field(1.0, description="draws whose distance is above it are left out")
+    patience: Count = Field(200, description="rounds in a row without a usable draw before the run stops")
+
+
+class Window(Section):
+    """Which real samples a segment may see."""
+
+    policy: Literal["all", "quantile", "frontier", "trim"] = Field(
+        "frontier", description="a row of core.window.POLICIES"
+    )
+    w_min: Annotated[Number, Field(gt=0, le=1)] = Field(0.5, description="frontier: least share of a class")
+    width: Annotated[Number, Field(gt=0, le=1)] = Field(0.6, description="quantile: width of the sliding window")
+    trim: Annotated[Number, Field(ge=0, lt=1)] = Field(0.15, description="trim: share dropped by the last segment")
+
+
+class Score(Section):
+    """The difficulty of real samples under the probe, and the static one under the experts."""
+
+    dynamic: Literal["loss", "el2n", "margin", "grand"] = Field("loss", description="under the probe")
+    static: Literal["loss", "el2n", "margin", "grand", "forgetting"] = Field(
+        "el2n", description="over expert snapshots"
+    )
+    early: Count = Field(3, description="expert epochs that the static score is averaged over")
+    shards: Count | None = Field(
+        None, description="tasks a scoring is cut into; unset: one a worker", json_schema_extra=HOW
+    )
+    batch: Count = Field(500, description="samples a forward pass")
+
+
+class Probe(TrainRecipe):
+    """Networks trained on the segments so far; their mean says what is still hard."""
+
+    epochs: Count = Field(200, description="passes over the segments so far")
+    batch: Count = Field(64, description="samples a step")
+    members: Count = Field(2, description="networks of the ensemble")
+
+
+SELECTION_METHODS = ("herding", "k_center", "k_means", "forgetting", "el2n", "grand", "ccs", "window")
+"""Ways to choose real images, beside at random."""
+
+
+RowName = Literal[
+    "distilled",
+    "initial",
+    "random",
+    "herding",
+    "k_center",
+    "k_means",
+    "forgetting",
+    "el2n",
+    "grand",
+    "ccs",
+    "window",
+    "full",
+]
+
+
+class Evaluate(TrainRecipe):
+    """The fair table: every row trained alike, checkpoints chosen on validation data, the test set read once."""
+
+    epochs: Count = Field(1000, description="passes over the decoded synthetic set; other small sets get as many steps")
+    full_epochs: Count | None = Field(None, description="passes over the full data; unset: as many as `epochs`")
+    batch: Count = Field(64, description="samples a step")
+    seeds: Count = Field(3, description="trainings per row")
+    checkpoints: Count = Field(5, description="times that a training looks at the validation split")
+    rows: tuple[RowName, ...] = Field(
+        ("distilled", "initial", "random", "herding", "k_center", "full"),
+        description="rows of the table; of the selection methods the best on validation is shown",
+    )
+
+
+class ArchRecipe(Section):
+    """How a network other than the run's own is trained on a set, where it differs from `evaluate`."""
+
+    epochs: Count | None = Field(None, description="as in evaluate")
+    batch: Count | None = Field(None, description="as in evaluate")
+    lr: Positive | None = Field(None, description="as in evaluate")
+    momentum: Momentum | None = Field(None, description="as in evaluate")
+    weight_decay: NotNegative | None = Field(None, description="as in evaluate")
+    augment: Strategy | None = Field(None, description="as in evaluate")
+    cutmix: Share | None = Field(None, description="as in evaluate")
+
+
+class Runtime(Section):
+    """How the work is spread. Only the threads of a worker and compilation touch the result, by rounding."""
+
+    workers: Count | None = Field(
+        None, description="most workers; unset: one per GPU, else one per core", json_schema_extra=HOW
+    )
+    cpus_per_worker: Count = Field(1, description="cores, and so torch threads, of one worker")
+    gpus_per_worker: NotNegative | None = Field(
+        None, description="GPUs of one worker, fractions allowed; unset: 1 where there are GPUs"
+    )
+    memory_per_worker: Positive | None = Field(
+        None,
+        description="GiB of a host's memory that one worker is sure of; unset: none is set aside",
+        json_schema_extra=HOW,
+    )
+    device: Literal["cpu", "cuda"] | None = Field(
+        None, description="where workers compute; unset: on their GPUs, on the CPU where they have none"
+    )
+    address: StrictStr | None = Field(
+        None, description="a running Ray cluster; unset: a local one", json_schema_extra=HOW
+    )
+    compile: StrictBool | None = Field(
+        None, description="compile the steps; off: the eager reference; unset: where networks are large enough to pay"
+    )
+    max_lost: Count = Field(3, description="times that one task may be lost", json_schema_extra=HOW)
+    task_minutes: Positive = Field(60, description="longest time that one task may take", json_schema_extra=HOW)
+    checkpoint_seconds: NotNegative = Field(20, description="least time between checkpoints", json_schema_extra=HOW)
+    idle_seconds: NotNegative = Field(
+        60, description="a worker with nothing to do for this long is given back", json_schema_extra=HOW
+    )
+
+
+class RunConfig(Section):
+    """A run of distillation, whole."""
+
+    name: Annotated[StrictStr, Field(pattern=r"^\w[\w.-]*$")] = Field(
+        "run", description="names the default run directory, runs/NAME", json_schema_extra=HOW
+    )
+    seed: Natural = Field(0, description="every random number of the run follows from it")
+    data: Data = Data()
+    model: Model = Model()
+    synthetic: Synthetic = Synthetic()
+    experts: Experts = Experts()
+    matcher: Matcher = Matcher()
+    trajectory: Trajectory = Trajectory()
+    window: Window = Window()
+    score: Score = Score()
+    probe: Probe = Probe()
+    evaluate: Evaluate = Evaluate()
+    networks: dict[Arch, ArchRecipe] = Field(
+        {}, description="how `compare` trains other architectures on a set, by name", json_schema_extra=HOW
+    )
+    runtime: Runtime = Runtime()
+
+    @property
+    def segment_ipc(self) -> int:
+        """Stored images per class in one segment."""
+        return self.synthetic.ipc // self.synthetic.segments
+
+    @property
+    def is_trajectory(self) -> bool:
+        """Whether trajectories are matched: then the set is kept normalised, and a round couples all classes."""
+        return self.matcher.name in ("mtt", "datm")
+
+    @property
+    def is_distribution(self) -> bool:
+        """Whether distributions of features are matched."""
+        return self.matcher.name in ("dm", "cafe")
+
+    @property
+    def learns_labels(self) -> bool:
+        """Whether labels are soft, and learned."""
+        return self.matcher.name == "datm"
+
+    @property
+    def network(self) -> Literal["experts", "random", "real", "synthetic"]:
+        """Where network states come from: expert snapshots, fresh networks, or a net trained on real or on synthetic
+        data as it goes."""
+        if self.is_trajectory:
+            return "experts"
+        if self.matcher.name == "dm":
+            return "experts" if self.matcher.network == "experts" else "random"
+        if self.matcher.name != "idc":
+            return "synthetic"
+        return "real" if self.matcher.network == "train" else "experts"
+
+    @property
+    def metric(self) -> str:
+        """The gradient distance, with the matcher's own default filled in."""
+        return self.matcher.metric or ("mse" if self.matcher.name == "idc" else "cos")
+
+    @property
+    def augment(self) -> str:
+        """The matching augmentation; dc is dsa without one."""
+        return "none" if self.matcher.name == "dc" else self.matcher.augment
+
+    @property
+    def network_name(self) -> str:
+        """The architecture, and its normalisation where that is not its usual one: ``convnet``, ``convnet:batch``."""
+        arch, norm = self.model.arch, self.model.norm
+        return arch if norm == NORMS[arch][0] else f"{arch}:{norm}"
+
+    def under(self, network: str) -> RunConfig:
+        """The run as another network evaluates it, ``ARCH`` or ``ARCH:NORM``, by the recipe of `networks`."""
+        if network == self.network_name:
+            return self
+        arch, _, norm = network.partition(":")
+        if arch not in NORMS or (norm and norm not in NORMS[arch]):
+            known = ", ".join(f"{name}:{norm}" for name, norms in NORMS.items() for norm in norms)
+            raise ConfigError(f"{network}: there is no such network; take any of {known}")
+        model = self.model.model_copy(update={"arch": arch, "norm": norm or NORMS[arch][0], "depth": None})
+        changes = {name: recipe.model_dump(exclude_none=True) for name, recipe in self.networks.items()}
+        evaluate = self.evaluate.model_copy(update=changes.get(model.arch, {}))
+        return self.model_copy(update={"model": model, "evaluate": evaluate})
+
+    def snapshots_of(self, segment: int) -> tuple[int, int]:
+        """The range ``[first, last)`` of expert epochs that segment ``segment`` (from 0) is matched at."""
+        rows = self.matcher.snapshots
+        return rows[min(segment, len(rows) - 1)]
+
+    def starts_of(self, segment: int) -> tuple[int, int, int]:
+        """First, open and last start epoch of segment ``segment`` (from 0), before any shift."""
+        rows = self.trajectory.starts
+        return rows[min(segment, len(rows) - 1)]

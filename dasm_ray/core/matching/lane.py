@@ -1,0 +1,128 @@
+"""One lane of a round of trajectory matching: a student, an expert and the whole synthetic set; and the set's own step.
+
+What must stay true: a lane follows from (run seed, segment, round, lane) and its inputs, and the set moves by the mean
+of the lanes in their order, so that who works on which lane changes no byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dasm_ray.config.keys import RunConfig
+from dasm_ray.core.matching.trajectory import Student, adjoint, planned
+from dasm_ray.core.seed import torch_generator
+
+Array = NDArray[np.float32]
+State = Mapping[str, Array]
+"""A segment on its way: ``pixels`` (K, m, C, H, W) normalised, ``labels`` (K, m, K) logits or probabilities,
+``log_step`` (): logarithm of the student's rate; and ``velocity_`` of each, of SGD with momentum."""
+
+MOVING = ("pixels", "labels", "log_step")
+
+
+def begun(pixels: Array, labels: Array, log_step: float) -> dict[str, Array]:
+    """A state at rest."""
+    state = {"pixels": pixels, "labels": labels, "log_step": np.array(log_step, np.float32)}
+    return {**state, **{f"velocity_{name}": np.zeros_like(array) for name, array in state.items()}}
+
+
+def start_of(config: RunConfig, segment: int, round: int, lane: int, experts: int, shift: int) -> tuple[int, int]:
+    """The expert and the start epoch that a lane draws; ``shift`` moves the segment's range of epochs later."""
+    first, last = start_range(config, segment, round, shift)
+    who, when = torch.rand(2, generator=torch_generator(config.seed, "start", segment, round, lane)).tolist()
+    return int(who * experts), first + int(when * (last - first))
+
+
+def start_range(config: RunConfig, segment: int, round: int, shift: int) -> tuple[int, int]:
+    """The start epochs [first, last) of a round: the range of the recipe as far as it has widened, shifted and cut off
+    where no expert reaches M epochs further."""
+    first, opened, last = config.starts_of(segment)
+    upper = opened + (last - opened) * min(1.0, round / config.trajectory.expansion)
+    end = config.experts.epochs - config.trajectory.epochs + 1
+    return min(first + shift, end - 1), max(min(int(upper) + shift, end), min(first + shift, end - 1) + 1)
+
+
+def walk_lane(
+    student: Student,
+    config: RunConfig,
+    where: tuple[int, int, int],
+    state: State,
+    earlier: tuple[Array, Array],
+    start: Array,
+    target: Array,
+) -> tuple[float, dict[str, Array]]:
+    """The distance of one student to one expert, and its gradient by each of MOVING.
+
+    ``where``: segment, round, lane. ``earlier``: pixels (K, n, C, H, W) and labels (K, n, K) of the frozen segments
+    that stand in the student's batches (n may be 0). ``start``, ``target`` (P,): the expert's snapshots t and t+M.
+    """
+    device = student.network.device
+    trajectory = config.trajectory
+    joined = [np.concatenate([old, state[name]], axis=1) for old, name in zip(earlier, MOVING[:2], strict=True)]
+    (classes, many), own = joined[0].shape[:2], state["pixels"].shape[1]
+    images, labels = (torch.tensor(array.reshape(classes * many, *array.shape[2:]), device=device) for array in joined)
+    generator = torch_generator(config.seed, "lane", *where)
+    plan = planned(len(images), trajectory.batch, trajectory.steps, config.augment, trajectory.single, generator)
+    plan = plan._replace(batches=plan.batches.to(device), draws=plan.draws.to(device))
+    found = adjoint(
+        student,
+        plan,
+        images,
+        labels,
+        torch.tensor(state["log_step"], device=device),
+        torch.tensor(start, device=device),
+        torch.tensor(target, device=device),
+    )
+    by_images, by_labels = (
+        gradient.cpu().numpy().reshape(array.shape)[:, many - own :]
+        for gradient, array in zip((found.images, found.labels), joined, strict=True)
+    )
+    return float(found.distance), {
+        "pixels": np.ascontiguousarray(by_images),
+        "labels": np.ascontiguousarray(by_labels),
+        "log_step": found.log_step.cpu().numpy(),
+    }
+
+
+def moved(config: RunConfig, state: State, distances: Sequence[float], gradients: Sequence[State]) -> dict[str, Array]:
+    """The state after one step of SGD by the mean gradient of the lanes that are within the threshold.
+
+    Without any such lane the state stays what it is, velocities included.
+    """
+    trajectory, learns = config.trajectory, config.learns_labels
+    rates = {"pixels": trajectory.lr_img, "labels": trajectory.lr_label * learns, "log_step": trajectory.lr_step}
+    momenta = dict.fromkeys(MOVING, config.matcher.momentum) | {"labels": trajectory.label_momentum}
+    used = [g for distance, g in zip(distances, gradients, strict=True) if distance <= trajectory.threshold]
+    after = dict(state)
+    for name in MOVING if used else ():
+        if rates[name] == 0:
+            continue
+        mean = np.sum([g[name] for g in used], axis=0, dtype=np.float32) / np.float32(len(used))
+        velocity = np.float32(momenta[name]) * state[f"velocity_{name}"] + mean
+        after[f"velocity_{name}"] = np.asarray(velocity, np.float32)
+        after[name] = np.asarray(state[name] - np.float32(rates[name]) * velocity, np.float32)
+    return after
+
+
+def shift_of(expert_losses: Sequence[Sequence[float]], probe_loss: float) -> int:
+    """The first epoch at which experts, on average, know the training set as well as a probe does; else the last."""
+    mean = np.mean(np.asarray(expert_losses, np.float64), axis=0)
+    reached = np.flatnonzero(mean <= probe_loss)
+    return int(reached[0]) if len(reached) else len(mean) - 1
+
+
+def stalled(expert_losses: Sequence[Sequence[float]], epochs: int) -> list[tuple[int, int]]:
+    """(expert, start epoch) of every stretch of ``epochs`` epochs over which an expert's own loss does not fall.
+
+    Matching such a stretch teaches nothing, a known cause of failure.
+    """
+    return [
+        (expert, start)
+        for expert, losses in enumerate(expert_losses)
+        for start in range(len(losses) - epochs)
+        if losses[start + epochs] >= losses[start]
+    ]

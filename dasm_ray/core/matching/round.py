@@ -1,0 +1,279 @@
+"""Distilling one group of one segment for one round: the loop around the matching step.
+
+The network states come from one of four walks: snapshots of experts, fresh networks (dm), a network trained on real
+data as it goes (idc), or one trained on the synthetic set as it goes (dc, dsa, cafe). What must stay true: a round is a
+function of its inputs and of (run seed, segment, group, round), so that it gives the same bytes on any worker, at any
+time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dasm_ray.config.keys import RunConfig, TrainRecipe
+from dasm_ray.core.augment import draw
+from dasm_ray.core.blocks import Blocks
+from dasm_ray.core.matching.distribution import Distribution
+from dasm_ray.core.matching.gradient import Matching
+from dasm_ray.core.networks.evaluate import synthetic_samples
+from dasm_ray.core.networks.network import Network
+from dasm_ray.core.networks.params import perturb
+from dasm_ray.core.networks.samples import RealSamples
+from dasm_ray.core.networks.training import train
+from dasm_ray.core.seed import torch_generator
+
+Windows = Sequence[Sequence[NDArray[np.int64]]]
+"""``windows[j][c]``: within-class indices that segment j may see of class c."""
+
+
+INNER = TrainRecipe(epochs=1, batch=64, momentum=0.9, weight_decay=5e-4, augment="color_crop", cutmix=0.5)
+"""How IDC trains the network inside its loop; the rate is matcher.inner_lr."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which round of which group of which segment (all from 0), and the classes of the group."""
+
+    segment: int
+    group: int
+    round: int
+    classes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a round reads and never changes.
+
+    ``windows`` of the segments up to this one; ``earlier`` float32 (K, n, C, H, W): all classes' pixels of the frozen
+    segments (n may be 0); ``beside`` float32 (K, m, C, H, W): this segment as it stood before the round, for the walks
+    that train on the synthetic set; ``experts``: trajectories (E+1, P); ``probes``: parameters (P,).
+    """
+
+    blocks: Blocks
+    windows: Windows
+    earlier: NDArray[np.float32]
+    beside: NDArray[np.float32]
+    experts: Sequence[NDArray[np.float32]]
+    probes: Sequence[NDArray[np.float32]]
+
+
+def pixel_rate(config: RunConfig, size: int) -> float:
+    """The step on the pixels: lr_img, scaled by images per class and by image size as in IDC."""
+    if not config.matcher.scale_lr:
+        return config.matcher.lr_img
+    base = 28 if size == 28 else 224 if size > 128 else 32
+    return config.matcher.lr_img * (config.segment_ipc / 10) * (size / base) ** 2
+
+
+def matching_of(network: Network, config: RunConfig) -> Matching | Distribution:
+    """The matching step that a configuration asks for."""
+    matcher, factor = config.matcher, config.synthetic.factor
+    if config.is_distribution:
+        return Distribution(network, matcher.name, config.augment, factor, matcher.momentum)
+    return Matching(network, matcher.name, config.metric, config.augment, factor, matcher.momentum)
+
+
+def distil_round(
+    matching: Matching | Distribution,
+    config: RunConfig,
+    where: Assignment,
+    around: Surroundings,
+    pixels: NDArray[np.float32],
+    velocity: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], NDArray[np.float32], list[float]]:
+    """One round from ``pixels`` and ``velocity`` (classes of the group, m, C, H, W).
+
+    Returns both anew, and the mean matching distance at each network state; a distance that is not finite ends the
+    round at once and stands last in the list.
+    """
+    loop = _Loop(matching, config, where, around, pixels, velocity)
+    distances: list[float] = []
+    for outer in range(config.matcher.networks):
+        distances.append(loop.match_at_one_network(outer))
+        if not np.isfinite(distances[-1]):
+            break
+    return loop.pixels.cpu().numpy(), loop.velocity.cpu().numpy(), distances
+
+
+class _Loop:
+    """The state of a round: pixels and velocity (G, m, C, H, W) on the device."""
+
+    def __init__(
+        self,
+        matching: Matching | Distribution,
+        config: RunConfig,
+        where: Assignment,
+        around: Surroundings,
+        pixels: NDArray[np.float32],
+        velocity: NDArray[np.float32],
+    ) -> None:
+        self.matching, self.config, self.where, self.around = matching, config, where, around
+        self.network = matching.network
+        self.pixels = torch.tensor(pixels, device=self.network.device)
+        self.velocity = torch.tensor(velocity, device=self.network.device)
+        share = 1 / (where.segment + 1) if self.is_residual else 1.0
+        rate = pixel_rate(config, self.network.shape[1])
+        self.settings = torch.tensor([rate, share], device=self.network.device)
+        self.slots = max(1, config.matcher.batch_syn // config.synthetic.factor**2)
+
+    @property
+    def is_residual(self) -> bool:
+        """Whether earlier segments take part in what is matched."""
+        return self.config.matcher.context == "residual" and self.where.segment > 0
+
+    def match_at_one_network(self, outer: int) -> float:
+        """All matching steps of one outer iteration; the mean distance."""
+        where = self.where
+        generator = torch_generator(self.config.seed, "distil", where.segment, where.group, where.round, outer)
+        self.pixels.clamp_(0, 1)
+        total = torch.zeros((), device=self.network.device)
+        steps = 0
+        for flat, is_new in self._walk(outer, generator):
+            if is_new:
+                anchors = [self._anchor(flat, places, generator) for places in self._together()]
+            for places, anchor in zip(self._together(), anchors, strict=True):
+                total += self._match(flat, places, anchor, generator)
+                steps += 1
+        self.pixels.clamp_(0, 1)
+        return float(total) / steps
+
+    def _together(self) -> list[list[int]]:
+        """The classes (by their place in the group) of each matching step: one for gradients, all for distributions."""
+        places = list(range(len(self.where.classes)))
+        return [places] if self.config.is_distribution else [[place] for place in places]
+
+    # --- network states ------------------------------------------------------------------------------------------
+
+    def _walk(self, outer: int, generator: torch.Generator) -> Iterator[tuple[Tensor, bool]]:
+        """The states to match at, each with whether it differs from the one before."""
+        matcher = self.config.matcher
+        start = self._start(outer, generator)
+        if self.config.network in ("experts", "random"):
+            for step in range(matcher.steps):
+                yield start, step == 0
+            return
+        flat = start
+        for step in range(matcher.steps):
+            yield flat, True
+            if step + 1 < matcher.steps:
+                flat = self._trained_on(flat, generator)
+
+    def _start(self, outer: int, generator: torch.Generator) -> Tensor:
+        """A probe with probability probe_share; else a perturbed expert snapshot, or a fresh initialisation."""
+        matcher, around = self.config.matcher, self.around
+        choice, who, when = torch.rand(3, generator=generator).tolist()
+        if choice < matcher.probe_share:
+            return torch.tensor(around.probes[int(who * len(around.probes))], device=self.network.device)
+        if self.config.network != "experts":
+            return self.network.initial(generator)
+        first, last = self.config.snapshots_of(self.where.segment)
+        snapshot = around.experts[int(who * len(around.experts))][first + int(when * (last - first))]
+        flat = torch.tensor(snapshot, device=self.network.device)
+        return perturb(flat, self.network.layout, matcher.perturb, generator)
+
+    def _trained_on(self, flat: Tensor, generator: torch.Generator) -> Tensor:
+        """The network after a little training between two matching steps."""
+        matcher = self.config.matcher
+        recipe = INNER.model_copy(update={"lr": matcher.inner_lr})
+        if self.config.network == "real":
+            count = min(matcher.inner_samples, len(self.around.blocks))
+            chosen = torch.randperm(len(self.around.blocks), generator=generator)[:count].numpy()
+            samples = RealSamples(self.network, self.around.blocks, chosen)
+            steps = max(1, count // min(recipe.batch, count))
+            trained = train(self.network, samples, recipe, steps=steps, generator=generator, flat=flat)
+        else:
+            present = self._whole_set()
+            labels = np.repeat(np.arange(len(present)), present.shape[1])
+            synthetic = synthetic_samples(
+                self.network, present.reshape(-1, *present.shape[2:]), labels, self.config.synthetic.factor
+            )
+            recipe = recipe.model_copy(update={"augment": self.config.augment, "cutmix": 0.0})
+            trained = train(self.network, synthetic, recipe, steps=matcher.inner_steps, generator=generator, flat=flat)
+        for state in trained:
+            flat = state.flat
+        return flat
+
+    def _whole_set(self) -> NDArray[np.float32]:
+        """All classes' pixels (K, n+m, C, H, W): frozen segments, this one as it stood, and this group as it stands."""
+        beside = self.around.beside.copy()
+        beside[list(self.where.classes)] = self.pixels.clamp(0, 1).cpu().numpy()
+        return np.concatenate([self.around.earlier, beside], axis=1)
+
+    # --- some classes at one state -------------------------------------------------------------------------------
+
+    def _anchor(self, flat: Tensor, places: list[int], generator: torch.Generator) -> tuple[Tensor | None, Tensor]:
+        """What stays fixed at one network state: for `residual` one draw and the earlier segments' part of the match.
+
+        The sum is computed once per state; keeping its draw for every step there keeps all batches siamese.
+        """
+        distribution = isinstance(self.matching, Distribution)
+        if not self.is_residual:
+            return None, torch.zeros((), device=self.network.device) if distribution else torch.zeros_like(flat)
+        stored = self.around.earlier[[self.where.classes[place] for place in places]]
+        chosen = torch.randperm(stored.shape[1], generator=generator)[: self.slots].sort().values
+        draws = draw(1, generator).to(self.network.device)
+        pixels = torch.from_numpy(stored[:, chosen.numpy()]).to(self.network.device)
+        label = self._label(places)
+        if isinstance(self.matching, Distribution):
+            part = self.matching.mean_features(flat, pixels, label, draws)
+        else:
+            part = self.matching.mean_gradient(flat, pixels[0], label, draws)
+        return draws, (1 - self.settings[1]) * part
+
+    def _match(
+        self, flat: Tensor, places: list[int], anchor: tuple[Tensor | None, Tensor], generator: torch.Generator
+    ) -> Tensor:
+        """One matching step for one class of the group (gradients), or for all; the distance."""
+        slots = self.pixels.shape[1]
+        chosen = torch.arange(slots)
+        if slots > self.slots:
+            chosen = torch.randperm(slots, generator=generator)[: self.slots].sort().values
+        chosen_real = [self._real_batch(self.where.classes[place], generator) for place in places]
+        images = torch.stack([self.around.blocks.take_to(self.network.device, batch) for batch in chosen_real])
+        draws, earlier = anchor
+        if draws is None:
+            draws = draw(1, generator).to(self.network.device)
+        which = (
+            (torch.tensor(places)[:, None], chosen) if isinstance(self.matching, Distribution) else (places[0], chosen)
+        )
+        if not isinstance(self.matching, Distribution):
+            images = images[0]
+        pixels, velocity, distance = self.matching.step(
+            flat,
+            self.pixels[which],
+            self.velocity[which],
+            images,
+            self._label(places),
+            draws,
+            earlier,
+            self.settings,
+        )
+        self.pixels[which], self.velocity[which] = pixels, velocity
+        return distance
+
+    def _real_batch(self, label: int, generator: torch.Generator) -> NDArray[np.int64]:
+        """Global indices (batch_real,) of one class from the window, or in equal parts from all windows so far."""
+        windows = self.around.windows[: self.where.segment + 1] if self.is_residual else self.around.windows[-1:]
+        total, parts = self.config.matcher.batch_real, len(windows)
+        picked = []
+        for place, window in enumerate(windows):
+            count = total * (place + 1) // parts - total * place // parts
+            picked.append(_draw_from(window[label], count, generator))
+        first = int(self.around.blocks.starts[label])
+        return np.concatenate(picked) + first
+
+    def _label(self, places: list[int]) -> Tensor:
+        return torch.tensor(self.where.classes[places[0]], device=self.network.device)
+
+
+def _draw_from(window: NDArray[np.int64], count: int, generator: torch.Generator) -> NDArray[np.int64]:
+    """``count`` members of a window: without repetition as long as it lasts."""
+    passes = [torch.randperm(len(window), generator=generator) for _ in range(-(-count // len(window)))]
+    chosen = torch.cat([*passes, torch.empty(0, dtype=torch.int64)])[:count].numpy()
+    return np.take(window, chosen)

@@ -1,0 +1,69 @@
+"""Evaluation: train a fresh network on a set, choose its checkpoint on validation data, read the test set once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dasm_ray.config.keys import TrainRecipe
+from dasm_ray.core.decode import decode_all
+from dasm_ray.core.networks.network import Network
+from dasm_ray.core.networks.reading import accuracy, statistics_of
+from dasm_ray.core.networks.samples import RealSamples, Samples, TensorSamples
+from dasm_ray.core.networks.training import train
+
+Labels = NDArray[np.int64] | NDArray[np.float32]
+"""Class numbers (N,), or logits (N, K)."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One training: accuracies in [0, 1] (None: not asked for) and the step whose checkpoint validation chose."""
+
+    validation: float
+    test: float | None
+    step: int
+
+
+def evaluate_on(
+    network: Network,
+    samples: Samples,
+    recipe: TrainRecipe,
+    *,
+    steps: int,
+    checkpoints: int,
+    validation: RealSamples,
+    test: RealSamples | None,
+    generator: torch.Generator,
+) -> Outcome:
+    """Trains for ``steps`` steps, looks at validation at ``checkpoints`` even places, reads ``test`` at the best one.
+
+    ``test`` None: validation alone is asked for. Of equally good checkpoints the latest is taken: it was trained
+    longest.
+    """
+    looks = {max(1, round(steps * (place + 1) / checkpoints)) for place in range(checkpoints)}
+    best_accuracy, best_step, best = -1.0, 0, torch.empty(0)
+    for step, flat, *_ in train(network, samples, recipe, steps=steps, generator=generator, decay=True):
+        if step in looks:
+            seen = accuracy(network, flat, statistics_of(network, flat, samples), validation)
+            if seen >= best_accuracy:
+                best_accuracy, best_step, best = seen, step, flat
+    if test is None:
+        return Outcome(best_accuracy, None, best_step)
+    return Outcome(best_accuracy, accuracy(network, best, statistics_of(network, best, samples), test), best_step)
+
+
+def synthetic_samples(
+    network: Network, pixels: NDArray[np.float32], labels: Labels, factor: int, is_normalised: bool = False
+) -> TensorSamples:
+    """The training samples of stored ``pixels`` (N, C, H, W), decoded and, unless they are so already, normalised.
+
+    ``labels`` (N,) are class numbers, or (N, K) logits of soft labels.
+    """
+    images = decode_all(pixels, factor).to(network.device)
+    told = torch.tensor(labels) if labels.ndim == 1 else torch.tensor(labels).softmax(1)
+    repeated = told.repeat_interleave(factor**2, dim=0).to(network.device)
+    return TensorSamples(images if is_normalised else network.normalise(images), repeated)

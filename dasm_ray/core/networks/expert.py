@@ -1,0 +1,123 @@
+"""An expert: a network trained on the real data that keeps a snapshot of its parameters after every epoch.
+
+What must stay true: an epoch follows from the state before it and its own generator, so a training that goes on from
+any epoch ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dasm_ray.config.keys import Experts
+from dasm_ray.core.networks.network import Network
+from dasm_ray.core.networks.reading import accuracy, mean_loss, read_all, statistics_of
+from dasm_ray.core.networks.samples import RealSamples, TensorSamples
+from dasm_ray.core.networks.training import train
+
+LOSS_SAMPLES = 2000
+"""Training images whose mean loss is recorded after each epoch, spread evenly over the set."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """An expert's way so far, E epochs: index 0 is its initialisation."""
+
+    snapshots: NDArray[np.float32]  # (E+1, P)
+    velocity: NDArray[np.float32]  # (P,) of SGD, after the last epoch
+    accuracy: NDArray[np.float32]  # (E+1,) on validation images, share in [0, 1]
+    loss: NDArray[np.float32]  # (E+1,) on training images, nats
+
+    @property
+    def epochs(self) -> int:
+        """Epochs done."""
+        return len(self.snapshots) - 1
+
+
+def spread(samples: RealSamples) -> RealSamples:
+    """The training images whose loss is recorded."""
+    count = min(LOSS_SAMPLES, len(samples))
+    return RealSamples(samples.network, samples.blocks, np.linspace(0, len(samples) - 1, count).astype(np.int64))
+
+
+def train_expert(
+    network: Network,
+    samples: RealSamples,
+    validation: RealSamples,
+    recipe: Experts,
+    generator_of: Callable[[int], torch.Generator],
+    so_far: Trajectory | None = None,
+) -> Iterator[Trajectory]:
+    """Trains one expert, from ``so_far`` if there is one; yields its trajectory after each epoch.
+
+    ``generator_of(e)`` draws epoch e (from 1); that of epoch 0 the initialisation. ``recipe.rho`` above 0 trains by
+    GSAM, towards flat minima.
+    """
+    if so_far is None:
+        flat = network.initial(generator_of(0))
+        so_far = _grown(None, network, flat, torch.zeros_like(flat), samples, validation)
+    steps = max(1, len(samples) // min(recipe.batch, len(samples)))
+    while so_far.epochs < recipe.epochs:
+        flat = torch.tensor(so_far.snapshots[-1], device=network.device)
+        velocity = torch.tensor(so_far.velocity, device=network.device)
+        training = train(
+            network,
+            samples,
+            recipe,
+            steps=steps,
+            generator=generator_of(so_far.epochs + 1),
+            flat=flat,
+            velocity=velocity,
+            flatness=(recipe.rho, recipe.alpha),
+        )
+        for _, flat, velocity, _ in training:  # noqa: B007
+            pass
+        so_far = _grown(so_far, network, flat, velocity, samples, validation)
+        yield so_far
+
+
+def taught(
+    network: Network, experts: Sequence[torch.Tensor], real: RealSamples, images: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """Soft labels for normalised ``images`` (n, C, H, W) of classes ``labels`` (n,): logits (n, K).
+
+    The mean logits of those of the ``experts`` (P,) that are right on an image (DATM); of all where none is. ``real``
+    gives the statistics that batch normalisation needs.
+    """
+    total = torch.zeros(len(images), network.classes, device=network.device)
+    right = torch.zeros(len(images), 1, device=network.device)
+    everyone = torch.zeros_like(total)
+    samples = TensorSamples(images, labels)
+    for flat in experts:
+        readings = read_all(network, flat, statistics_of(network, flat, real), samples)
+        logits = torch.cat([logits for logits, _, _ in readings])
+        is_right = (logits.argmax(1) == labels).float()[:, None]
+        total, right, everyone = total + is_right * logits, right + is_right, everyone + logits
+    return torch.where(right > 0, total / right.clamp_min(1), everyone / len(experts))
+
+
+def _grown(
+    so_far: Trajectory | None,
+    network: Network,
+    flat: torch.Tensor,
+    velocity: torch.Tensor,
+    samples: RealSamples,
+    validation: RealSamples,
+) -> Trajectory:
+    """The trajectory with one more snapshot."""
+    statistics = statistics_of(network, flat, samples)
+    snapshot = flat.cpu().numpy()[None]
+    right = np.array([accuracy(network, flat, statistics, validation)], np.float32)
+    nats = np.array([mean_loss(network, flat, statistics, spread(samples))], np.float32)
+    if so_far is None:
+        return Trajectory(snapshot, velocity.cpu().numpy(), right, nats)
+    return Trajectory(
+        np.concatenate([so_far.snapshots, snapshot]),
+        velocity.cpu().numpy(),
+        np.concatenate([so_far.accuracy, right]),
+        np.concatenate([so_far.loss, nats]),
+    )

@@ -1,0 +1,167 @@
+"""An architecture on images of one shape: its parameters' layout, normalisation, device, and its steps, compiled once.
+
+What must stay true: a step is a pure function of tensors of fixed shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call, grad, grad_and_value
+
+from dasm_ray.config.keys import Model
+from dasm_ray.core.augment import augment, cutmix
+from dasm_ray.core.networks.compiled import maybe_compiled
+from dasm_ray.core.networks.convnet import Norm, batch_moments, build
+from dasm_ray.core.networks.params import Layout, apply, initial
+from dasm_ray.core.whiten import Whitening
+
+WORTH_COMPILING = 1 << 14
+"""Values in a network's first block from which a CPU step is compiled: 28x28 pixels at width 21, never 8x8 ones."""
+
+
+PIECE_BYTES = 1 << 24
+"""Of the first block's output for the images that a CPU takes at once, so that its caches hold what is read next."""
+
+
+class Network:
+    """An architecture on images of one shape, normalised by ``mean`` and ``std`` (C,) of pixels in [0, 1]."""
+
+    def __init__(
+        self,
+        model: Model,
+        shape: tuple[int, int, int],
+        classes: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        device: str = "cpu",
+        compile: bool | None = None,
+        whitening: Whitening | None = None,
+    ) -> None:
+        """``compile`` unset: where a step is large enough that compiling it, some 20 s, pays within a run."""
+        self.model, self.shape, self.classes = model, shape, classes
+        self.mean, self.std = mean, std
+        self.whitening = None if whitening is None else whitening.to(device)
+        self.device = device
+        is_large = device != "cpu" or model.width * shape[1] * shape[2] >= WORTH_COMPILING
+        self.compile = is_large if compile is None else compile
+        self.module = build(model, shape, classes).to(device)  # holds no values of its own
+        self.layout = Layout.of(self.module)
+        self.read = self._reader()
+        self._train_steps: dict[tuple[str, bool], Callable[..., tuple[Tensor, Tensor, Tensor]]] = {}
+
+    def piece(self, batch: int) -> int:
+        """How many of ``batch`` images are best taken at once where a gradient is a sum over images.
+
+        On a CPU as many as its caches hold: an even part of the batch if there is one of about that size. Everything on
+        other devices, and where batch normalisation couples the images.
+        """
+        _, height, width = self.shape
+        most = max(1, PIECE_BYTES // (4 * self.model.width * height * width))
+        if batch <= most or self.device != "cpu" or self.model.norm == "batch":
+            return batch
+        return next((size for size in range(most, most // 2, -1) if batch % size == 0), most)
+
+    def initial(self, generator: torch.Generator) -> Tensor:
+        """Fresh parameters (P,) on the device."""
+        return initial(self.module, generator).to(self.device)
+
+    def logits(self, flat: Tensor, images: Tensor) -> Tensor:
+        """Logits (n, K) of normalised ``images`` (n, C, H, W) at parameters ``flat`` (P,), as in training."""
+        return apply(self.module, self.layout, flat, images)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Pixels in [0, 1], or uint8, (n, C, H, W), to zero mean and unit variance a channel; whitened where asked."""
+        if images.dtype == torch.uint8:
+            images = images.to(torch.float32) / 255
+        mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, dtype=images.dtype, device=images.device).view(-1, 1, 1)
+        images = (images - mean) / std
+        return images if self.whitening is None else self.whitening.apply(images)
+
+    def denormalise(self, images: Tensor) -> Tensor:
+        """The pixels (n, C, H, W), around [0, 1], that ``normalise`` makes into ``images``."""
+        if self.whitening is not None:
+            images = self.whitening.invert(images)
+        mean, std = (torch.tensor(v, dtype=images.dtype, device=images.device) for v in (self.mean, self.std))
+        return images * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
+
+    def train_step(self, augment_by: str, is_flat: bool = False) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+        """One SGD step of fixed shape with augmentation and CutMix inside; ``is_flat``: towards a flat minimum (GSAM).
+
+        (flat (P,), velocity (P,), images (b, C, H, W) normalised, labels (b,) or probabilities (b, K),
+        draws (b, DRAWS), box (4,), settings (5,): rate, momentum, weight decay, rho, alpha) to (flat, velocity, loss).
+        """
+        if (augment_by, is_flat) not in self._train_steps:
+            self._train_steps[augment_by, is_flat] = self._train_step(augment_by, is_flat)
+        return self._train_steps[augment_by, is_flat]
+
+    def _train_step(self, augment_by: str, is_flat: bool) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+
+        def loss_of(flat: Tensor, images: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
+            logits = self.logits(flat, images)
+            own, other = F.cross_entropy(logits, labels), F.cross_entropy(logits, labels.roll(1))
+            return kept * own + (1 - kept) * other
+
+        def step(
+            flat: Tensor, velocity: Tensor, images: Tensor, labels: Tensor, draws: Tensor, box: Tensor, settings: Tensor
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            images = augment(images, draws, augment_by)
+            mixed, kept = cutmix(images, images.roll(1, 0), box)
+            gradient, loss = grad_and_value(loss_of)(flat, mixed, labels, kept)
+            rate, momentum, decay, rho, alpha = settings.unbind()
+            if is_flat:
+                gradient = flattened(
+                    lambda there: grad(loss_of)(there, mixed, labels, kept), flat, gradient, rho, alpha
+                )
+            velocity = momentum * velocity + gradient + decay * flat
+            return flat - rate * velocity, velocity, loss
+
+        return maybe_compiled(self.compile, step)
+
+    def _reader(self) -> Callable[[Tensor, dict[str, Tensor], Tensor], tuple[Tensor, Tensor]]:
+        """(flat, statistics, images (n, C, H, W) normalised) to logits (n, K) and last hidden layer (n, d)."""
+        frozen = build(self.model, self.shape, self.classes).to(self.device).eval()
+
+        def forward(flat: Tensor, statistics: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
+            values = {**self.layout.unflatten(flat), **statistics}
+            features = functional_call(frozen, values, (images,), {"hidden": True})
+            return functional_call(frozen, values, (features,), {"head": True}), features
+
+        return maybe_compiled(self.compile, forward)
+
+    def statistics(self, flat: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """What batch normalisation needs for evaluation: the moments of ``images`` at every layer (else nothing)."""
+        found: dict[str, Tensor] = {}
+        hooks = []
+        for name, layer in self.module.named_modules():
+            if isinstance(layer, Norm) and layer.kind == "batch":
+
+                def keep(_: torch.nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
+                    found[f"{name}.mean"], found[f"{name}.var"] = batch_moments(inputs[0])
+
+                hooks.append(layer.register_forward_pre_hook(keep))
+        try:
+            if hooks:
+                self.logits(flat, images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+
+def flattened(
+    gradient_at: Callable[[Tensor], Tensor], flat: Tensor, gradient: Tensor, rho: Tensor, alpha: Tensor
+) -> Tensor:
+    """The direction of GSAM (Zhuang et al. 2022) with adaptive radius, by which FTD trains its experts.
+
+    The gradient at the worst point within ``rho`` (distances in units of each parameter), less ``alpha`` times that
+    part of the ``gradient`` here which is perpendicular to it. All vectors (P,).
+    """
+    scaled = flat.abs() * gradient
+    there = gradient_at(flat + flat.abs() * scaled * (rho / (scaled.norm() + 1e-12)))
+    parallel = torch.dot(gradient, there) / (torch.dot(there, there) + 1e-12)
+    return there - alpha * (gradient - parallel * there)

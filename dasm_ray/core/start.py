@@ -1,0 +1,53 @@
+"""Where a segment starts: real images of its window, packed into slots, or noise.
+
+What must stay true: no real image starts two slots while its class has unused ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dasm_ray.config.keys import RunConfig
+from dasm_ray.core.blocks import Blocks
+from dasm_ray.core.decode import pack
+from dasm_ray.core.seed import torch_generator
+
+
+def initial_pixels(
+    config: RunConfig,
+    blocks: Blocks,
+    windows: Sequence[NDArray[np.int64]],
+    used: Sequence[NDArray[np.int64]],
+    segment: int,
+) -> tuple[NDArray[np.float32], list[NDArray[np.int64]]]:
+    """Where segment ``segment`` starts: float32 (K, m, C, H, W) in [0, 1], and the within-class indices it used.
+
+    Real images come from the window as far as it has unused ones, then from the rest of the class.
+    """
+    factor = config.synthetic.factor if config.synthetic.init == "mix" else 1
+    stored, chosen = [], []
+    for label, window in enumerate(windows):
+        generator = torch_generator(config.seed, "init", segment, label)
+        if config.synthetic.init == "noise":
+            shape = (config.segment_ipc, *blocks.shape)
+            stored.append(torch.rand(shape, generator=generator).numpy())
+            chosen.append(np.empty(0, np.int64))
+            continue
+        indices = _unused(window, used[label], int(blocks.counts[label]), config.segment_ipc * factor**2, generator)
+        images = torch.from_numpy(blocks.take(indices + blocks.starts[label])).float() / 255
+        stored.append(pack(images, factor).numpy())
+        chosen.append(indices)
+    return np.stack(stored), chosen
+
+
+def _unused(
+    window: NDArray[np.int64], used: NDArray[np.int64], count: int, wanted: int, generator: torch.Generator
+) -> NDArray[np.int64]:
+    free = np.setdiff1d(window, used)
+    rest = np.setdiff1d(np.arange(count), np.concatenate([window, used]))
+    order = [part[torch.randperm(len(part), generator=generator).numpy()] for part in (free, rest)]
+    return np.concatenate(order)[:wanted]

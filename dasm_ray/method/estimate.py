@@ -1,0 +1,111 @@
+"""What a run will take, from a few measured steps and from arithmetic on its shapes.
+
+What must stay true: what is counted (bytes, tasks) is exact; what is timed says that it was measured here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from dasm_ray.config.keys import RunConfig
+from dasm_ray.core.networks.training import steps_for
+from dasm_ray.method.run import Here, run_all
+from dasm_ray.runtime.groups import groups_of
+from dasm_ray.runtime.pool import Task
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run: its independent tasks, and seconds of work of all of them together."""
+
+    name: str
+    tasks: int
+    seconds: float
+
+    def wall(self, workers: int) -> float:
+        """Seconds on so many workers."""
+        waves = math.ceil(self.tasks / min(workers, self.tasks))
+        return self.seconds / self.tasks * waves
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run takes: stages in order, bytes, and the most workers that shorten its longest stage."""
+
+    stages: tuple[Stage, ...]
+    worker_memory: int
+    device_memory: int
+    object_store: int
+    disk: int
+    moved_each_round: int
+    useful_workers: int
+
+
+def estimate(here: Here) -> Estimate:
+    """Measures a few steps of each kind on a worker, as compiled as they will be, and counts the rest."""
+    here.progress.stage("measure", 3)
+    tasks = [
+        Task("pace of an expert", "pace", (here.job, "experts")),
+        Task("pace of evaluation", "pace", (here.job, "evaluate")),
+        Task("pace of matching", "pace_matching", (here.job,)),
+    ]
+    expert, evaluation, matching = (d.value for d in run_all(here, tasks, lambda _: here.progress.advance()))
+    config, classes = here.config, here.classes
+    count = int(here.real.counts["train"].sum())
+    stages = (
+        Stage(
+            "experts", config.experts.count, config.experts.count * steps_for(count, config.experts) * expert["seconds"]
+        ),
+        Stage("distil", _parallel(config, classes), _matching_steps(config, classes) * matching["seconds"]),
+        Stage("evaluate", *_evaluation(config, classes, count, evaluation["seconds"])),
+    )
+    decoded = sum(int(counts.sum()) for counts in here.real.counts.values()) * math.prod(here.real.shape)
+    trajectories = config.experts.count * (config.experts.epochs + 1) * expert["parameters"] * 4
+    stored = classes * config.synthetic.ipc * math.prod(here.real.shape) * 4
+    return Estimate(
+        stages=stages,
+        worker_memory=max(found["memory"] for found in (expert, evaluation, matching)),
+        device_memory=max(found["device_memory"] for found in (expert, evaluation, matching)),
+        object_store=decoded + trajectories + 2 * stored,
+        disk=trajectories + 4 * stored,
+        moved_each_round=_moved(config, classes, math.prod(here.real.shape)),
+        useful_workers=max(stage.tasks for stage in stages),
+    )
+
+
+def _parallel(config: RunConfig, classes: int) -> int:
+    """Tasks of distillation that run side by side: lanes, or groups."""
+    if config.is_trajectory:
+        return config.trajectory.lanes
+    return 1 if config.matcher.name == "cafe" else len(groups_of(classes, config.synthetic.group_size))
+
+
+def _matching_steps(config: RunConfig, classes: int) -> int:
+    """Matching steps (student steps for trajectories) of all segments together."""
+    matcher, segments = config.matcher, config.synthetic.segments
+    if config.is_trajectory:
+        return segments * matcher.rounds * config.trajectory.lanes * config.trajectory.steps
+    a_state = _parallel(config, classes) if config.is_distribution else classes
+    return segments * matcher.rounds * matcher.networks * matcher.steps * a_state
+
+
+def _evaluation(config: RunConfig, classes: int, count: int, seconds: float) -> tuple[int, float]:
+    """Trainings of the table, and their seconds."""
+    evaluate = config.evaluate
+    small = steps_for(classes * config.synthetic.ipc * config.synthetic.factor**2, evaluate)
+    whole = steps_for(count, evaluate, evaluate.full_epochs)
+    rows = len(evaluate.rows) - ("full" in evaluate.rows)
+    if config.learns_labels:
+        rows += len({"distilled", "initial", "random"} & set(evaluate.rows))
+    steps = evaluate.seeds * (rows * small + whole * ("full" in evaluate.rows))
+    return evaluate.seeds * len(evaluate.rows), steps * seconds
+
+
+def _moved(config: RunConfig, classes: int, values: int) -> int:
+    """Bytes between workers and store that one task of a round reads and writes: pixels and their velocities."""
+    if config.is_trajectory:
+        state = classes * config.segment_ipc * (values + classes * config.learns_labels)
+        return state * (8 + 4)
+    largest = classes if config.matcher.name == "cafe" else len(groups_of(classes, config.synthetic.group_size)[0])
+    return 2 * 8 * largest * config.segment_ipc * values

@@ -1,0 +1,234 @@
+"""The real images as shared objects: decoded once by Ray tasks, sorted by class, never all in the driver.
+
+What must stay true: the blocks, and so their digest, depend on the images and their order in the set alone, not on how
+the set was cut into shards nor on where they were decoded.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.exceptions import RayError
+
+from dasm_ray.config.digests import digest_of
+from dasm_ray.config.keys import Data
+from dasm_ray.errors import SessionError, TaskLost
+from dasm_ray.runtime.pool import ObjectRef, failure_of, loss_of
+from dasm_ray.runtime.progress import Progress
+from dasm_ray.store.datasets import Shard, Source, check_counts, decode, digest_block, open_source, split_of
+
+SPLITS = ("train", "val", "test")
+
+WAIT_NOTICE_SECONDS = 60.0
+"""Without a finished task for this long, say so."""
+WAIT_LIMIT_SECONDS = 3600.0
+"""Without a finished task for this long, give up."""
+
+SUM_ROWS = 256
+"""Images squared at a time: bounds the memory of the sums."""
+
+
+@dataclass(frozen=True)
+class RealRefs:
+    """Real images in the object store. ``splits[s][c]`` refers to uint8 (n, C, H, W), in the order of the set.
+
+    ``mean`` and ``std`` are per channel, of the training pixels scaled to [0, 1]; ``digest`` covers all splits.
+    """
+
+    splits: Mapping[str, tuple[ObjectRef, ...]]
+    counts: Mapping[str, NDArray[np.int64]]  # (K,) images per class
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    digest: str
+
+
+def load_real(data: Data, notice: Callable[[str], None], progress: Progress | None = None) -> RealRefs:
+    """Decodes a set on the cluster and sorts it by split and class.
+
+    Raises DataError for a set that is missing or holds something that cannot be used, TaskLost or SessionError when
+    the cluster does not do the work.
+    """
+    source = open_source(data)
+    shards = [shard for of_split in source.shards.values() for shard in of_split]
+    if progress is not None:
+        progress.stage("data", len(shards) + len(source.class_names), source.name)
+    chunks = _decode_all(shards, source, data, notice, progress)
+    counts = np.stack([chunk.counts for chunk in chunks]).sum(axis=0)
+    check_counts(counts[0], source.class_names)
+    summaries, blocks = _gather_all(chunks, source, notice, progress)
+    mean, std = _moments(summaries, int(counts[0].sum()) * math.prod(source.shape[1:]))
+    return RealRefs(
+        splits={split: tuple(of_class[s] for of_class in blocks) for s, split in enumerate(SPLITS)},
+        counts=dict(zip(SPLITS, counts, strict=True)),
+        shape=source.shape,
+        class_names=source.class_names,
+        mean=mean,
+        std=std,
+        digest=digest_of([summary.digests for summary in summaries]),
+    )
+
+
+# --- decoding ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A decoded shard, sorted by split and class: ``counts`` (3, K) says where each class lies."""
+
+    counts: NDArray[np.int64]
+    images: ObjectRef
+
+    def range_of(self, split: int, label: int) -> tuple[int, int]:
+        """First and one past the last of the images of a class in a split."""
+        before = self.counts.reshape(-1)[: split * self.counts.shape[1] + label].sum()
+        return int(before), int(before + self.counts[split, label])
+
+
+@ray.remote(num_cpus=1, num_returns=2, scheduling_strategy="SPREAD")
+def _decode(shard: Shard, data: Data, has_test: bool) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Counts (3, K) and images (n, C, H, W) of a shard, sorted by split and class, else in their order."""
+    found = decode(shard, data)
+    names = split_of(found.keys, has_test, data) if shard.split == "train" else np.full(len(shard), "test")
+    cells = np.array([SPLITS.index(name) for name in names], dtype=np.int64) * shard.classes + found.labels
+    counts = np.bincount(cells, minlength=len(SPLITS) * shard.classes).reshape(len(SPLITS), shard.classes)
+    return counts, found.images[np.argsort(cells, kind="stable")]
+
+
+def _decode_all(
+    shards: list[Shard], source: Source, data: Data, notice: Callable[[str], None], progress: Progress | None
+) -> list[_Chunk]:
+    """All shards, in their order."""
+    calls = [partial(_decode.remote, shard, data, source.has_test) for shard in shards]
+    chunks: dict[int, _Chunk] = {}
+    for index, counts, (images,) in _completed(calls, "decoding", notice):
+        chunks[index] = _Chunk(counts, images)
+        if progress is not None:
+            progress.advance(samples=len(shards[index]))
+    return [chunks[index] for index in range(len(shards))]
+
+
+# --- gathering ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """What the driver keeps of a class: a digest a split, and sums over training pixels a channel (Python integers)."""
+
+    digests: tuple[str, ...]
+    sums: tuple[int, ...]
+    squares: tuple[int, ...]
+
+
+@ray.remote(num_cpus=1, num_returns=1 + len(SPLITS))
+def _gather(
+    shape: tuple[int, int, int], ranges: list[list[tuple[int, int]]], *chunks: NDArray[np.uint8]
+) -> tuple[Any, ...]:
+    """The blocks of one class: ``ranges[s][i]`` is what split ``s`` takes of chunk ``i``."""
+    nothing = np.empty((0, *shape), np.uint8)
+    blocks = []
+    for of_split in ranges:
+        parts = [chunk[first:last] for chunk, (first, last) in zip(chunks, of_split, strict=True)]
+        blocks.append(np.concatenate([nothing, *parts]))
+    sums, squares = _sums(blocks[0])
+    return _Summary(tuple(digest_block(block) for block in blocks), sums, squares), *blocks
+
+
+def _sums(block: NDArray[np.uint8]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Exact sums of the pixels and of their squares, a channel."""
+    total = np.zeros((2, block.shape[1]), np.uint64)
+    for first in range(0, len(block), SUM_ROWS):
+        part = block[first : first + SUM_ROWS]
+        total[0] += part.sum(axis=(0, 2, 3), dtype=np.uint64)
+        total[1] += np.square(part, dtype=np.uint32).sum(axis=(0, 2, 3), dtype=np.uint64)
+    return tuple(int(value) for value in total[0]), tuple(int(value) for value in total[1])
+
+
+def _gather_all(
+    chunks: list[_Chunk], source: Source, notice: Callable[[str], None], progress: Progress | None
+) -> tuple[list[_Summary], list[list[ObjectRef]]]:
+    """A summary and the blocks of the three splits for each class; the chunks are free afterwards."""
+    labels = range(len(source.class_names))
+    calls = [partial(_send_gather, chunks, label, source.shape) for label in labels]
+    summaries: dict[int, _Summary] = {}
+    blocks: dict[int, list[ObjectRef]] = {}
+    for label, summary, of_splits in _completed(calls, "sorting by class", notice):
+        summaries[label], blocks[label] = summary, of_splits
+        if progress is not None:
+            progress.advance()
+    return [summaries[label] for label in labels], [blocks[label] for label in labels]
+
+
+def _send_gather(chunks: list[_Chunk], label: int, shape: tuple[int, int, int]) -> list[ObjectRef]:
+    """Asks for the blocks of a class, from the chunks that hold any of it."""
+    holders = [chunk for chunk in chunks if chunk.counts[:, label].any()]
+    ranges = [[chunk.range_of(split, label) for chunk in holders] for split in range(len(SPLITS))]
+    refs: list[ObjectRef] = _gather.remote(shape, ranges, *(chunk.images for chunk in holders))
+    return refs
+
+
+def _moments(summaries: list[_Summary], pixels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation a channel of ``pixels`` values in [0, 1], rounded once; a constant channel has 1."""
+    mean, std = [], []
+    for channel in range(len(summaries[0].sums)):
+        total = sum(summary.sums[channel] for summary in summaries)
+        square = sum(summary.squares[channel] for summary in summaries)
+        mean.append(total / (255 * pixels))
+        std.append(math.sqrt((pixels * square - total * total) / (255 * pixels) ** 2) or 1.0)
+    return tuple(mean), tuple(std)
+
+
+# --- waiting -----------------------------------------------------------------------------------------------------
+
+
+def _completed(
+    calls: Sequence[Callable[[], list[ObjectRef]]], what: str, notice: Callable[[str], None]
+) -> Iterator[tuple[int, Any, list[ObjectRef]]]:
+    """Index, first output and references to the others for each call, as they are completed.
+
+    Only a few calls are under way at a time, so that after an error the rest is simply never sent. Calling tasks off is
+    no way: ``ray.cancel`` of a task that is just being sent can abort the driver (a failed check in Ray 2.60).
+    """
+    todo = iter(enumerate(calls))
+    most = max(8, 2 * int(ray.cluster_resources().get("CPU", 0)))
+    under_way: dict[ObjectRef, tuple[int, list[ObjectRef]]] = {}
+    last = time.monotonic()
+    while True:
+        for index, call in itertools.islice(todo, most - len(under_way)):
+            first, *others = call()
+            under_way[first] = index, others
+        if not under_way:
+            return
+        ready, _ = ray.wait(list(under_way), num_returns=1, timeout=WAIT_NOTICE_SECONDS)
+        for ref in ready:
+            index, others = under_way.pop(ref)
+            yield index, _value(ref, what), others
+            last = time.monotonic()
+        if not ready:
+            _tell_idle(time.monotonic() - last, what, notice)
+
+
+def _value(ref: ObjectRef, what: str) -> Any:
+    try:
+        return ray.get(ref)
+    except RayError as error:
+        name = f"{what} the real images"
+        if (loss := loss_of(error)) is not None:
+            raise TaskLost(f"{name}: lost for good; {loss.cause}; {loss.advice}") from error
+        raise failure_of(name, error) from error
+
+
+def _tell_idle(seconds: float, what: str, notice: Callable[[str], None]) -> None:
+    if seconds > WAIT_LIMIT_SECONDS:
+        raise SessionError(f"{what} the real images: nothing happened for {seconds / 60:.0f} minutes; see `ray status`")
+    notice(f"{what} the real images: nothing has come back for {seconds:.0f} s; each task needs one free core")

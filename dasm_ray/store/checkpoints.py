@@ -1,0 +1,150 @@
+"""What a run keeps on its way, under the digest of all that affects it: trajectories, scores, and groups of a segment.
+
+    KEY/expert_NNNN.safetensors                     an expert's trajectory; unfinished_... while it is not whole
+    scores/segment_NNN.parquet                      how hard every real image is before a segment, a row an image
+    segments/segment_NNN_group_NNNN.safetensors     a group of classes after some round
+
+What must stay true: what is read back is what was written, bit for bit, under the key that it was written with; and a
+group's file holds all that the next round needs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dasm_ray.store import tensors
+from dasm_ray.store.place import Place
+
+TRAJECTORY = ("snapshots", "velocity", "accuracy", "loss")
+"""float32: (E+1, P) parameters after each of E epochs, index 0 being the initialisation; (P,) velocity of SGD after the
+last; (E+1,) accuracy on validation images and (E+1,) loss on training images."""
+
+
+def trajectory_name(expert: int) -> str:
+    """The file name of an expert's trajectory."""
+    return f"expert_{expert:04d}.safetensors"
+
+
+def write_trajectory(place: Place, expert: int, key: str, arrays: Mapping[str, np.ndarray], epochs: int) -> None:
+    """Writes the arrays of a trajectory of ``epochs`` epochs, whole or not yet, into folder ``place``.
+
+    One that is not whole goes into a file of its own, and that file goes away when the whole one is written.
+    """
+    unfinished, whole = place / f"unfinished_{trajectory_name(expert)}", place / trajectory_name(expert)
+    is_whole = len(arrays["snapshots"]) == epochs + 1
+    kept = {name: arrays[name].astype(np.float32, copy=False) for name in TRAJECTORY}
+    tensors.write(whole if is_whole else unfinished, kept, {"key": key, "expert": expert})
+    if is_whole:
+        unfinished.delete()
+
+
+def read_trajectory(place: Place, expert: int, key: str) -> dict[str, np.ndarray] | None:
+    """The arrays of ``expert``, maybe of fewer epochs than it will have, or None if nothing was written yet.
+
+    Raises ArtifactError if the file is damaged or was written under another key.
+    """
+    files = (place / trajectory_name(expert), place / f"unfinished_{trajectory_name(expert)}")
+    file = next((file for file in files if file.exists()), None)
+    if file is None:
+        return None
+    arrays, note = tensors.read(file)
+    tensors.check_key(file, note, key)
+    if note.get("expert") != expert or set(arrays) != set(TRAJECTORY):
+        raise tensors.damaged(file, f"it does not hold expert {expert}")
+    return arrays
+
+
+COLUMNS = {
+    "label": np.int64,
+    "index": np.int64,
+    "dynamic": np.float64,
+    "static": np.float64,
+    "wrong": np.bool_,
+    "known": np.bool_,
+    "window": np.bool_,
+}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One entry a real training sample, in class-sorted order; every array is (N,)."""
+
+    label: np.ndarray  # int64
+    index: np.ndarray  # int64, within the class
+    dynamic: np.ndarray  # float64, under the probe
+    static: np.ndarray  # float64, under the experts
+    wrong: np.ndarray  # bool: the probe gets it wrong
+    known: np.ndarray  # bool: the experts get it right
+    window: np.ndarray  # bool: the segment may see it
+
+
+def scores_name(segment: int) -> str:
+    """The file name of a segment's scores."""
+    return f"segment_{segment:03d}.parquet"
+
+
+def write_scores(place: Place, segment: int, scores: Scores, key: str) -> None:
+    """Writes the scores of ``segment`` into folder ``place``."""
+    columns = {
+        field.name: getattr(scores, field.name).astype(COLUMNS[field.name]) for field in dataclasses.fields(scores)
+    }
+    note = {"key": key, "segment": segment}
+    text = json.dumps({**note, "checksum": tensors.checksum(columns, note)}, sort_keys=True)
+    table = pa.table(columns).replace_schema_metadata({tensors.NOTE: text})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    (place / scores_name(segment)).write_bytes(sink.getvalue().to_pybytes())
+
+
+def read_scores(place: Place, segment: int, key: str) -> Scores | None:
+    """The scores of ``segment``, or None; ArtifactError if the file is damaged or was written under another key."""
+    file = place / scores_name(segment)
+    if not file.exists():
+        return None
+    data = file.read_bytes()
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+        note = json.loads(table.schema.metadata[tensors.NOTE.encode()])
+        columns = {name: table.column(name).to_numpy() for name in COLUMNS}
+        expected = note.pop("checksum")
+        found = tensors.checksum(columns, note)
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise tensors.damaged(file, str(error)) from None
+    if expected != found:
+        raise tensors.damaged(file, "its checksum does not match")
+    tensors.check_key(file, note, key)
+    return Scores(**columns)
+
+
+def group_name(segment: int, group: int) -> str:
+    """The file name of a group's state."""
+    return f"segment_{segment:03d}_group_{group:04d}.safetensors"
+
+
+def write_group(place: Place, segment: int, group: int, arrays: Mapping[str, np.ndarray], round: int, key: str) -> None:
+    """Writes the float32 ``arrays`` of a group after ``round`` rounds into folder ``place``, in an earlier one's stead.
+
+    Random numbers follow from the run's seed and the round, so the round is the whole generator state.
+    """
+    kept = {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
+    note = {"key": key, "segment": segment, "group": group, "round": round}
+    tensors.write(place / group_name(segment, group), kept, note)
+
+
+def read_group(place: Place, segment: int, group: int, key: str) -> tuple[dict[str, np.ndarray], int] | None:
+    """The arrays last written and their round, or None; ArtifactError if the file is damaged or under another key."""
+    file = place / group_name(segment, group)
+    if not file.exists():
+        return None
+    arrays, note = tensors.read(file)
+    tensors.check_key(file, note, key)
+    if (note.get("segment"), note.get("group")) != (segment, group):
+        raise tensors.damaged(file, f"it does not hold group {group} of segment {segment}")
+    return arrays, int(note["round"])

@@ -1,0 +1,199 @@
+"""What a sweep or a comparison has found, at rest.
+
+    SWEEP/sweep.json  table.md  table.parquet     what is tried; what came out
+    SWEEP/trials/NNN/                             a run directory for each trial
+    SWEEP/found/NNN.json  NNN_stopped.json        what it has found, written by the trial; that it was stopped early
+    SWEEP/experts/KEY/                            experts, whitening and static scores that trials share
+    SWEEP/tune/                                   what Tune writes, and nobody reads
+    COMPARISON/comparison.json  table.parquet     whose folder it is; a row for every training
+
+What must stay true: a folder serves one sweep or comparison, a trial's finding is on disk before anyone is told of it,
+and figures keep all their digits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dasm_ray.errors import RunDirError, UserError
+from dasm_ray.store.place import Place
+from dasm_ray.store.rundir import LOCK, release_lock, take_lock, versions
+
+SWEEP = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is known of a trial. ``accuracies[k]`` are validation accuracies in [0, 1] after segment k, one a seed."""
+
+    begun: int = 0  # times that it was begun; more than once only where it was killed or failed
+    accuracies: tuple[tuple[float, ...], ...] = ()
+    seconds: float = 0.0  # at work, as far as it was kept
+    done: bool = False
+    failed: str = ""  # why it can never be done
+    stopped: bool = False  # early, by the scheduler
+
+    @property
+    def is_over(self) -> bool:
+        return self.done or self.stopped or bool(self.failed)
+
+
+@contextlib.contextmanager
+def claimed_sweep(place: Place, definition: Mapping[str, Any], *, resume: bool) -> Iterator[None]:
+    """The folder of one sweep, kept from other drivers meanwhile.
+
+    A folder made for a sweep that cannot be meant is taken away again, so that the mended one can have its name.
+    Raises RunDirError if it is in use, holds something else, another sweep, or one that was not to be gone on with.
+    """
+    mark = place / SWEEP
+    if not mark.exists():
+        foreign = [name for name in place.names() if name != LOCK]
+        if foreign:
+            raise RunDirError(f"{place} holds {foreign[0]} and no {SWEEP}, so it is no sweep; choose another --run")
+    elif not resume:
+        raise RunDirError(f"{place} holds a sweep already; go on with it by --resume, or choose another --run")
+    is_new = not place.exists()
+    place.make_dir()
+    lock = take_lock(place)
+    try:
+        _enter_sweep(mark, definition)
+        yield
+    except UserError:
+        if is_new and set(place.names()) <= {SWEEP, LOCK}:
+            place.delete()
+        raise
+    finally:
+        release_lock(lock)
+
+
+def _enter_sweep(mark: Place, definition: Mapping[str, Any]) -> None:
+    if not mark.exists():
+        mark.write_json({**definition, "versions": versions()})
+        return
+    kept = mark.read_json()
+    differing = [name for name in definition if not isinstance(kept, dict) or kept.get(name) != definition[name]]
+    if differing:
+        raise RunDirError(
+            f"{mark.parent} belongs to another sweep (its {', '.join(differing)} differ); choose another --run"
+        )
+
+
+# --- findings ----------------------------------------------------------------------------------------------------
+
+
+def trial_place(place: Place, number: int) -> Place:
+    """The run directory of a trial."""
+    return place / "trials" / f"{number:03d}"
+
+
+def find(place: Place, number: int) -> Finding:
+    """What is known of a trial so far."""
+    file, stopped = place / "found" / f"{number:03d}.json", (place / "found" / f"{number:03d}_stopped.json").exists()
+    if not file.exists():
+        return Finding(stopped=stopped)
+    kept = file.read_json()
+    found = Finding(**{**kept, "accuracies": tuple(tuple(seeds) for seeds in kept["accuracies"])})
+    return replace(found, stopped=stopped and not found.done)
+
+
+def keep(place: Place, number: int, found: Finding) -> None:
+    """Writes what a trial has found."""
+    kept = asdict(found)
+    kept.pop("stopped")
+    (place / "found" / f"{number:03d}.json").write_json(kept)
+
+
+def keep_stopped(place: Place, number: int) -> None:
+    """Writes that a trial was stopped early: in a file of its own, since it is not the trial that says so."""
+    (place / "found" / f"{number:03d}_stopped.json").write_json({"stopped": True})
+
+
+# --- the table ---------------------------------------------------------------------------------------------------
+
+
+TRIAL_COLUMNS = {
+    "trial": pa.int64(),
+    "validation": pa.list_(pa.float64()),  # after the last segment that is done, one a seed
+    "mean": pa.float64(),
+    "std": pa.float64(),  # null for a single seed
+    "segments": pa.int64(),  # done
+    "of": pa.int64(),
+    "stopped": pa.bool_(),
+    "failed": pa.string(),
+    "seconds": pa.float64(),
+    "begun": pa.int64(),
+}
+
+
+def write_trials(place: Place, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
+    """Writes ``rows``, each with TRIAL_COLUMNS and a column for each swept key, as one Parquet file, in place
+    of an older one.
+
+    A key whose values are neither all numbers nor all texts is written as JSON-like text.
+    """
+    columns = {key: _column([row[key] for row in rows]) for key in keys}
+    columns |= {name: pa.array([row[name] for row in rows], kind) for name, kind in TRIAL_COLUMNS.items()}
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"trial": columns.pop("trial"), **columns}), sink)
+    place.write_bytes(sink.getvalue().to_pybytes())
+
+
+def _column(values: list[Any]) -> pa.Array:
+    kinds = {type(value) for value in values if value is not None}
+    plain = len(kinds) <= 1 and kinds <= {int, float, str, bool}
+    return pa.array(values if plain else [None if value is None else str(value) for value in values])
+
+
+def read_trials(place: Place) -> list[dict[str, Any]]:
+    """The rows of a file that ``write_trials`` wrote."""
+    rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(place.read_bytes())).to_pylist()
+    return rows
+
+
+TRAINING_COLUMNS = pa.schema(
+    {
+        "set": pa.string(),
+        "ipc": pa.int64(),  # null: the full data
+        "labels": pa.string(),
+        "network": pa.string(),
+        "seed": pa.int64(),
+        "test": pa.float64(),
+        "validation": pa.float64(),
+        "step": pa.int64(),  # whose checkpoint validation chose
+        "steps": pa.int64(),
+        "bytes": pa.int64(),  # of images and labels
+        "digest": pa.string(),  # of what was trained on
+    }
+)
+
+
+COMPARISON = "comparison.json"
+
+
+def claim_comparison(place: Place) -> None:
+    """Makes ``place`` the folder of a comparison; RunDirError if it holds something else."""
+    foreign = [] if (place / COMPARISON).exists() else place.names()
+    if foreign:
+        raise RunDirError(
+            f"{place} holds {foreign[0]} and no {COMPARISON}, so it is no comparison; choose another --run"
+        )
+    (place / COMPARISON).write_json({"versions": versions()})
+
+
+def write_trainings(place: Place, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes ``rows``, each with the columns of TRAINING_COLUMNS, as one Parquet file, in the stead of an older one."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], TRAINING_COLUMNS), sink)
+    place.write_bytes(sink.getvalue().to_pybytes())
+
+
+def read_trainings(place: Place) -> list[dict[str, Any]]:
+    """The rows of a file that ``write_trainings`` wrote."""
+    rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(place.read_bytes()), schema=TRAINING_COLUMNS).to_pylist()
+    return rows

@@ -1,0 +1,152 @@
+"""The configuration as a user meets it: what is refused and in which words, and what a digest does and does not see.
+
+What must stay true: the tests walk the fields themselves, so a field that is added later is held to the same rules.
+"""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pydantic
+import pytest
+from tree import LEAVES, PACKAGE, sections
+
+import dasm_ray
+from dasm_ray.config import keys
+from dasm_ray.config.parsing import parse_config
+from dasm_ray.errors import ConfigError
+
+# --- fields ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", LEAVES)
+def test_every_field_says_what_it_means(key: str) -> None:
+    assert LEAVES[key].description
+
+
+def test_settings_that_fall_back_to_the_matcher() -> None:
+    assert [parse_config({"matcher": {"name": name}}).metric for name in ("idc", "dc", "dsa")] == ["mse", "cos", "cos"]
+    assert parse_config({"matcher": {"name": "dc", "metric": "l1"}}).metric == "l1"
+    assert parse_config({"matcher": {"name": "dc"}}).augment == "none"
+    assert parse_config({"matcher": {"name": "dsa"}}).augment == "color_crop_cutout"
+
+
+def test_the_last_snapshot_range_holds_for_the_segments_that_are_left() -> None:
+    read = parse_config({"matcher": {"snapshots": [[0, 2], [1, 5]]}})
+    assert [read.snapshots_of(segment) for segment in range(4)] == [(0, 2), (1, 5), (1, 5), (1, 5)]
+    assert parse_config({"synthetic": {"ipc": 12, "segments": 4}}).segment_ipc == 3
+
+
+def test_another_network_has_the_recipe_that_networks_says_and_the_norm_that_it_takes() -> None:
+    run = parse_config({"model": {"depth": 2}, "networks": {"resnet18": {"lr": 0.5, "epochs": 7}}})
+    assert run.under("convnet") is run
+    assert (run.network_name, run.under("convnet:batch").network_name) == ("convnet", "convnet:batch")
+    other = run.under("resnet18")
+    assert (other.model.arch, other.model.norm, other.model.depth) == ("resnet18", "instance", None)
+    assert (other.evaluate.lr, other.evaluate.epochs, other.evaluate.batch) == (0.5, 7, run.evaluate.batch)
+    assert run.under("mlp").evaluate == run.evaluate
+    for unknown in ("resnet", "mlp:batch", "resnet18:group"):
+        with pytest.raises(ConfigError, match=f"{unknown}: there is no such network; take any of convnet:instance"):
+            run.under(unknown)
+
+
+# --- every field is read -----------------------------------------------------------------------------------------
+
+
+@cache
+def reads() -> frozenset[str]:
+    """Every ``section.key`` that the package reads, outside dasm_ray/config.
+
+    A read is an attribute of something that is named like the section (``config.matcher.rounds``, ``matcher.rounds``)
+    or was declared as one (``def train(recipe: TrainRecipe)``). A property or method of RunConfig counts as a read of
+    what it reads, once it is used.
+    """
+    found: set[str] = set()
+    for path in PACKAGE.rglob("*.py"):
+        if PACKAGE / "config" not in path.parents:
+            found |= reads_of(ast.parse(path.read_text(encoding="utf-8")))
+    derived = {name: reads_of(node) for name, node in derived_settings().items()}
+    return frozenset(found.union(*(derived[key] for key in found if key in derived)))
+
+
+def reads_of(tree: ast.AST) -> set[str]:
+    holders = declared_holders(tree)
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            holder = last_name(node.value)
+            found |= {f"{section}.{node.attr}" for section in holders.get(holder, {holder})}
+            if holder in ("config", "self", *holders.get("RunConfig", ())):
+                found.add(node.attr)
+    return found
+
+
+def declared_holders(tree: ast.AST) -> dict[str, set[str]]:
+    """The sections that a declared name may hold: ``recipe: TrainRecipe`` may hold any section that is a recipe."""
+    by_class = {model.__name__: {n for n, m in sections().items() if issubclass(m, model)} for model in models()}
+    holders: dict[str, set[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg | ast.AnnAssign) and node.annotation is not None:
+            name = node.arg if isinstance(node, ast.arg) else last_name(node.target)
+            holders.setdefault(name, set()).update(*(by_class.get(n, ()) for n in names_in(node.annotation)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            for target, value in pairs(node.targets[0], node.value):
+                if last_name(value) in sections():
+                    holders.setdefault(last_name(target), set()).add(last_name(value))
+    return {name: held for name, held in holders.items() if held}
+
+
+def models() -> list[type[pydantic.BaseModel]]:
+    return [keys.TrainRecipe, *sections().values()]
+
+
+def pairs(target: ast.expr, value: ast.expr) -> list[tuple[ast.expr, ast.expr]]:
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+        return list(zip(target.elts, value.elts, strict=False))
+    return [(target, value)]
+
+
+def last_name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
+def names_in(annotation: ast.expr) -> set[str]:
+    return {last_name(node) for node in ast.walk(annotation) if isinstance(node, ast.expr)}
+
+
+def derived_settings() -> dict[str, ast.FunctionDef]:
+    """The properties and methods of RunConfig by name."""
+    tree = ast.parse(Path(keys.__file__).read_text(encoding="utf-8"))
+    (model,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "RunConfig")
+    return {node.name: node for node in model.body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("key", LEAVES)
+def test_every_field_is_read_somewhere(key: str) -> None:
+    assert key in reads(), f"{key} is set but nothing outside dasm_ray/config reads it"
+
+
+@pytest.mark.parametrize(
+    ("source", "key", "read"),
+    [
+        ("config.matcher.rounds", "matcher.rounds", True),
+        ("def f(matcher: Matcher): return matcher.rounds", "matcher.rounds", True),
+        ("def f(recipe: TrainRecipe): return recipe.lr", "probe.lr", True),
+        ("def f(policy: keys.Window): return policy.trim", "window.trim", True),
+        ("m, w = run.matcher, run.window\nm.rounds", "matcher.rounds", True),
+        ("config.seed", "seed", True),
+        ("batch.rounds", "matcher.rounds", False),
+        ("config.probe.batch", "evaluate.batch", False),
+        ("matcher.rounds = 3", "matcher.rounds", False),
+        ("'matcher.rounds'", "matcher.rounds", False),
+    ],
+)
+def test_the_search_for_reads_finds_reads_and_nothing_else(source: str, key: str, read: bool) -> None:
+    assert (key in reads_of(ast.parse(source))) == read
+
+
+def test_the_package_is_the_one_of_this_checkout() -> None:
+    assert Path(dasm_ray.__path__[0]).parent == Path(__file__).parents[2]

@@ -1,0 +1,113 @@
+"""Combinations that contradict themselves are refused, each with a sentence, and the edge of what can be run is not."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tree import problems_of
+
+from dasm_ray.config import rules
+from dasm_ray.config.parsing import parse_config
+
+WALKS: dict[str, Any] = {"matcher": {"name": "mtt"}, "trajectory": {"starts": [[0, 1, 2]]}}
+
+
+IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
+    ("a norm of another", {"model": {"arch": "vit"}}, "model.norm: vit takes none, not instance; set model.norm to no"),
+    ("no norm at all", {"model": {"arch": "vgg11", "norm": "none"}}, "model.norm: vgg11 takes instance or batch, not"),
+    ("depth of another", {"model": {"arch": "resnet18", "depth": 3}}, "model.depth: resnet18 has a depth of its own"),
+    ("ipc and segments", {"synthetic": {"ipc": 10, "segments": 3}}, "synthetic.ipc: 10 images a class cannot be cut"),
+    ("batch and factor", {"synthetic": {"factor": 3}, "matcher": {"batch_syn": 8}}, "raise it to at least 9"),
+    ("dc on experts", {"matcher": {"name": "dc", "network": "experts"}}, "matcher.network: dc trains its own network"),
+    ("dsa on experts", {"matcher": {"name": "dsa", "network": "experts"}}, "matcher.network: dsa trains its own"),
+    ("dsa that is dc", {"matcher": {"name": "dsa", "augment": "none"}}, "matcher.augment: dsa without augmentation"),
+    ("dm that trains", {"matcher": {"name": "dm", "network": "train"}}, "matcher.network: dm trains no network"),
+    ("a metric for dm", {"matcher": {"name": "dm", "metric": "l1"}}, "matcher.metric: has no meaning for dm"),
+    (
+        "groups of cafe",
+        {"matcher": {"name": "cafe"}, "synthetic": {"group_size": 3}},
+        "synthetic.group_size: cafe tells all classes apart",
+    ),
+    ("walks on tiles", {**WALKS, "synthetic": {"factor": 2}}, "synthetic.factor: mtt matches images as they are"),
+    ("a metric for walks", {**WALKS, "matcher": {"name": "mtt", "metric": "cos"}}, "matcher.metric: has no meaning"),
+    ("a net for walks", {**WALKS, "matcher": {"name": "mtt", "network": "train"}}, "matcher.network: has no meaning"),
+    ("probes for walks", {**WALKS, "matcher": {"name": "mtt", "probe_share": 0.1}}, "matcher.probe_share: mtt starts"),
+    (
+        "one of no augmentations",
+        {**WALKS, "matcher": {"name": "mtt", "augment": "none"}},
+        "trajectory.single: there is",
+    ),
+    ("no starts", {**WALKS, "trajectory": {"starts": []}}, "trajectory.starts: is empty; give at least one row"),
+    ("starts out of order", {**WALKS, "trajectory": {"starts": [[2, 2, 3]]}}, "trajectory.starts: [2, 2, 3] must be"),
+    (
+        "starts past the end",
+        {**WALKS, "trajectory": {"starts": [[0, 1, 20]]}},
+        "starts: a student that starts at epoch 19",
+    ),
+    ("empty range", {"matcher": {"snapshots": [[4, 4]]}}, "matcher.snapshots: [4, 4] is empty"),
+    ("no range", {"matcher": {"snapshots": []}}, "matcher.snapshots: is empty; give at least one"),
+    (
+        "epochs not trained",
+        {"matcher": {"snapshots": [[0, 7]]}, "experts": {"epochs": 5}},
+        "matcher.snapshots: [0, 7] reaches past epoch 5",
+    ),
+    ("early beyond epochs", {"score": {"early": 6}, "experts": {"epochs": 5}}, "score.early: 6 is more than the 5"),
+    (
+        "forgetting in one epoch",
+        {
+            "score": {"static": "forgetting", "early": 1},
+            "experts": {"epochs": 1},
+            "matcher": {"snapshots": [[0, 1]]},
+        },
+        "score.static: forgetting needs at least 2 epochs",
+    ),
+    ("no distilled row", {"evaluate": {"rows": ["random"]}}, "evaluate.rows: must hold at least distilled and random"),
+    ("no random row", {"evaluate": {"rows": ["distilled"]}}, "evaluate.rows: must hold at least distilled and random"),
+    ("one GPU and a half", {"runtime": {"gpus_per_worker": 1.5}}, "runtime.gpus_per_worker: 1.5 is neither"),
+]
+
+
+@pytest.mark.parametrize(("tree", "part"), [row[1:] for row in IMPOSSIBLE], ids=[row[0] for row in IMPOSSIBLE])
+def test_an_impossible_combination_is_refused(tree: dict[str, Any], part: str) -> None:
+    (sentence,) = problems_of(tree)
+    assert part in sentence
+
+
+def test_every_impossible_combination_has_a_case() -> None:
+    """One ``yield`` of rules.impossible, one key at the head of its sentence, at least one case above."""
+    functions = [
+        node
+        for node in ast.parse(Path(rules.__file__).read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and "impossible" in node.name
+    ]
+    written = [
+        ast.unparse(node) for function in functions for node in ast.walk(function) if isinstance(node, ast.Yield)
+    ]
+    sentences = {problems_of(tree)[0] for _, tree, _ in IMPOSSIBLE}
+    starts = {sentence.split(" ")[0] for sentence in sentences}
+    for line in written:
+        assert any(start in line for start in starts) or "{key}" in line, line
+    assert len(IMPOSSIBLE) >= len(written)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"synthetic": {"factor": 2}, "matcher": {"batch_syn": 4}},
+        {"matcher": {"snapshots": [[0, 6]]}, "experts": {"epochs": 5}},
+        {"matcher": {"name": "dc", "augment": "none"}},
+        {"model": {"arch": "vit", "norm": "none"}},
+        {"runtime": {"gpus_per_worker": 0.25}},
+        {"runtime": {"gpus_per_worker": 2}},
+    ],
+)
+def test_the_edge_of_the_possible_is_accepted(tree: dict[str, Any]) -> None:
+    parse_config(tree)
+
+
+def test_combinations_are_told_together() -> None:
+    tree = {"synthetic": {"ipc": 10, "segments": 3, "factor": 12}, "evaluate": {"rows": ["full"]}}
+    assert len(problems_of(tree)) == 3

@@ -1,0 +1,539 @@
+"""One round of one group, watched from outside: which real images it takes, which states it sees, what it moves.
+
+What must stay true: the residual step is held against plain autograd on the union of all segments.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from toy import COUNTS, FIRST, SHAPE, WatchedBlocks, config_of, generator, toy_arrays, toy_blocks, toy_network
+
+from dasm_ray.config.keys import RunConfig
+from dasm_ray.core.augment import augment
+from dasm_ray.core.matching.round import Assignment, Surroundings, _draw_from, distil_round, matching_of, pixel_rate
+from dasm_ray.core.networks.network import Network
+
+CLASSES = (1, 3)
+"""The group of most tests: not the first classes, so that a place in the group is no label."""
+
+
+SECOND = [np.array([0, 2, 6])] * 4
+
+
+THIRD = [np.array([3])] * 4
+
+
+STARTS = np.cumsum(COUNTS) - COUNTS
+
+
+def trajectories(network: Network) -> list[NDArray[np.float32]]:
+    """Two trajectories of five different snapshots."""
+    return [
+        torch.stack([network.initial(generator(10 * expert + epoch)) for epoch in range(5)]).numpy()
+        for expert in (1, 2)
+    ]
+
+
+def pixels_of(count: int, images: int, seed: int) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).random((count, images, *SHAPE)).astype(np.float32)
+
+
+def surroundings(network: Network, segment: int = 0, ipc: int = 2) -> Surroundings:
+    return Surroundings(
+        blocks=WatchedBlocks(toy_arrays()),
+        windows=[FIRST, SECOND, THIRD][: segment + 1],
+        earlier=pixels_of(4, segment * ipc, 50),
+        beside=pixels_of(4, ipc, 51),
+        experts=trajectories(network),
+        probes=[network.initial(generator(seed)).numpy() for seed in (77, 78)],
+    )
+
+
+@dataclass
+class Watched:
+    """What a round did: its result, the arguments of every matching step, and the real images taken."""
+
+    pixels: NDArray[np.float32]
+    velocity: NDArray[np.float32]
+    distances: list[float]
+    steps: list[tuple[Tensor, ...]]
+    taken: list[list[int]]
+
+    @property
+    def flats(self) -> list[bytes]:
+        """The different network states in the order in which they came."""
+        return list(dict.fromkeys(flat.numpy().tobytes() for flat, *_ in self.steps))
+
+
+def run(
+    config: RunConfig,
+    segment: int = 0,
+    *,
+    group: int = 0,
+    round: int = 0,
+    around: Surroundings | None = None,
+    pixels: NDArray[np.float32] | None = None,
+    network: Network | None = None,
+) -> Watched:
+    network = network or toy_network()
+    around = around or surroundings(network, segment)
+    pixels = pixels_of(2, 2, 1) if pixels is None else pixels
+    velocity = np.zeros_like(pixels)
+    for array in (pixels, velocity, around.earlier, around.beside, *around.experts, *around.probes):
+        array.setflags(write=False)  # as they come out of shared memory
+    matching = matching_of(network, config)
+    steps: list[tuple[Tensor, ...]] = []
+    true_step = matching.step
+
+    def step(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        steps.append(tuple(value.clone() for value in inputs))
+        return true_step(*inputs)
+
+    object.__setattr__(matching, "step", step)
+    where = Assignment(segment, group, round, CLASSES)
+    made, speed, distances = distil_round(matching, config, where, around, pixels, velocity)
+    taken = around.blocks.taken if isinstance(around.blocks, WatchedBlocks) else []
+    return Watched(made, speed, distances, steps, taken)
+
+
+# --- a round is a function of its inputs and its name ----------------------------------------------------------------
+
+
+METHODS: list[dict[str, Any]] = [
+    {"name": "idc"},
+    {"name": "idc", "network": "train", "steps": 2},
+    {"name": "dc", "steps": 2, "inner_steps": 3},
+    {"name": "dsa", "steps": 2, "inner_steps": 3},
+    {"name": "idc", "context": "residual", "perturb": 0.3, "probe_share": 0.5},
+    {"name": "dm", "probe_share": 0.5, "context": "residual"},
+    {"name": "cafe", "steps": 2, "inner_steps": 3, "context": "residual"},
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_round_gives_the_same_bytes_again_and_touches_no_global_generator(method: dict[str, Any]) -> None:
+    config = config_of(**method)
+    state = torch.random.get_rng_state()
+    first = run(config, 1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(99)
+    again = run(config, 1)
+    torch.random.set_rng_state(state)
+    assert again.pixels.tobytes() == first.pixels.tobytes()
+    assert again.velocity.tobytes() == first.velocity.tobytes()
+    assert again.distances == first.distances
+    assert again.taken == first.taken
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_moves_the_pixels_and_keeps_them_in_range(method: dict[str, Any]) -> None:
+    before = pixels_of(2, 2, 1)
+    made = run(config_of(lr_img=500.0, **method), 1, pixels=before)
+    assert made.pixels.shape == before.shape
+    assert made.pixels.dtype == made.velocity.dtype == np.float32
+    assert (made.pixels != before).any(axis=(2, 3, 4)).all(), "every slot of every class"
+    assert made.pixels.min() >= 0
+    assert made.pixels.max() <= 1
+    assert len(made.distances) == 2
+    assert min(made.distances) > 0
+
+
+def test_other_groups_rounds_segments_and_seeds_draw_otherwise() -> None:
+    config, around = config_of(networks=1), surroundings(toy_network(), 1)
+    one = replace(around, windows=[FIRST])  # so that only the name of the work differs
+    names: list[dict[str, Any]] = [{}, {"group": 1}, {"round": 1}, {"segment": 1}]
+    runs = [run(config, around=replace(one, blocks=WatchedBlocks(toy_arrays())), **name) for name in names]
+    runs.append(run(config_of(networks=1, seed=1), around=replace(one, blocks=WatchedBlocks(toy_arrays()))))
+    draws = [tuple(made.steps[0][5].flatten().tolist()) for made in runs]
+    assert len(set(draws)) == len(runs)
+    assert len({str(made.taken) for made in runs}) == len(runs)
+
+
+def test_the_states_of_one_round_draw_otherwise_too() -> None:
+    made = run(config_of(networks=4))
+    assert len(made.steps) == 4 * len(CLASSES)
+    assert len({tuple(step[5].flatten().tolist()) for step in made.steps}) == len(made.steps)
+
+
+def test_classes_of_the_group_are_matched_in_turn_each_with_its_own_label_and_slots() -> None:
+    pixels = pixels_of(2, 2, 1)
+    made = run(config_of(networks=1), pixels=pixels)
+    assert [int(step[4]) for step in made.steps] == list(CLASSES)
+    for place, step in enumerate(made.steps):
+        np.testing.assert_array_equal(step[1].numpy(), pixels[place])
+
+
+def test_velocity_is_carried_from_round_to_round() -> None:
+    """Two states in one round are as one state in each of two, but for their draws: so watch what the step is given."""
+    made = run(config_of(networks=2))
+    (_, _, first, *_), _, (_, _, second, *_), _ = made.steps
+    assert torch.all(first == 0)
+    assert torch.any(second != 0)
+    assert made.velocity.any(axis=(1, 2, 3, 4)).all()
+
+
+def test_matching_brings_the_distance_down() -> None:
+    config = config_of(networks=25, snapshots=[[0, 1]], augment="none", batch_real=9, lr_img=20.0)
+    around = surroundings(toy_network())
+    around = replace(around, experts=around.experts[:1], windows=[[np.arange(9)] * 4])
+    distances = run(config, around=around).distances
+    assert distances[-1] < 0.5 * distances[0]
+
+
+def test_a_distance_that_is_not_finite_ends_the_round() -> None:
+    around = surroundings(toy_network())
+    around = replace(around, experts=[np.full_like(around.experts[0], np.nan)])
+    made = run(config_of(networks=5), around=around)
+    assert len(made.distances) == 1
+    assert np.isnan(made.distances[0])
+    assert len(made.steps) == len(CLASSES)
+
+
+# --- network states --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("segment", "first", "last"), [(0, 0, 2), (1, 3, 5), (2, 3, 5)])
+def test_expert_states_are_snapshots_of_the_segments_range(segment: int, first: int, last: int) -> None:
+    network = toy_network()
+    around = surroundings(network, segment)
+    allowed = {snapshots[epoch].tobytes() for snapshots in around.experts for epoch in range(first, last)}
+    made = run(config_of(segments=3, networks=30), segment, around=around)
+    assert set(made.flats) == allowed, "each is reached, no other is"
+
+
+@pytest.mark.parametrize("method", METHODS[:4])
+def test_a_probe_share_of_one_starts_from_probes_alone(method: dict[str, Any]) -> None:
+    around = surroundings(toy_network())
+    made = run(config_of(**(method | {"probe_share": 1.0, "networks": 12, "steps": 1})), around=around)
+    assert set(made.flats) == {probe.tobytes() for probe in around.probes}
+
+
+def test_a_probe_share_in_between_mixes_and_zero_never_asks() -> None:
+    around = surroundings(toy_network())
+    probes = {probe.tobytes() for probe in around.probes}
+    made = run(config_of(networks=60, probe_share=0.3, batch_real=1), around=around)
+    share = sum(step[0].numpy().tobytes() in probes for step in made.steps) / len(made.steps)
+    assert 0.1 < share < 0.5
+    assert not probes & set(run(config_of(networks=20), around=replace(around, probes=[])).flats)
+
+
+def test_a_perturbed_state_lies_its_length_away_from_a_snapshot() -> None:
+    network = toy_network()
+    around = surroundings(network)
+    made = run(config_of(networks=4, perturb=0.2), around=around, network=network)
+    assert len(made.flats) == 4
+    for state in made.flats:
+        near = min(
+            float(np.linalg.norm(np.frombuffer(state, np.float32) - snapshot) / np.linalg.norm(snapshot))
+            for snapshots in around.experts
+            for snapshot in snapshots[:2]
+        )
+        assert 0 < near <= 0.2
+
+
+def test_several_steps_at_one_expert_state_stay_there() -> None:
+    made = run(config_of(networks=1, steps=3))
+    assert len(made.flats) == 1
+    assert len(made.steps) == 3 * len(CLASSES)
+
+
+def is_fresh(network: Network, flat: bytes) -> bool:
+    """Whether a state has the marks of an initialisation: a normalisation of ones and zeros, bounded filters."""
+    parts = network.layout.unflatten(torch.tensor(np.frombuffer(flat, np.float32)))
+    ones, zeros = parts["norms.0.weight"], parts["norms.0.bias"]
+    bounded = float(parts["convs.0.weight"].abs().max()) <= 27**-0.5
+    return bool(torch.all(ones == 1) and torch.all(zeros == 0)) and bounded
+
+
+def watch_training(network: Network) -> list[tuple[str, Tensor, Tensor, Tensor]]:
+    """Writes down (strategy, images, box, settings) of every training step."""
+    seen: list[tuple[str, Tensor, Tensor, Tensor]] = []
+    make = network.train_step
+
+    def train_step(strategy: str, is_flat: bool) -> Any:
+        true_step = make(strategy, is_flat)
+
+        def step(flat: Tensor, velocity: Tensor, images: Tensor, *rest: Tensor) -> Any:
+            seen.append((strategy, images, rest[2], rest[3]))
+            return true_step(flat, velocity, images, *rest)
+
+        return step
+
+    network.train_step = train_step  # type: ignore[assignment, method-assign]
+    return seen
+
+
+def test_idc_trains_a_fresh_network_on_real_data_between_its_steps() -> None:
+    network = toy_network()
+    trained, around = watch_training(network), surroundings(network)
+    config = config_of(network="train", networks=2, steps=3, inner_samples=16, inner_lr=0.25)
+    made = run(config, around=around, network=network)
+    assert len(made.flats) == 6
+    assert [is_fresh(network, flat) for flat in made.flats] == [True, False, False] * 2
+    assert [strategy for strategy, *_ in trained] == ["color_crop"] * 4
+    assert all(settings.tolist() == pytest.approx([0.25, 0.9, 5e-4, 0, 0]) for *_, settings in trained)
+    passes = [indices for indices in made.taken if len(indices) == 16]
+    assert len(passes) == 4
+    assert all(len(set(indices)) == 16 for indices in passes)
+    assert len({frozenset(indices) for indices in passes}) == 4
+    assert {place for indices in passes for place in indices} > set(range(5)), "all real data, not the window alone"
+
+
+def test_idc_takes_a_small_set_whole() -> None:
+    network = toy_network()
+    trained = watch_training(network)
+    made = run(config_of(network="train", networks=1, steps=2, inner_samples=500), network=network)
+    assert [len(images) for _, images, *_ in trained] == [sum(COUNTS)]
+    assert sorted(made.taken[2]) == list(range(sum(COUNTS)))
+
+
+@pytest.mark.parametrize(("name", "strategy"), [("dc", "none"), ("dsa", "color_crop_flip")])
+@pytest.mark.parametrize("factor", [1, 2])
+def test_dc_and_dsa_train_a_fresh_network_on_the_synthetic_set(name: str, strategy: str, factor: int) -> None:
+    network = toy_network()
+    trained = watch_training(network)
+    config = config_of(name=name, networks=2, steps=2, inner_steps=3, factor=factor)
+    made = run(config, 1, network=network)
+    assert [is_fresh(network, flat) for flat in made.flats] == [True, False] * 2
+    assert [strategy_ for strategy_, *_ in trained] == [strategy] * 6
+    assert all(float(box[3]) < 0 for _, _, box, _ in trained), "no CutMix"
+    assert {len(images) for _, images, *_ in trained} == {len(COUNTS) * 4 * factor**2}
+    assert {place for indices in made.taken for place in indices} <= windowed(SECOND)
+
+
+@pytest.mark.parametrize("name", ["dc", "dsa"])
+def test_the_synthetic_set_is_earlier_segments_this_one_beside_and_the_group_as_it_stands(name: str) -> None:
+    network = toy_network()
+    around, config = surroundings(network, 1), config_of(name=name, networks=1, steps=2, inner_steps=3)
+    plain = run(config, 1, around=around)
+    own = around.beside.copy()
+    own[list(CLASSES)] = np.nan  # stale: the group's own pixels have moved since
+    assert run(config, 1, around=replace(around, beside=own)).pixels.tobytes() == plain.pixels.tobytes()
+    for name_ in ("beside", "earlier"):
+        other = getattr(around, name_).copy()
+        other[0] = 0.5
+        moved = run(config, 1, around=replace(around, **{name_: other}))
+        assert moved.flats[0] == plain.flats[0]
+        assert moved.flats[1] != plain.flats[1], f"the network is trained on {name_} too"
+
+
+def test_expert_states_alone_do_not_depend_on_other_segments() -> None:
+    network = toy_network()
+    around, config = surroundings(network, 1), config_of()
+    other = replace(around, earlier=around.earlier * 0, beside=around.beside * 0, windows=[THIRD, SECOND])
+    assert run(config, 1, around=around).pixels.tobytes() == run(config, 1, around=other).pixels.tobytes()
+
+
+# --- real batches ----------------------------------------------------------------------------------------------------
+
+
+def windowed(*windows: list[NDArray[np.int64]]) -> set[int]:
+    """Global indices of the group's classes in these windows."""
+    return {int(STARTS[label] + index) for window in windows for label in CLASSES for index in window[label]}
+
+
+@pytest.mark.parametrize(
+    ("segment", "context", "windows"),
+    [(0, "alone", [FIRST]), (1, "alone", [SECOND]), (0, "residual", [FIRST]), (1, "residual", [FIRST, SECOND])],
+)
+def test_real_images_come_from_the_windows_alone(segment: int, context: str, windows: list[Any]) -> None:
+    made = run(config_of(networks=12, context=context), segment)
+    assert {place for indices in made.taken for place in indices} == windowed(*windows), "every one, and no other"
+    assert all(len(indices) == 4 for indices in made.taken)
+
+
+def test_each_batch_is_of_one_class() -> None:
+    made = run(config_of(networks=3))
+    labels = [set(np.searchsorted(STARTS, indices, side="right") - 1) for indices in made.taken]
+    assert labels == [{1}, {3}] * 3
+
+
+def test_the_step_is_given_what_was_taken() -> None:
+    made = run(config_of(networks=1))
+    for indices, step in zip(made.taken, made.steps, strict=True):
+        np.testing.assert_array_equal(step[3].numpy(), toy_blocks().take(np.array(indices)))
+
+
+@pytest.mark.parametrize(("batch", "parts"), [(6, (2, 2, 2)), (7, (2, 2, 3)), (2, (0, 1, 1))])
+def test_a_residual_batch_is_an_equal_mixture_of_all_windows_so_far(batch: int, parts: tuple[int, ...]) -> None:
+    config = config_of(segments=3, networks=3, context="residual", batch_real=batch)
+    made = run(config, 2)
+    for indices, label in zip(made.taken, CLASSES * 3, strict=True):
+        inside = [index - STARTS[label] for index in indices]
+        assert tuple(sum(index in window[label] for index in inside) for window in (FIRST, SECOND, THIRD)) == parts
+
+
+def test_members_of_a_window_repeat_only_when_it_is_used_up() -> None:
+    window = np.array([3, 5, 8, 13, 21])
+    for seed in range(5):
+        few = _draw_from(window, 4, generator(seed)).tolist()
+        assert len(set(few)) == 4
+        many = _draw_from(window, 13, generator(seed)).tolist()
+        assert len(many) == 13
+        assert set(many[:5]) == set(many[5:10]) == set(window.tolist())
+        assert max(Counter(many).values()) == 3
+    assert _draw_from(window, 0, generator()).tolist() == []
+    assert len({tuple(_draw_from(window, 5, generator(seed))) for seed in range(10)}) > 1
+
+
+# --- synthetic batches, residual -------------------------------------------------------------------------------------
+
+
+def test_a_step_moves_no_more_slots_than_the_batch_holds() -> None:
+    pixels = pixels_of(2, 5, 1)
+    config = config_of(ipc=10, networks=1, batch_syn=8, factor=2)  # two slots of four images
+    made = run(config, pixels=pixels, around=surroundings(toy_network(), ipc=5))
+    assert (made.pixels != pixels).any(axis=(2, 3, 4)).sum(axis=1).tolist() == [2, 2]
+    many = run(
+        config_of(ipc=10, networks=20, batch_syn=8, factor=2), pixels=pixels, around=surroundings(toy_network(), ipc=5)
+    )
+    assert (many.pixels != pixels).any(axis=(2, 3, 4)).all(), "in time every slot has its turn"
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_residual_step_matches_the_union_of_segments_to_the_mixture(factor: int) -> None:
+    """One state, one step: distance and new pixels by autograd twice through all images of all segments, in float64."""
+    network = toy_network()
+    config = config_of(segments=3, networks=1, context="residual", factor=factor, batch_syn=16, batch_real=6)
+    around, pixels = surroundings(network, 2), pixels_of(2, 2, 1)
+    made = run(config, 2, around=around, pixels=pixels)
+    expected = []
+    for place, label in enumerate(CLASSES):
+        flat, draws = made.steps[place][0].double().requires_grad_(), made.steps[place][5]
+        own = torch.tensor(pixels[place]).double().requires_grad_()
+        union = torch.cat([torch.tensor(around.earlier[label]).double(), own])
+        tiles = _tiles(union, factor)
+        real = torch.tensor(toy_blocks().take(np.array(made.taken[place])))
+        gradients = [
+            _conv_gradient(
+                network, flat, augment(network.normalise(images.double() / scale), draws, config.augment), label
+            )
+            for images, scale in ((real, 255), (tiles, 1))
+        ]
+        distance = (gradients[0].detach() - gradients[1]).square().sum()
+        expected.append(float(distance.detach()))
+        (slope,) = torch.autograd.grad(distance, own)
+        np.testing.assert_allclose(made.velocity[place], slope.numpy(), atol=2e-4 * float(slope.abs().max()))
+        moved = (own - pixel_rate(config, 8) * slope).clamp(0, 1).detach().numpy()
+        np.testing.assert_allclose(made.pixels[place], moved, atol=1e-5)
+    assert made.distances == pytest.approx([sum(expected) / 2], rel=1e-3)
+
+
+def _tiles(pixels: Tensor, factor: int) -> Tensor:
+    side = SHAPE[1] // factor
+    tiles = [
+        F.interpolate(slot[None, :, top : top + side, left : left + side], size=SHAPE[1:], mode="bilinear")
+        for slot in pixels
+        for top in range(0, SHAPE[1], side)
+        for left in range(0, SHAPE[2], side)
+    ]
+    return torch.cat(tiles)
+
+
+def _conv_gradient(network: Network, flat: Tensor, seen: Tensor, label: int) -> Tensor:
+    loss = F.cross_entropy(network.logits(flat, seen), torch.full((len(seen),), label))
+    (gradient,) = torch.autograd.grad(loss, flat, create_graph=True)
+    return network.layout.unflatten(gradient)["convs.0.weight"]
+
+
+def test_all_steps_at_one_residual_state_share_the_draw_of_the_earlier_segments() -> None:
+    made = run(config_of(context="residual", networks=2, steps=3), 1)
+    for place in range(2):
+        for outer in range(2):
+            here = [step for step in made.steps[6 * outer : 6 * outer + 6] if int(step[4]) == CLASSES[place]]
+            assert len({tuple(step[5].flatten().tolist()) for step in here}) == 1
+            assert all(torch.equal(step[6], here[0][6]) for step in here)
+            assert bool(here[0][6].any())
+
+
+@pytest.mark.parametrize("method", [{"network": "train"}, {"name": "dsa", "inner_steps": 2}])
+def test_a_network_that_moves_gives_the_earlier_segments_a_new_gradient_and_draw(method: dict[str, Any]) -> None:
+    made = run(config_of(context="residual", networks=1, steps=3, **method), 1)
+    here = [step for step in made.steps if int(step[4]) == CLASSES[0]]
+    assert len({tuple(step[5].flatten().tolist()) for step in here}) == 3
+    assert len({step[6].numpy().tobytes() for step in here}) == 3
+
+
+@pytest.mark.parametrize(("context", "segment"), [("alone", 1), ("residual", 0)])
+def test_a_segment_that_stands_alone_gets_nothing_from_others(context: str, segment: int) -> None:
+    made = run(config_of(context=context), segment)
+    assert all(not step[6].any() for step in made.steps)
+    assert all(float(step[7][1]) == 1 for step in made.steps)
+
+
+# --- the rate --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "segment_ipc", "times"),
+    [
+        (32, 10, 1),
+        (28, 10, 1),
+        (224, 10, 1),
+        (32, 5, 0.5),
+        (64, 10, 4),
+        (16, 20, 0.5),
+        (128, 10, 16),
+        (256, 10, (256 / 224) ** 2),
+    ],
+)
+def test_the_rate_is_scaled_by_images_a_class_and_image_size(size: int, segment_ipc: int, times: float) -> None:
+    config = config_of(ipc=2 * segment_ipc, lr_img=0.005)
+    assert pixel_rate(config, size) == pytest.approx(0.005 * times)
+    assert pixel_rate(config_of(ipc=2 * segment_ipc, lr_img=0.005, scale_lr=False), size) == 0.005
+
+
+def test_the_rate_reaches_the_step() -> None:
+    made = run(config_of(networks=1, ipc=4, lr_img=8.0))
+    assert float(made.steps[0][7][0]) == pytest.approx(8.0 * (2 / 10) * (8 / 32) ** 2)
+
+
+# --- distributions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["dm", "cafe"])
+def test_distributions_are_matched_for_all_classes_of_the_group_at_once(name: str) -> None:
+    pixels = pixels_of(2, 2, 1)
+    made = run(config_of(name=name, networks=1), pixels=pixels)
+    (step,) = made.steps
+    np.testing.assert_array_equal(step[1].numpy(), pixels)
+    assert step[3].shape == (2, 4, *SHAPE)
+    blocks = toy_blocks()
+    for place, label in enumerate(CLASSES):
+        of_class = {image.tobytes() for image in blocks.blocks[label][FIRST[label]]}
+        assert {image.numpy().tobytes() for image in step[3][place]} <= of_class
+
+
+def test_dm_looks_through_fresh_networks_or_experts_or_probes() -> None:
+    network = toy_network()
+    fresh = run(config_of(name="dm", networks=6), network=network)
+    assert len(fresh.flats) == 6
+    known = {flat.tobytes() for way in trajectories(network) for flat in way}
+    assert not known & set(fresh.flats)
+    assert set(run(config_of(name="dm", networks=6, network="experts"), network=network).flats) <= known
+    probes = {probe.tobytes() for probe in surroundings(network).probes}
+    assert set(run(config_of(name="dm", networks=6, probe_share=1.0), network=network).flats) == probes
+
+
+def test_a_residual_step_of_dm_matches_the_union_of_segments_to_the_mixture() -> None:
+    network = toy_network()
+    made = run(config_of(name="dm", networks=1, context="residual", augment="none"), 1, network=network)
+    flat, pixels, _, images, *_ = made.steps[0]
+    earlier = torch.tensor(surroundings(network, 1).earlier[list(CLASSES)])
+
+    def mean(seen: Tensor) -> Tensor:
+        values = network.normalise(seen.flatten(0, 1))
+        return network.read(flat, {}, values)[1].view(*seen.shape[:2], -1).mean(1)
+
+    union = mean(torch.cat([earlier, pixels], 1))
+    expected = float((mean(images) - union).square().sum())
+    assert made.distances[0] == pytest.approx(expected, rel=1e-4)

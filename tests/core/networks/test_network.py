@@ -1,0 +1,134 @@
+"""One step of SGD, what it is compiled for, and how images are normalised."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from toy import COUNTS, NO_MIX, RECIPE, batch_of, flat_of, generator, toy_blocks, toy_network, twin_of
+
+from dasm_ray.config.keys import Model
+from dasm_ray.core.augment import DRAWS
+from dasm_ray.core.networks.network import Network
+from dasm_ray.core.networks.samples import RealSamples, TensorSamples
+from dasm_ray.core.networks.training import train
+
+# --- one step --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["instance", "group", "batch", "none"])
+def test_steps_are_those_of_sgd_with_momentum_and_weight_decay(norm: str) -> None:
+    network = toy_network(norm, depth=2)
+    flat = network.initial(generator()).double()
+    module = twin_of(network, flat)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, weight_decay=0.05)
+    velocity = torch.zeros_like(flat)
+    settings = torch.tensor([0.1, 0.9, 0.05, 0.0, 0.0], dtype=torch.float64)
+    for number in range(4):
+        images, labels = batch_of(number)
+        flat, velocity, loss = network.train_step("none")(
+            flat, velocity, images, labels, torch.zeros(6, DRAWS), torch.tensor(NO_MIX), settings
+        )
+        optimizer.zero_grad()
+        expected = F.cross_entropy(module(images), labels)
+        expected.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        torch.testing.assert_close(loss, expected.detach(), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(flat, flat_of(network, module), rtol=1e-9, atol=1e-11)
+
+
+def test_a_mixed_step_mixes_the_losses_by_the_share_of_pixels() -> None:
+    network = toy_network()
+    flat = network.initial(generator()).double()
+    images, labels = batch_of(0)
+    box = torch.tensor([0.75, 0.5, 0.5, 1.0])  # a field of 4x4 in the middle comes from the image before
+    _, _, loss = network.train_step("none")(
+        flat, torch.zeros_like(flat), images, labels, torch.zeros(6, DRAWS), box, torch.zeros(5, dtype=torch.float64)
+    )
+    mixed = images.clone()
+    mixed[:, :, 2:6, 2:6] = images[[5, 0, 1, 2, 3, 4], :, 2:6, 2:6]
+    logits = twin_of(network, flat)(mixed)
+    expected = 0.75 * F.cross_entropy(logits, labels) + 0.25 * F.cross_entropy(logits, labels[[5, 0, 1, 2, 3, 4]])
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-10, atol=0)
+
+
+def test_a_step_augments_each_image_by_its_own_draw() -> None:
+    network = toy_network()
+    flat = network.initial(generator()).double()
+    images, labels = batch_of(0, 2)
+    draws = torch.full((2, DRAWS), 0.9)
+    draws[1, 7] = 0.1  # only the second is flipped
+    _, _, loss = network.train_step("flip")(
+        flat, torch.zeros_like(flat), images, labels, draws, torch.tensor(NO_MIX), torch.zeros(5, dtype=torch.float64)
+    )
+    seen = torch.stack([images[0], images[1].flip(2)])
+    torch.testing.assert_close(loss, F.cross_entropy(twin_of(network, flat)(seen), labels).detach())
+
+
+def test_gsam_goes_as_its_authors_wrote_it() -> None:
+    """One step spelled out as in the paper: ascend within an adaptive ball, take the gradient there, project."""
+    network = toy_network()
+    images, labels = RealSamples(network, toy_blocks()).take(np.arange(0, 40, 5))
+    flat = network.initial(generator(2)).double()
+    rho, alpha = 0.1, 0.4
+
+    def gradient_at(there: Tensor) -> Tensor:
+        leaf = there.clone().requires_grad_()
+        loss = F.cross_entropy(network.logits(leaf, images.double()), labels)
+        return torch.autograd.grad(loss, leaf)[0]
+
+    here = gradient_at(flat)
+    length = sum((abs(float(w)) * float(g)) ** 2 for w, g in zip(flat, here, strict=True)) ** 0.5
+    moved = [float(w) + rho * float(w) ** 2 * float(g) / length for w, g in zip(flat, here, strict=True)]
+    worst = gradient_at(torch.tensor(moved, dtype=torch.float64))
+    cosine = float((here * worst).sum() / (here.norm() * worst.norm()))
+    vertical = here - cosine * here.norm() * worst / worst.norm()
+    expected = flat - 0.05 * (worst - alpha * vertical)
+    settings = torch.tensor([0.05, 0.0, 0.0, rho, alpha], dtype=torch.float64)
+    after, _, _ = network.train_step("none", is_flat=True)(
+        flat, torch.zeros_like(flat), images.double(), labels, torch.zeros(8, DRAWS), torch.tensor(NO_MIX), settings
+    )
+    assert float((after - expected).norm() / (expected - flat).norm()) < 1e-9
+    assert float(vertical.norm() / worst.norm()) > 1e-3, "the case must have a part to take off"
+
+
+def test_labels_may_be_probabilities() -> None:
+    network = toy_network()
+    images, labels = RealSamples(network, toy_blocks()).take(np.arange(16))
+    certain = F.one_hot(labels, len(COUNTS)).float()
+    runs = [
+        list(train(network, TensorSamples(images, given), RECIPE, steps=3, generator=generator()))[-1].flat
+        for given in (labels, certain, certain.roll(1, 1))
+    ]
+    torch.testing.assert_close(runs[0], runs[1])
+    assert float((runs[0] - runs[2]).norm()) > 1e-3
+
+
+def test_floats_are_normalised_without_another_division() -> None:
+    network = toy_network()
+    bytes_ = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8, generator=generator())
+    assert torch.equal(network.normalise(bytes_), network.normalise(bytes_.float() / 255))
+
+
+@pytest.mark.parametrize(("width", "size", "compiles"), [(32, 8, False), (32, 28, True), (128, 32, True)])
+def test_a_network_is_compiled_where_that_pays(width: int, size: int, compiles: bool) -> None:
+    def network(compile: bool | None) -> Network:
+        return Network(Model(width=width), (1, size, size), 10, (0.5,), (0.5,), compile=compile)
+
+    assert network(None).compile is compiles
+    assert network(True).compile
+    assert not network(False).compile
+
+
+@pytest.mark.parametrize(
+    ("norm", "batch", "piece"),
+    [("instance", 20, 20), ("instance", 32, 32), ("instance", 100, 25), ("instance", 64, 32), ("instance", 97, 32),
+     ("instance", 35, 32), ("none", 100, 25), ("batch", 100, 100)],
+)  # fmt: skip
+def test_pieces_fit_the_caches_and_are_even_parts_where_there_are_any(norm: str, batch: int, piece: int) -> None:
+    model = Model(width=128, norm=norm)  # type: ignore[arg-type]
+    assert Network(model, (3, 32, 32), 10, (0.5,) * 3, (0.5,) * 3).piece(batch) == piece
+    assert Network(Model(width=1), (1, 8, 8), 10, (0.5,), (0.5,)).piece(batch) == batch
+    assert Network(Model(width=128), (3, 1024, 1024), 10, (0.5,) * 3, (0.5,) * 3).piece(batch) == 1

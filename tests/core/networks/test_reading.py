@@ -1,0 +1,146 @@
+"""What a network makes of samples, batch by batch, with the statistics that batch normalisation needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from toy import COUNTS, generator, toy_blocks, toy_network, twin_of
+
+from dasm_ray.core.networks.network import Network
+from dasm_ray.core.networks.reading import STATISTICS_SAMPLES, accuracy, read_all, statistics_of
+from dasm_ray.core.networks.samples import RealSamples, TensorSamples
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "batch"), [(7, 4), (8, 4), (3, 4), (9, 1)])
+def test_read_all_gives_every_sample_once_through_batches_of_one_shape(count: int, batch: int) -> None:
+    network = toy_network()
+    flat = network.initial(generator())
+    samples = RealSamples(network, toy_blocks(), np.arange(10, 10 + count))
+    read, shapes, fed = network.read, [], []
+
+    def watch(flat: Tensor, statistics: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
+        shapes.append(len(images))
+        fed.append(images)
+        return read(flat, statistics, images)
+
+    network.read = watch
+    logits, features, labels = (
+        torch.cat(parts) for parts in zip(*read_all(network, flat, {}, samples, batch), strict=True)
+    )
+    images, expected_labels = samples.take(np.arange(count))
+    assert shapes == [batch] * -(-count // batch)
+    assert torch.equal(torch.cat(fed)[:count], images)
+    assert all(torch.equal(row, images[-1]) for row in torch.cat(fed)[count:])
+    assert torch.equal(labels, expected_labels)
+    module = twin_of(network, flat)
+    torch.testing.assert_close(logits, module(images.double()).detach().float(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(features, module(images.double(), hidden=True).detach().float(), atol=1e-5, rtol=1e-4)
+
+
+def test_accuracy_is_the_share_of_right_answers() -> None:
+    network = toy_network()
+    flat = network.initial(generator())
+    samples = RealSamples(network, toy_blocks())
+    module = twin_of(network, flat)
+    right = 0
+    for place in range(len(samples)):
+        images, labels = samples.take(np.array([place]))
+        right += int(module(images.double()).argmax() == labels[0])
+    assert 0 < right < len(samples)
+    assert accuracy(network, flat, {}, samples) == right / len(samples)
+
+
+# --- batch normalisation ---------------------------------------------------------------------------------------------
+
+
+def torch_twin(network: Network, flat: Tensor) -> tuple[nn.Sequential, list[nn.BatchNorm2d]]:
+    """Two blocks with torch's own BatchNorm2d holding ``flat``."""
+    width = network.model.width
+    norms = [nn.BatchNorm2d(width, momentum=1.0), nn.BatchNorm2d(width, momentum=1.0)]
+    convs = [nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)]
+    linear = nn.Linear(width * 4, len(COUNTS))
+    values = network.layout.unflatten(flat)
+    kinds: dict[str, Sequence[nn.Module]] = {"convs": convs, "norms": norms}
+    for kind, layers in kinds.items():
+        for number, layer in enumerate(layers):
+            layer.load_state_dict(
+                {name: values[f"{kind}.{number}.{name}"] for name in ("weight", "bias")}, strict=False
+            )
+    linear.load_state_dict({name: values[f"linear.{name}"] for name in ("weight", "bias")})
+    blocks = [
+        part for conv, norm in zip(convs, norms, strict=True) for part in (conv, norm, nn.ReLU(), nn.AvgPool2d(2))
+    ]
+    return nn.Sequential(*blocks, nn.Flatten(), linear), norms
+
+
+def test_batch_statistics_are_those_of_torch_in_training_and_used_as_in_evaluation() -> None:
+    network = toy_network("batch", depth=2)
+    flat = network.initial(generator())
+    flat = flat + 0.1 * torch.randn(flat.shape, generator=generator(1))  # so that scales and shifts matter
+    module, norms = torch_twin(network, flat)
+    images = RealSamples(network, toy_blocks()).take(np.arange(20))[0]
+    with torch.no_grad():
+        module.train()(images)
+    found = network.statistics(flat, images)
+    assert sorted(found) == ["norms.0.mean", "norms.0.var", "norms.1.mean", "norms.1.var"]
+    for number, (norm, side) in enumerate(zip(norms, (8, 4), strict=True)):
+        seen = len(images) * side**2  # torch keeps the unbiased variance
+        torch.testing.assert_close(found[f"norms.{number}.mean"], norm.running_mean, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            found[f"norms.{number}.var"] * seen / (seen - 1), norm.running_var, atol=1e-5, rtol=1e-4
+        )
+        norm.running_var = found[f"norms.{number}.var"]
+    others = RealSamples(network, toy_blocks()).take(np.arange(20, 42))[0]
+    with torch.no_grad():
+        expected = module.eval()(others)
+    torch.testing.assert_close(network.read(flat, found, others)[0], expected, atol=1e-4, rtol=1e-3)
+
+
+def test_reading_an_image_does_not_depend_on_its_neighbours() -> None:
+    network = toy_network("batch")
+    flat = network.initial(generator())
+    images = RealSamples(network, toy_blocks()).take(np.arange(20))[0]
+    found = network.statistics(flat, images)
+    together = network.read(flat, found, images)[0]
+    alone = torch.cat([network.read(flat, found, images[place : place + 1])[0] for place in range(len(images))])
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(network.logits(flat, images[:2]), together[:2], atol=1e-3), "training takes its own batch"
+
+
+def test_statistics_come_from_evenly_spread_samples_and_leave_no_trace() -> None:
+    network = toy_network("batch")
+    flat = network.initial(generator())
+    few = RealSamples(network, toy_blocks())
+    found = statistics_of(network, flat, few)
+    expected = network.statistics(flat, few.take(np.arange(len(few)))[0])
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(not layer._forward_pre_hooks for layer in network.module.modules())
+    many = TensorSamples(torch.randn(2000, 3, 8, 8, generator=generator()), torch.zeros(2000, dtype=torch.int64))
+    asked: list[list[int]] = []
+    take = many.take
+
+    def watch(indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        asked.append(indices.tolist())
+        return take(indices)
+
+    object.__setattr__(many, "take", watch)
+    statistics_of(network, flat, many)
+    assert len(asked) == 1
+    assert len(set(asked[0])) == STATISTICS_SAMPLES
+    assert (asked[0][0], asked[0][-1]) == (0, 1999)
+    assert set(np.diff(asked[0]).tolist()) <= {3, 4}
+
+
+@pytest.mark.parametrize("norm", ["instance", "group", "none"])
+def test_other_networks_need_no_statistics(norm: str) -> None:
+    network = toy_network(norm)
+    flat = network.initial(generator())
+    assert statistics_of(network, flat, RealSamples(network, toy_blocks())) == {}
+    assert network.statistics(flat, torch.zeros(2, 3, 8, 8)) == {}

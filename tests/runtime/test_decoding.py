@@ -1,0 +1,211 @@
+"""Real images through the cluster against a plain loop over the same files."""
+
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from PIL import Image
+
+from dasm_ray.config.keys import Data
+from dasm_ray.errors import DataError, SessionError
+from dasm_ray.runtime import decoding as real_module
+from dasm_ray.runtime.decoding import SPLITS, RealRefs, load_real
+from dasm_ray.runtime.progress import Progress
+from dasm_ray.store import datasets
+from dasm_ray.store.datasets import Source, decode, open_source, split_of
+
+
+def load(data: Data) -> tuple[RealRefs, list[str]]:
+    notices: list[str] = []
+    return load_real(data, notices.append), notices
+
+
+def fetched(real: RealRefs) -> dict[str, list[np.ndarray]]:
+    return {split: [ray.get(ref) for ref in refs] for split, refs in real.splits.items()}
+
+
+def one_by_one(data: Data) -> dict[str, list[list[np.ndarray]]]:
+    """The same images in a plain loop, in one process."""
+    source = open_source(data)
+    lists: dict[str, list[list[np.ndarray]]] = {split: [[] for _ in source.class_names] for split in SPLITS}
+    for split, shards in source.shards.items():
+        for shard in shards:
+            found = decode(shard, data)
+            names = split_of(found.keys, source.has_test, data) if split == "train" else ["test"] * len(shard)
+            for image, label, name in zip(found.images, found.labels, names, strict=True):
+                lists[name][label].append(image)
+    return lists
+
+
+def assert_equal(blocks: Mapping[str, list[np.ndarray]], lists: Mapping[str, list[list[np.ndarray]]]) -> None:
+    for split in SPLITS:
+        assert len(blocks[split]) == len(lists[split])
+        for block, images in zip(blocks[split], lists[split], strict=True):
+            assert (block.dtype, len(block)) == (np.uint8, len(images))
+            assert not images or np.array_equal(block, np.stack(images))
+
+
+@pytest.fixture
+def mnist(data_folder: Path, tmp_path: Path) -> Path:
+    """The published test file, standing in for the training file too, with fewer rows."""
+    file = data_folder / "mnist" / "test-00000-of-00001.parquet"
+    if not file.exists():
+        pytest.skip(f"needs the MNIST test file as Parquet at {file}")
+    table = pq.read_table(file)
+    pq.write_table(table.slice(0, 2600), tmp_path / "train-00000-of-00001.parquet", row_group_size=700)
+    pq.write_table(table.slice(5000, 300), tmp_path / "test-00000-of-00001.parquet")
+    return tmp_path
+
+
+def test_digits_are_those_of_a_plain_loop(ray_session: object) -> None:
+    data = Data(name="digits")
+    real, notices = load(data)
+    blocks, lists = fetched(real), one_by_one(data)
+    assert_equal(blocks, lists)
+    assert sum(int(counts.sum()) for counts in real.counts.values()) == 1797
+    assert (real.shape, real.class_names) == ((1, 8, 8), tuple("0123456789"))
+    assert notices == []
+
+
+def test_parquet_is_that_of_a_plain_loop(ray_session: object, mnist: Path) -> None:
+    data = Data(name="mnist", path=str(mnist))
+    real, _ = load(data)
+    assert_equal(fetched(real), one_by_one(data))
+    assert int(real.counts["train"].sum() + real.counts["val"].sum()) == 2600
+    assert int(real.counts["test"].sum()) == 300
+    for split, blocks in fetched(real).items():
+        assert real.counts[split].tolist() == [len(block) for block in blocks]
+
+
+def test_mean_and_std_are_exact(ray_session: object, mnist: Path) -> None:
+    real, _ = load(Data(name="mnist", path=str(mnist)))
+    pixels = np.concatenate(fetched(real)["train"]).astype(np.float64) / 255
+    np.testing.assert_allclose(real.mean, pixels.mean(axis=(0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(real.std, pixels.std(axis=(0, 2, 3)), rtol=1e-12)
+
+
+def cut_anew(source: Source, rows: int) -> Source:
+    """The same set in other shards."""
+
+    def cut(shard: Any) -> list[Any]:
+        starts = range(shard.first, shard.last, rows)
+        return [dataclasses.replace(shard, first=first, last=min(first + rows, shard.last)) for first in starts]
+
+    shards = {split: tuple(s for shard in old for s in cut(shard)) for split, old in source.shards.items()}
+    return dataclasses.replace(source, shards=shards)
+
+
+def test_the_digest_does_not_know_the_shards(ray_session: object, mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Data(name="mnist", path=str(mnist))
+    whole, _ = load(data)
+    monkeypatch.setattr(real_module, "open_source", lambda data: cut_anew(open_source(data), 390))
+    cut, _ = load(data)
+    assert (cut.digest, cut.mean, cut.std) == (whole.digest, whole.mean, whole.std)
+    assert_equal(fetched(cut), {split: [list(block) for block in of] for split, of in fetched(whole).items()})
+
+
+def test_the_digest_knows_every_pixel(ray_session: object, tmp_path: Path) -> None:
+    digests = set()
+    for value in (0, 1):
+        folder = tmp_path / str(value)
+        write_folder(folder, changed=value)
+        digests.add(load(Data(name="folder", path=str(folder)))[0].digest)
+    assert len(digests) == 2
+
+
+def write_folder(folder: Path, changed: int = 0, last: bytes | None = None) -> None:
+    """Three classes of colour images; ``changed`` moves one pixel, ``last`` replaces the last file."""
+    for label in range(3):
+        (folder / f"class{label}").mkdir(parents=True)
+        for number in range(20):
+            pixels = np.random.default_rng([label, number]).integers(0, 255, (5, 4, 3), np.uint8)
+            pixels[0, 0, 0] += changed if (label, number) == (2, 7) else 0
+            Image.fromarray(pixels).save(folder / f"class{label}" / f"{number:02}.png")
+    if last is not None:
+        (folder / "class2" / "19.png").write_bytes(last)
+
+
+def test_colour_folders_keep_their_channels(ray_session: object, tmp_path: Path) -> None:
+    write_folder(tmp_path / "set")
+    data = Data(name="folder", path=str(tmp_path / "set"))
+    real, _ = load(data)
+    assert_equal(fetched(real), one_by_one(data))
+    assert real.shape == (3, 5, 4)
+    assert len(real.mean) == len(real.std) == 3
+
+
+def test_a_corrupt_image_stops_the_loading_and_leaves_nothing_behind(
+    ray_session: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, "SHARD_ROWS", 4)  # 15 shards: some done, some under way, some never sent
+    write_folder(tmp_path / "set", last=b"no image")
+    before = references()
+    with pytest.raises(DataError, match=r"class2/19\.png") as caught:
+        load(Data(name="folder", path=str(tmp_path / "set")))
+    assert type(caught.value) is DataError
+    del caught
+    assert references() <= before
+
+
+def references() -> int:
+    """Objects that this process holds in Ray."""
+    import gc
+
+    gc.collect()
+    return len(ray._private.worker.global_worker.core_worker.get_all_reference_counts())
+
+
+def test_decoded_chunks_are_free_afterwards(ray_session: object) -> None:
+    before = references()
+    real, _ = load(Data(name="digits"))
+    assert references() - before <= sum(len(refs) for refs in real.splits.values())
+
+
+def test_a_class_without_a_training_image_is_named(ray_session: object, mnist: Path) -> None:
+    file = mnist / "train-00000-of-00001.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.filter(pa.compute.not_equal(table["label"], 4)), file)
+    with pytest.raises(DataError, match=r"class 4 "):
+        load(Data(name="mnist", path=str(mnist)))
+
+
+def test_equal_images_are_on_one_side_of_the_split(ray_session: object, mnist: Path) -> None:
+    """The training file twice: each image and its twin must both train or both validate."""
+    shutil.copy(mnist / "train-00000-of-00001.parquet", mnist / "train-00001-of-00001.parquet")
+    blocks = fetched(load(Data(name="mnist", path=str(mnist)))[0])
+    train, val = ({hashlib.sha256(image).hexdigest() for block in blocks[s] for image in block} for s in SPLITS[:2])
+    assert train
+    assert val
+    assert not train & val
+
+
+def test_progress_counts_shards_and_classes(ray_session: object, mnist: Path) -> None:
+    events: list[dict[str, Any]] = []
+    with Progress(lambda **fields: events.append(fields), live=False) as progress:
+        load_real(Data(name="mnist", path=str(mnist)), print, progress)
+    last = [event for event in events if event["kind"] == "progress"][-1]
+    assert last["done"] == last["total"] == len(open_source(Data(name="mnist", path=str(mnist))).shards["train"]) + 11
+
+
+def test_a_cluster_that_does_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    notices: list[str] = []
+    real_module._tell_idle(61, "decoding", notices.append)
+    assert len(notices) == 1
+    monkeypatch.setattr(real_module, "WAIT_LIMIT_SECONDS", 10)
+    with pytest.raises(SessionError, match="decoding the real images: nothing happened"):
+        real_module._tell_idle(61, "decoding", notices.append)
+
+
+def test_a_constant_channel_has_a_deviation_that_can_be_divided_by() -> None:
+    block = np.full((5, 1, 2, 2), 255, np.uint8)
+    sums, squares = real_module._sums(block)
+    summary = real_module._Summary((), sums, squares)
+    assert real_module._moments([summary], block.size) == ((1.0,), (1.0,))

@@ -1,0 +1,202 @@
+"""A segment's rounds on real workers: checkpoints, going on, going back, and stopping at numbers that are none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from dasm_ray.config.keys import RunConfig
+from dasm_ray.config.parsing import parse_config
+from dasm_ray.core.blocks import Blocks
+from dasm_ray.core.start import initial_pixels
+from dasm_ray.errors import NonFinite, TaskLost
+from dasm_ray.runtime.decoding import RealRefs, load_real
+from dasm_ray.runtime.groups import SegmentRun, Surrounding, groups_of
+from dasm_ray.runtime.pool import Done, InputLost, Pool, Task
+from dasm_ray.runtime.progress import Progress
+from dasm_ray.runtime.worker import Around, Job, Worker
+from dasm_ray.store.checkpoints import read_group
+from dasm_ray.store.place import Place
+
+ROUNDS = 3
+
+
+def config_with(**matcher: object) -> RunConfig:
+    return parse_config(
+        {
+            "data": {"name": "digits"},
+            "model": {"width": 4, "depth": 1},
+            "synthetic": {"ipc": 1, "segments": 1, "group_size": 4},
+            "matcher": {"rounds": ROUNDS, "networks": 2, "lr_img": 0.01, "scale_lr": False, "batch_real": 8, **matcher},
+            "runtime": {"compile": False, "checkpoint_seconds": 0},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def real(ray_session: object) -> RealRefs:
+    return load_real(config_with().data, lambda text: None)
+
+
+@pytest.fixture
+def pool(ray_session: object) -> Iterator[Pool]:
+    with Pool(
+        Worker,
+        (1,),
+        count=2,
+        num_cpus=1,
+        num_gpus=0,
+        max_lost=1,
+        task_seconds=120,
+        idle_seconds=60,
+        notice=lambda text: None,
+    ) as workers:
+        yield workers
+
+
+class Run:
+    """A segment run of digits with everything around it."""
+
+    def __init__(self, real: RealRefs, pool: Pool, folder: Path, config: RunConfig) -> None:
+        self.progress, self.asked = Progress(live=False), 0
+        self.progress.stage("distil", 1)
+        job = Job(config, real, "cpu")
+        blocks = Blocks(ray.get(list(real.splits["train"])))
+        windows = [np.arange(count) for count in blocks.counts]
+        self.start, _ = initial_pixels(config, blocks, windows, [np.empty(0, np.int64)] * 10, 0)
+        network = job.network()
+        self.snapshots = ray.put(
+            np.stack([network.initial(__import__("torch").Generator().manual_seed(s)).numpy() for s in range(5)])
+        )
+        self.around = Around(
+            ray.put([windows]), ray.put(np.empty((10, 0, 1, 8, 8), np.float32)), (), (self.snapshots,), ()
+        )
+        self.segment = SegmentRun(job, pool, self.progress, Place(folder), "key", 0, self.start)
+
+    def go(self) -> np.ndarray:
+        return self.segment.run(self.surroundings)
+
+    def surroundings(self) -> Surrounding:
+        self.asked += 1
+        return lambda beside: replace(self.around, beside=beside)
+
+
+def test_all_rounds_are_done_and_on_disk(real: RealRefs, pool: Pool, tmp_path: Path) -> None:
+    run = Run(real, pool, tmp_path, config_with())
+    pixels = run.go()
+    assert pixels.shape == (10, 1, 1, 8, 8)
+    assert not np.array_equal(pixels, run.start)
+    for number, classes in enumerate(groups_of(10, 4)):
+        kept = read_group(Place(tmp_path), 0, number, "key")
+        assert kept is not None
+        arrays, round = kept
+        assert round == ROUNDS
+        assert arrays["pixels"].tobytes() == pixels[list(classes)].tobytes()
+        assert arrays["initial"].tobytes() == run.start[list(classes)].tobytes()
+
+
+def test_a_finished_segment_gives_no_tasks(real: RealRefs, pool: Pool, tmp_path: Path) -> None:
+    pixels = Run(real, pool, tmp_path, config_with()).go()
+    again = Run(real, pool, tmp_path, config_with())
+    assert again.segment.rounds_done == again.segment.rounds_total == 3 * ROUNDS
+    again.segment._pool = None  # type: ignore[assignment]  # would fail if it were asked for anything but results
+    again.segment._pool = _NoPool()  # type: ignore[assignment]
+    assert again.go().tobytes() == pixels.tobytes()
+
+
+class _NoPool:
+    alive = 0
+    lost = 0
+
+    def submit(self, task: Task) -> None:
+        raise AssertionError(f"{task.name} was given")
+
+    def results(self) -> Iterator[Done]:
+        return iter(())
+
+
+def test_going_on_from_any_round_gives_the_same_bytes(real: RealRefs, pool: Pool, tmp_path: Path) -> None:
+    whole = Run(real, pool, tmp_path / "whole", config_with()).go()
+    short = Run(real, pool, tmp_path / "cut", config_with())
+    short.segment._rounds = 1
+    short.go()
+    assert Run(real, pool, tmp_path / "cut", config_with()).go().tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize("name", ["idc", "dsa"])
+@pytest.mark.parametrize("seconds", [0, 1000], ids=["each round on disk", "nothing on disk"])
+def test_lost_inputs_send_a_group_back_to_disk(
+    real: RealRefs, pool: Pool, tmp_path: Path, name: str, seconds: int
+) -> None:
+    """A node goes with what all groups read in their second round: with barriers that is one loss, not three."""
+    config = config_with(name=name, steps=2, inner_steps=1)
+    whole = Run(real, pool, tmp_path / "whole", config).go()
+    runtime = config.runtime.model_copy(update={"max_lost": 1 if name == "dsa" else 3, "checkpoint_seconds": seconds})
+    run = Run(real, pool, tmp_path / "lossy", config.model_copy(update={"runtime": runtime}))
+    take, lost = run.segment._take, set()
+
+    def lossy(done: Done) -> None:
+        where = done.task.args[1]
+        if where.round == 1 and where.group not in lost:
+            lost.add(where.group)
+            done = Done(done.task, None, error=InputLost("gone"))
+        take(done)
+
+    run.segment._take = lossy  # type: ignore[method-assign]
+    assert run.go().tobytes() == whole.tobytes()
+    assert lost == {0, 1, 2}
+    assert run.asked == 1 + run.segment._lost
+
+
+@pytest.mark.parametrize("name", ["idc", "dsa"])
+def test_what_comes_home_after_a_loss_counts_for_the_round_that_it_is_of(
+    real: RealRefs, pool: Pool, tmp_path: Path, name: str
+) -> None:
+    """One group loses its input in the last round, while others come home from it; nothing was on disk."""
+    config = config_with(name=name, steps=2, inner_steps=1)
+    whole = Run(real, pool, tmp_path / "whole", config).go()
+    runtime = config.runtime.model_copy(update={"checkpoint_seconds": 1000})
+    run = Run(real, pool, tmp_path / "lossy", config.model_copy(update={"runtime": runtime}))
+    take, lost = run.segment._take, []
+
+    def lossy(done: Done) -> None:
+        if done.task.args[1].round == ROUNDS - 1 and not lost:
+            lost.append(done.task.name)
+            done = Done(done.task, None, error=InputLost("gone"))
+        take(done)
+
+    run.segment._take = lossy  # type: ignore[method-assign]
+    assert run.go().tobytes() == whole.tobytes()
+    assert (len(lost), run.asked) == (1, 2)
+
+
+def test_inputs_lost_again_and_again_end_the_run(real: RealRefs, pool: Pool, tmp_path: Path) -> None:
+    run = Run(real, pool, tmp_path, config_with())
+    run.segment._job = replace(
+        run.segment._job,
+        config=parse_config({**config_with().model_dump(mode="json"), "runtime": {"max_lost": 2, "compile": False}}),
+    )
+    take = run.segment._take
+    run.segment._take = lambda done: take(Done(done.task, None, error=InputLost("gone")))  # type: ignore[method-assign]
+    with pytest.raises(TaskLost, match=r"lost 3 times; .*runtime\.max_lost"):
+        run.go()
+
+
+def test_a_distance_that_is_no_number_stops_at_the_last_good_state(real: RealRefs, pool: Pool, tmp_path: Path) -> None:
+    run = Run(real, pool, tmp_path, config_with())
+    spoiled = np.full_like(ray.get(run.snapshots), np.nan)
+    run.around = replace(run.around, experts=(ray.put(spoiled),))
+    with pytest.raises(NonFinite, match=r"segment 1, group \d, round 0.*lower matcher.lr_img"):
+        run.go()
+    assert read_group(Place(tmp_path), 0, 0, "key") is None
+
+
+def test_groups_follow_the_configuration_alone() -> None:
+    assert groups_of(10, 4) == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9)]
+    assert groups_of(10, None) == [(0, 1, 2, 3, 4), (5, 6, 7, 8, 9)]
+    assert groups_of(1, None) == [(0,)]

@@ -1,0 +1,174 @@
+"""The worker's roles, called in this process: what they return depends on their arguments alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from dasm_ray.config.keys import Data
+from dasm_ray.config.parsing import parse_config
+from dasm_ray.core.decode import decode_all
+from dasm_ray.core.scoring import shard_ranges
+from dasm_ray.runtime.decoding import load_real
+from dasm_ray.runtime.pool import Pool, Task
+from dasm_ray.runtime.worker import Job, Worker
+from dasm_ray.store.checkpoints import read_trajectory
+from dasm_ray.store.place import Place
+
+
+@pytest.fixture(scope="module")
+def job(ray_session: object) -> Job:
+    config = parse_config(
+        {
+            "data": {"name": "digits"},
+            "model": {"width": 4, "depth": 1},
+            "synthetic": {"ipc": 2, "segments": 1},
+            "experts": {"epochs": 4, "batch": 64},
+            "probe": {"epochs": 2, "batch": 10},
+            "evaluate": {"batch": 10, "checkpoints": 2},
+            "score": {"batch": 128},
+            "runtime": {"compile": False},
+        }
+    )
+    return Job(config, load_real(config.data, lambda text: None), "cpu")
+
+
+@pytest.fixture
+def worker() -> Worker:
+    import torch
+
+    return Worker(torch.get_num_threads())
+
+
+def test_an_expert_is_trained_once_and_read_after(job: Job, worker: Worker, tmp_path: Path) -> None:
+    metrics, snapshots, early = worker.expert(job, Place(tmp_path), "key", 3)
+    assert metrics["epochs"] == 4
+    assert snapshots.shape[0] == 5
+    assert np.array_equal(early, snapshots[1])
+    kept = read_trajectory(Place(tmp_path), 3, "key")
+    assert kept is not None
+    assert kept["snapshots"].tobytes() == snapshots.tobytes()
+    again, same, _ = Worker(1).expert(job, Place(tmp_path), "key", 3)
+    assert again["epochs"] == 0
+    assert same.tobytes() == snapshots.tobytes()
+    assert (again["accuracy"], again["loss"]) == (metrics["accuracy"], metrics["loss"])
+
+
+def test_an_expert_goes_on_from_its_last_epoch(job: Job, worker: Worker, tmp_path: Path) -> None:
+    _, whole, _ = worker.expert(job, Place(tmp_path / "whole"), "key", 1)
+    arrays = read_trajectory(Place(tmp_path / "whole"), 1, "key")
+    assert arrays is not None
+    part = Place(tmp_path / "part")
+    shorter = Job(
+        job.config.model_copy(update={"experts": job.config.experts.model_copy(update={"epochs": 2})}), job.real, "cpu"
+    )
+    worker.expert(shorter, part, "key", 1)
+    (part / "expert_0001.safetensors").local.rename(tmp_path / "part" / "unfinished_expert_0001.safetensors")
+    metrics, resumed, _ = worker.expert(job, part, "key", 1)
+    assert metrics["epochs"] == 2
+    assert resumed.tobytes() == whole.tobytes()
+    assert part.names() == ["expert_0001.safetensors"]
+
+
+def test_scores_do_not_depend_on_the_cut(job: Job, worker: Worker, tmp_path: Path) -> None:
+    _, snapshots, early = worker.expert(job, Place(tmp_path), "key", 0)
+    probes, experts = (ray.put(early),), (ray.put(snapshots),)
+    count = int(job.real.counts["train"].sum())
+    for method, networks in ((worker.score, probes), (worker.score_statically, experts)):
+        whole = method(job, networks, 0, count)
+        for shards in (2, 5):
+            parts = [method(job, networks, *range_) for range_ in shard_ranges(count, job.config.score.batch, shards)]
+            assert np.concatenate([part.score for part in parts]).tobytes() == whole.score.tobytes()
+            assert np.concatenate([part.wrong for part in parts]).tobytes() == whole.wrong.tobytes()
+
+
+def test_a_probe_follows_from_its_member_number(job: Job, worker: Worker) -> None:
+    pixels = (ray.put(np.random.Generator(np.random.PCG64(0)).random((20, 1, 8, 8), np.float32)),)
+    labels = np.repeat(np.arange(10), 2)
+    _, first = worker.probe(job, 1, 0, pixels, labels)
+    _, same = Worker(1).probe(job, 1, 0, pixels, labels)
+    _, other = worker.probe(job, 1, 1, pixels, labels)
+    assert first.tobytes() == same.tobytes()
+    assert not np.array_equal(first, other)
+
+
+def test_selection_and_evaluation_of_real_images(job: Job, worker: Worker, tmp_path: Path) -> None:
+    _, snapshots, _ = worker.expert(job, Place(tmp_path), "key", 0)
+    chosen = worker.select(job, ("herding", "k_means"), 4, (ray.put(snapshots),))
+    assert set(chosen) == {"herding", "k_means"}
+    assert all(len(set(indices.tolist())) == 2 for indices in chosen.values())
+    everything = np.arange(int(job.real.counts["train"].sum()))
+    outcome, _ = worker.evaluate(job, "some", 0, 8, ("real", (everything, None)))
+    same, _ = worker.evaluate(job, "some", 0, 8, ("full", None))
+    assert (outcome.validation, outcome.test) == (same.validation, same.test)
+    _, images = worker.images(job, everything[:3])
+    assert images.dtype == np.float32
+    assert images.min() >= 0
+    assert images.max() <= 1
+
+
+def test_a_stored_image_is_taught_the_mean_of_what_it_decodes_to(job: Job, worker: Worker, tmp_path: Path) -> None:
+    _, snapshots, _ = worker.expert(job, Place(tmp_path), "key", 0)
+    experts, generator = (ray.put(snapshots),), np.random.Generator(np.random.PCG64(0))
+    pixels, labels = generator.random((4, 1, 8, 8), np.float32), np.array([0, 1, 1, 2])
+    told = worker.teach(job, experts, ("synthetic", ((ray.put(pixels),), labels, 2, False)))
+    decoded = decode_all(pixels, 2).numpy()
+    apart = worker.teach(job, experts, ("synthetic", ((ray.put(decoded),), labels.repeat(4), 1, False)))
+    assert told.shape == (4, 10)
+    assert np.allclose(told, apart.reshape(4, 4, 10).mean(1), atol=1e-5)
+    real = worker.teach(job, experts, ("real", (np.arange(3), None)))
+    _, images = worker.images(job, np.arange(3))
+    same = worker.teach(job, experts, ("synthetic", ((ray.put(images),), np.zeros(3, np.int64), 1, False)))
+    assert np.allclose(real, same, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_store_holds_one_decoded_copy_for_four_workers(ray_session: object, data_folder: Path) -> None:
+    """CIFAR-10, 184 MB decoded, read by four workers.
+
+    The C allocator is told to give large blocks back at once: else what it keeps for later (up to 400 MB a worker,
+    after temporaries of mixed sizes) looks like a copy.
+    """
+    if not (data_folder / "cifar10").exists():
+        pytest.skip(f"{data_folder / 'cifar10'} is missing")
+    data = Data(name="cifar10", path=str(data_folder / "cifar10"))
+    real = load_real(data, lambda text: None)
+    decoded = sum(int(counts.sum()) for counts in real.counts.values()) * 3 * 32 * 32
+    config = parse_config({"data": {"name": "cifar10"}, "model": {"width": 4}, "runtime": {"compile": False}})
+    job = Job(config, real, "cpu")
+    flat = ray.put(job.network().initial(__import__("torch").Generator().manual_seed(0)).numpy())
+    with Pool(
+        Worker,
+        (1,),
+        count=4,
+        num_cpus=0.5,
+        num_gpus=0,
+        max_lost=0,
+        task_seconds=300,
+        idle_seconds=60,
+        notice=lambda text: None,
+        env={"MALLOC_MMAP_THRESHOLD_": "1000000"},
+    ) as pool:
+        list(pool.run([Task(f"nap {i}", "nap", (1.0,)) for i in range(4)]))
+        list(pool.run([Task(f"warm {i}", "score", (job, (flat,), 0, 5000)) for i in range(4)]))
+        before = {d.value: _private(d.value) for d in pool.run([Task(f"pid {i}", "nap", (1.0,)) for i in range(4)])}
+        count = int(real.counts["train"].sum())
+        list(pool.run([Task(f"score {i}", "score", (job, (flat,), 0, count)) for i in range(4)]))
+        grown = [_private(pid) - was for pid, was in before.items()]
+    assert len(before) == 4
+    store = ray.cluster_resources()["object_store_memory"] - ray.available_resources().get("object_store_memory", 0)
+    print(
+        f"\ndecoded {decoded / 2**20:.0f} MiB; store holds {store / 2**20:.0f} MiB; "
+        f"workers grew by {[f'{grow / 2**20:.0f}' for grow in grown]} MiB of their own"
+    )
+    assert store < 1.5 * decoded
+    assert max(grown) < decoded / 4, "a worker holds a copy of its own"
+
+
+def _private(pid: int) -> int:
+    """Bytes of memory that a process has for itself; what it maps from the object store is not among them."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * int(status.partition("RssAnon:")[2].split()[0])

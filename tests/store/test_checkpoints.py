@@ -1,0 +1,207 @@
+"""Trajectories, scores and groups come back bit for bit, and under their own key only."""
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dasm_ray.errors import ArtifactError
+from dasm_ray.store import tensors
+from dasm_ray.store.checkpoints import (
+    COLUMNS,
+    Scores,
+    group_name,
+    read_group,
+    read_scores,
+    read_trajectory,
+    trajectory_name,
+    write_group,
+    write_scores,
+    write_trajectory,
+)
+from dasm_ray.store.place import Place
+
+
+@pytest.fixture
+def written(tmp_path):
+    generator = np.random.default_rng(0)
+    arrays = {
+        "snapshots": generator.normal(size=(4, 50)).astype(np.float32),
+        "velocity": generator.normal(size=50).astype(np.float32),
+        "accuracy": np.array([0.1, 0.5, 0.7, 0.75]),
+        "loss": np.array([2.3, 1.5, 1.2, 1.1]),
+    }
+    write_trajectory(Place(tmp_path), 3, "abc", arrays, epochs=3)
+    return Place(tmp_path), arrays
+
+
+def test_a_trajectory_comes_back(written):
+    place, arrays = written
+    assert place.names() == ["expert_0003.safetensors"]
+    found = read_trajectory(place, 3, "abc")
+    assert set(found) == set(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array.astype(np.float32))
+        assert found[name].dtype == np.float32
+
+
+def test_an_unfinished_trajectory_has_no_final_name_and_gives_way_to_the_whole_one(tmp_path, written):
+    _, arrays = written
+    place = Place(tmp_path / "other")
+    part = {name: array[: len(array) - 1] if name != "velocity" else array for name, array in arrays.items()}
+    write_trajectory(place, 0, "abc", part, epochs=3)
+    assert place.names() == ["unfinished_expert_0000.safetensors"]
+    assert len(read_trajectory(place, 0, "abc")["snapshots"]) == 3
+    write_trajectory(place, 0, "abc", arrays, epochs=3)
+    assert place.names() == ["expert_0000.safetensors"]
+    assert len(read_trajectory(place, 0, "abc")["snapshots"]) == 4
+
+
+def test_an_expert_that_was_not_trained_yet_is_none(written):
+    assert read_trajectory(written[0], 4, "abc") is None
+
+
+def test_a_trajectory_under_another_key_is_refused(written):
+    with pytest.raises(ArtifactError, match=r"expert_0003.safetensors was written by another .*key abc, not xyz"):
+        read_trajectory(written[0], 3, "xyz")
+
+
+def test_a_renamed_file_is_not_mistaken_for_another_expert(written):
+    place = written[0]
+    (place / trajectory_name(4)).write_bytes((place / trajectory_name(3)).read_bytes())
+    with pytest.raises(ArtifactError, match="does not hold expert 4"):
+        read_trajectory(place, 4, "abc")
+
+
+def test_a_file_with_other_arrays_is_refused(written):
+    place = written[0]
+    tensors.write(place / trajectory_name(3), {"snapshots": written[1]["snapshots"]}, {"key": "abc", "expert": 3})
+    with pytest.raises(ArtifactError, match="does not hold expert 3"):
+        read_trajectory(place, 3, "abc")
+
+
+def test_a_flipped_byte_of_a_trajectory_is_found(written):
+    file = written[0] / trajectory_name(3)
+    data = bytearray(file.read_bytes())
+    data[-20] ^= 1
+    file.write_bytes(bytes(data))
+    with pytest.raises(ArtifactError, match=r"expert_0003.safetensors is damaged"):
+        read_trajectory(written[0], 3, "abc")
+
+
+def scores_of(n):
+    generator = np.random.default_rng(1)
+    return Scores(
+        label=np.sort(generator.integers(0, 3, n)),
+        index=np.arange(n),
+        dynamic=generator.normal(size=n),
+        static=generator.normal(size=n) * 1e-300,
+        wrong=generator.random(n) < 0.5,
+        known=generator.random(n) < 0.5,
+        window=generator.random(n) < 0.5,
+    )
+
+
+@pytest.mark.parametrize("n", [0, 1, 257])
+def test_columns_come_back_bit_for_bit(tmp_path, n):
+    write_scores(Place(tmp_path), 2, scores_of(n), "abc")
+    found = read_scores(Place(tmp_path), 2, "abc")
+    for field in dataclasses.fields(found):
+        column, expected = getattr(found, field.name), getattr(scores_of(n), field.name)
+        assert column.dtype == COLUMNS[field.name]
+        np.testing.assert_array_equal(column, expected)
+
+
+def test_others_read_the_file_as_parquet(tmp_path):
+    write_scores(Place(tmp_path), 0, scores_of(5), "abc")
+    table = pq.read_table(tmp_path / "segment_000.parquet")
+    assert table.schema.names == ["label", "index", "dynamic", "static", "wrong", "known", "window"]
+    assert table.schema.field("static").type == pa.float64()
+    assert table.schema.field("window").type == pa.bool_()
+
+
+def test_a_segment_that_was_not_scored_is_none(tmp_path):
+    assert read_scores(Place(tmp_path), 0, "abc") is None
+
+
+def test_scores_under_another_key_are_refused(tmp_path):
+    write_scores(Place(tmp_path), 0, scores_of(5), "abc")
+    with pytest.raises(ArtifactError, match=r"segment_000.parquet was written by another configuration"):
+        read_scores(Place(tmp_path), 0, "xyz")
+
+
+def test_a_file_of_another_program_is_refused(tmp_path):
+    pq.write_table(pa.table({"label": [1, 2]}), tmp_path / "segment_000.parquet")
+    with pytest.raises(ArtifactError, match=r"segment_000.parquet is damaged"):
+        read_scores(Place(tmp_path), 0, "abc")
+
+
+def test_no_flipped_byte_changes_a_score_in_silence(tmp_path):
+    place, whole = Place(tmp_path), scores_of(9)
+    write_scores(place, 0, whole, "abc")
+    file = place / "segment_000.parquet"
+    data = file.read_bytes()
+    refused = 0
+    for at in range(0, len(data), 7):
+        file.local.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
+        try:
+            found = read_scores(place, 0, "abc")
+        except ArtifactError:
+            refused += 1
+            continue
+        for field in dataclasses.fields(found):  # the byte meant nothing: statistics, encodings, names of the writer
+            np.testing.assert_array_equal(getattr(found, field.name), getattr(whole, field.name))
+    assert refused > len(data) / 7 / 4
+
+
+def state_of(round_):
+    """Arrays and round, as `write` takes them."""
+    generator = np.random.default_rng(round_)
+    names = ("pixels", "velocity", "initial")
+    return dict(zip(names, generator.random((3, 5, 2, 1, 4, 4), dtype=np.float32), strict=True)), round_
+
+
+def test_the_last_state_comes_back(tmp_path):
+    place = Place(tmp_path)
+    write_group(place, 1, 2, *state_of(3), "abc")
+    write_group(place, 1, 2, *state_of(4), "abc")
+    found = read_group(place, 1, 2, "abc")
+    assert place.names() == ["segment_001_group_0002.safetensors"]
+    arrays, round_ = found
+    assert round_ == 4
+    assert set(arrays) == {"pixels", "velocity", "initial"}
+    for name, array in state_of(4)[0].items():
+        np.testing.assert_array_equal(arrays[name], array)
+        assert arrays[name].dtype == np.float32
+
+
+def test_a_group_that_was_not_begun_is_none(tmp_path):
+    write_group(Place(tmp_path), 1, 2, *state_of(3), "abc")
+    assert read_group(Place(tmp_path), 1, 3, "abc") is None
+
+
+def test_a_group_under_another_key_is_refused(tmp_path):
+    write_group(Place(tmp_path), 0, 0, *state_of(1), "abc")
+    with pytest.raises(ArtifactError, match="key abc, not xyz"):
+        read_group(Place(tmp_path), 0, 0, "xyz")
+
+
+def test_a_file_of_another_group_is_refused(tmp_path):
+    place = Place(tmp_path)
+    write_group(place, 0, 0, *state_of(1), "abc")
+    (place / group_name(1, 0)).write_bytes((place / group_name(0, 0)).read_bytes())
+    with pytest.raises(ArtifactError, match="does not hold group 0 of segment 1"):
+        read_group(place, 1, 0, "abc")
+
+
+def test_a_flipped_byte_of_a_group_is_found(tmp_path):
+    place = Place(tmp_path)
+    write_group(place, 0, 0, *state_of(1), "abc")
+    file = place / group_name(0, 0)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 128
+    file.write_bytes(bytes(data))
+    with pytest.raises(ArtifactError, match=r"group_0000.safetensors is damaged"):
+        read_group(place, 0, 0, "abc")

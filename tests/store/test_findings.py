@@ -1,0 +1,150 @@
+"""What sweeps and comparisons found comes back with all its digits; a folder serves one of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from dasm_ray.errors import DataError, RunDirError, RunFailure
+from dasm_ray.store.findings import (
+    TRAINING_COLUMNS,
+    TRIAL_COLUMNS,
+    Finding,
+    claim_comparison,
+    claimed_sweep,
+    find,
+    keep,
+    keep_stopped,
+    read_trainings,
+    read_trials,
+    write_trainings,
+    write_trials,
+)
+from dasm_ray.store.place import Place
+
+DEFINITION = {"space": [{"seed": 1}, {"seed": 2}], "recipe": "ab", "scheduler": {"name": "all"}}
+
+
+def test_a_folder_is_claimed_and_gone_on_with_only_when_asked(tmp_path: Path) -> None:
+    place = Place(tmp_path / "sweep")
+    with (
+        claimed_sweep(place, DEFINITION, resume=False),
+        pytest.raises(RunDirError, match="in use by another run"),
+        claimed_sweep(place, DEFINITION, resume=True),
+    ):
+        raise AssertionError("two drivers in one folder")
+    with pytest.raises(RunDirError, match="holds a sweep already; go on with it by --resume"), \
+            claimed_sweep(place, DEFINITION, resume=False):  # fmt: skip
+        raise AssertionError("a sweep begun anew over an old one")
+    with claimed_sweep(place, DEFINITION, resume=True):
+        pass
+
+
+def test_a_changed_sweep_is_refused_by_what_differs(tmp_path: Path) -> None:
+    place = Place(tmp_path / "sweep")
+    with claimed_sweep(place, DEFINITION, resume=True):  # nothing there: it begins
+        pass
+    changed = {**DEFINITION, "space": [{"seed": 1}], "scheduler": {"name": "asha"}}
+    with (
+        pytest.raises(RunDirError, match=r"another sweep \(its space, scheduler differ\)"),
+        claimed_sweep(place, changed, resume=True),
+    ):
+        raise AssertionError("two sweeps in one folder")
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "holiday.txt").write_text("mine")
+    with (
+        pytest.raises(RunDirError, match=r"holds holiday\.txt"),
+        claimed_sweep(Place(tmp_path), DEFINITION, resume=True),
+    ):
+        raise AssertionError("claimed")
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.txt"]
+
+
+def test_a_folder_goes_away_again_only_if_the_user_must_mend_something_before_it_holds_anything(tmp_path: Path) -> None:
+    place = Place(tmp_path / "sweep")
+    with pytest.raises(DataError), claimed_sweep(place, DEFINITION, resume=False):
+        raise DataError("images: are not there")
+    assert not place.exists()
+    with pytest.raises(RunFailure), claimed_sweep(place, DEFINITION, resume=False):
+        raise RunFailure("the cluster went away")
+    assert place.exists()
+    (place / "trials").make_dir()
+    with pytest.raises(DataError), claimed_sweep(place, DEFINITION, resume=True):
+        raise DataError("images: are not there any more")
+    assert (place / "trials").exists()
+
+
+def test_findings_come_back_with_all_their_digits(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    assert find(place, 3) == Finding()
+    found = Finding(begun=2, accuracies=((1 / 3, 0.5), (0.25, 0.75)), seconds=1.5)
+    keep(place, 3, found)
+    assert find(place, 3) == found
+    assert not found.is_over
+    assert replace(found, failed="no").is_over
+
+
+def test_a_stop_is_kept_beside_the_finding_and_counts_only_if_the_trial_is_not_done(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    keep(place, 0, Finding(begun=1, accuracies=((0.5,),)))
+    keep_stopped(place, 0)
+    assert find(place, 0).stopped
+    assert find(place, 0).is_over
+    keep(place, 0, Finding(begun=1, accuracies=((0.5,), (0.6,)), done=True))
+    assert not find(place, 0).stopped
+    keep_stopped(place, 1)
+    assert find(place, 1) == Finding(stopped=True)
+
+
+def test_the_table_has_a_row_a_trial_and_a_column_a_key(tmp_path: Path) -> None:
+    row = {"trial": 0, "validation": [0.5, 0.7], "mean": 0.6, "std": 0.14, "segments": 2, "of": 2, "stopped": False,
+           "failed": None, "seconds": 3.0, "begun": 1, "matcher.lr_img": 0.1, "window.policy": "all",
+           "matcher.snapshots": [[0, 4]], "model.depth": None}  # fmt: skip
+    other = {**row, "trial": 1, "std": None, "matcher.lr_img": 1 / 3, "model.depth": 2}
+    keys = ["matcher.lr_img", "window.policy", "matcher.snapshots", "model.depth"]
+    write_trials(Place(tmp_path) / "table.parquet", [row, other], keys)
+    assert read_trials(Place(tmp_path) / "table.parquet") == [
+        {**row, "matcher.snapshots": "[[0, 4]]"}, {**other, "matcher.snapshots": "[[0, 4]]"},
+    ]  # fmt: skip
+    table = pq.read_table(tmp_path / "table.parquet")
+    assert table.schema.names == ["trial", *keys, *(name for name in TRIAL_COLUMNS if name != "trial")]
+    assert str(table.schema.field("matcher.lr_img").type) == "double"
+
+
+ROW = {
+    "set": "idc", "ipc": 10, "labels": "hard", "network": "convnet", "seed": 0, "test": 1 / 3, "validation": 0.5,
+    "step": 7, "steps": 9, "bytes": 1234, "digest": "ab",
+}  # fmt: skip
+
+
+def test_rows_come_back_with_all_their_digits(tmp_path: Path) -> None:
+    rows = [ROW, {**ROW, "set": "full", "ipc": None}]
+    write_trainings(Place(tmp_path) / "table.parquet", rows)
+    assert read_trainings(Place(tmp_path) / "table.parquet") == rows
+    table = pq.read_table(tmp_path / "table.parquet")
+    assert table.column("test").to_pylist() == [1 / 3, 1 / 3]
+    assert table.schema.names == TRAINING_COLUMNS.names
+
+
+def test_a_missing_column_is_null_and_an_odd_value_is_refused(tmp_path: Path) -> None:
+    write_trainings(Place(tmp_path) / "table.parquet", [{"set": "idc"}])
+    assert read_trainings(Place(tmp_path) / "table.parquet")[0]["ipc"] is None
+    with pytest.raises((TypeError, ValueError)):
+        write_trainings(Place(tmp_path) / "table.parquet", [{**ROW, "seed": "one"}])
+
+
+def test_a_folder_is_claimed_once_and_never_from_somebody_else(tmp_path: Path) -> None:
+    place = Place(tmp_path / "mine")
+    claim_comparison(place)
+    write_trainings(place / "table.parquet", [ROW])
+    claim_comparison(place)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "holiday.txt").write_text("mine")
+    with pytest.raises(RunDirError, match=r"photos holds holiday.txt and no comparison.json"):
+        claim_comparison(Place(tmp_path / "photos"))
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["holiday.txt"]
