@@ -68,7 +68,7 @@ FILES = {
     ),
     "snapshots past the end": ("experts: {epochs: 3}\nmatcher: {snapshots: [[0, 9]]}\n", "matcher.snapshots: [0, 9]"),
     "an empty range": ("matcher: {snapshots: [[3, 3]]}\n", "matcher.snapshots: [3, 3] is empty"),
-    "dc with experts": ("matcher: {name: dc, network: experts}\n", "matcher.network: dc trains its own network"),
+    "dc with experts": ("matcher: {name: dc, network: experts}\n", "matcher.network: experts has no meaning for dc"),
     "dsa without augmentation": ("matcher: {name: dsa, augment: none}\n", "set matcher.name to dc"),
     "one and a half GPUs": ("runtime: {gpus_per_worker: 1.5}\n", "runtime.gpus_per_worker: 1.5"),
     "a table without random": ("evaluate: {rows: [distilled, full]}\n", "evaluate.rows"),

@@ -46,7 +46,6 @@ runtime: {compile: false, checkpoint_seconds: 0}
 
 COUPLED = SMALL.replace("rounds: 3, networks: 4", "name: dsa, rounds: 3, networks: 2, steps: 2, inner_steps: 2")
 
-
 TRAJECTORIES = """
 name: walks
 seed: 5

@@ -6,11 +6,14 @@ byte of the result; a field that cannot (how many workers, where they are) is ma
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field, StrictBool, StrictStr
+from pydantic_core import PydanticCustomError
 
+from dasm_ray.config.matchers import MATCHERS, BaseMatcher, States
 from dasm_ray.errors import ConfigError
 
 HOW: dict[str, Any] = {"affects_result": False}
@@ -27,24 +30,25 @@ Number = Annotated[float, pydantic.BeforeValidator(_no_bool), Field(allow_inf_na
 """A finite float. YAML reads 5e-3 as text, so text that spells a number is one; true and false are not."""
 
 
+def one_of(table: Iterable[str]) -> pydantic.AfterValidator:
+    """Accepts the names of a table, as it stands when a value is checked."""
+
+    def check(value: str) -> str:
+        names = [repr(name) for name in table]
+        if value not in table:
+            expected = f"{', '.join(names[:-1])} or {names[-1]}"
+            raise PydanticCustomError("literal_error", "must be {expected}", {"expected": expected})
+        return value
+
+    return pydantic.AfterValidator(check)
+
+
 Count = Annotated[int, Field(ge=1, strict=True)]
-
-
 Natural = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
-
-
 Positive = Annotated[Number, Field(gt=0)]
-
-
 NotNegative = Annotated[Number, Field(ge=0)]
-
-
 Share = Annotated[Number, Field(ge=0, le=1)]
-
-
 Momentum = Annotated[Number, Field(ge=0, lt=1)]
-
-
 AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 
@@ -61,7 +65,6 @@ def _check_strategy(value: str) -> str:
 
 
 Strategy = Annotated[StrictStr, pydantic.AfterValidator(_check_strategy)]
-
 
 NORMS: dict[str, tuple[str, ...]] = {
     "convnet": ("instance", "batch", "group", "none"),
@@ -97,7 +100,7 @@ class Data(Section):
     )
 
 
-Arch = Literal["convnet", "resnet18", "vgg11", "alexnet", "lenet", "mlp", "vit"]
+Arch = Annotated[StrictStr, one_of(NORMS)]
 
 
 class Model(Section):
@@ -152,7 +155,7 @@ class Experts(TrainRecipe):
 class Matcher(Section):
     """The base matcher: what is compared at which network state, and how the pixels move."""
 
-    name: Literal["idc", "dc", "dsa", "dm", "cafe", "mtt", "datm"] = Field(
+    name: Annotated[StrictStr, one_of(MATCHERS)] = Field(
         "idc",
         description="gradients: idc, dc, dsa; distributions: dm, cafe; trajectories: mtt, datm (learns soft labels)",
     )
@@ -253,7 +256,6 @@ class Probe(TrainRecipe):
 
 SELECTION_METHODS = ("herding", "k_center", "k_means", "forgetting", "el2n", "grand", "ccs", "window")
 """Ways to choose real images, beside at random."""
-
 
 RowName = Literal[
     "distilled",
@@ -357,41 +359,34 @@ class RunConfig(Section):
         return self.synthetic.ipc // self.synthetic.segments
 
     @property
-    def is_trajectory(self) -> bool:
-        """Whether trajectories are matched: then the set is kept normalised, and a round couples all classes."""
-        return self.matcher.name in ("mtt", "datm")
+    def base(self) -> BaseMatcher:
+        """The base matcher's row in the table of matchers."""
+        return MATCHERS[self.matcher.name]
 
     @property
-    def is_distribution(self) -> bool:
-        """Whether distributions of features are matched."""
-        return self.matcher.name in ("dm", "cafe")
+    def is_trajectory(self) -> bool:
+        """Whether trajectories are matched: then the set is kept normalised, and a round couples all classes."""
+        return self.base.family == "trajectory"
 
     @property
     def learns_labels(self) -> bool:
         """Whether labels are soft, and learned."""
-        return self.matcher.name == "datm"
+        return self.base.learns_labels
 
     @property
-    def network(self) -> Literal["experts", "random", "real", "synthetic"]:
-        """Where network states come from: expert snapshots, fresh networks, or a net trained on real or on synthetic
-        data as it goes."""
-        if self.is_trajectory:
-            return "experts"
-        if self.matcher.name == "dm":
-            return "experts" if self.matcher.network == "experts" else "random"
-        if self.matcher.name != "idc":
-            return "synthetic"
-        return "real" if self.matcher.network == "train" else "experts"
+    def states(self) -> States:
+        """Where the network states come from that the set is matched at."""
+        return self.base.states[self.matcher.network]
 
     @property
-    def metric(self) -> str:
-        """The gradient distance, with the matcher's own default filled in."""
-        return self.matcher.metric or ("mse" if self.matcher.name == "idc" else "cos")
+    def metric(self) -> str | None:
+        """The gradient distance, with the matcher's own default filled in; None where there is no choice of one."""
+        return self.matcher.metric or self.base.metric
 
     @property
     def augment(self) -> str:
         """The matching augmentation; dc is dsa without one."""
-        return "none" if self.matcher.name == "dc" else self.matcher.augment
+        return self.matcher.augment if self.base.augments else "none"
 
     @property
     def network_name(self) -> str:

@@ -12,7 +12,7 @@ from dasm_ray.config.keys import NORMS, RunConfig
 
 def impossible(config: RunConfig) -> Iterator[str]:
     """One sentence for each combination of legal values that cannot be run."""
-    model, synthetic, matcher = config.model, config.synthetic, config.matcher
+    model, synthetic, matcher, base = config.model, config.synthetic, config.matcher, config.base
     if model.norm not in NORMS[model.arch]:
         known = " or ".join(NORMS[model.arch])
         yield f"model.norm: {model.arch} takes {known}, not {model.norm}; set model.norm to {NORMS[model.arch][0]}"
@@ -28,23 +28,14 @@ def impossible(config: RunConfig) -> Iterator[str]:
             f"matcher.batch_syn: {matcher.batch_syn} cannot hold the {synthetic.factor**2} images of one slot at "
             f"factor {synthetic.factor}; raise it to at least {synthetic.factor**2}"
         )
+    yield from _impossible_matcher(config)
     if config.is_trajectory:
         yield from _impossible_trajectory(config)
-    elif matcher.name == "dm":
-        if matcher.network == "train":
-            yield "matcher.network: dm trains no network in its loop; leave the key out or say experts"
-    elif matcher.name != "idc" and matcher.network is not None:
-        yield f"matcher.network: {matcher.name} trains its own network on the synthetic set; leave the key out"
-    if config.is_distribution and matcher.metric is not None:
-        yield f"matcher.metric: has no meaning for {matcher.name}; leave the key out"
-    if matcher.name == "cafe" and synthetic.group_size is not None:
-        yield "synthetic.group_size: cafe tells all classes apart, so they are one group; leave the key out"
-    if matcher.name == "dsa" and matcher.augment == "none":
-        yield "matcher.augment: dsa without augmentation is dc; set matcher.name to dc"
+    starts_at_snapshots = base.states.get(matcher.network) == "experts" and not config.is_trajectory
     for first, last in matcher.snapshots:
         if first >= last:
             yield f"matcher.snapshots: [{first}, {last}] is empty; the first epoch must be below the last"
-        elif last > config.experts.epochs + 1 and config.network == "experts" and not config.is_trajectory:
+        elif last > config.experts.epochs + 1 and starts_at_snapshots:
             yield (
                 f"matcher.snapshots: [{first}, {last}] reaches past epoch {config.experts.epochs}, the last that "
                 f"experts.epochs trains; lower it or train longer"
@@ -64,14 +55,27 @@ def impossible(config: RunConfig) -> Iterator[str]:
         yield f"runtime.gpus_per_worker: {gpus} is neither a share of one GPU nor a whole number of them"
 
 
+def _impossible_matcher(config: RunConfig) -> Iterator[str]:
+    """The same, of what the matcher's row in the table does not allow."""
+    base, name, matcher = config.base, config.matcher.name, config.matcher
+    if matcher.network not in base.states:
+        others = [network for network in base.states if network is not None]
+        hint = f" or say {' or '.join(others)}" if others else ""
+        yield f"matcher.network: {matcher.network} has no meaning for {name}; leave the key out{hint}"
+    if matcher.metric is not None and base.metric is None:
+        yield f"matcher.metric: has no meaning for {name}; leave the key out"
+    if matcher.augment == "none" and base.unaugmented is not None:
+        other = base.unaugmented
+        yield f"matcher.augment: {name} without augmentation is {other}; set matcher.name to {other}"
+    if base.couples == "set" and config.synthetic.group_size is not None:
+        yield f"synthetic.group_size: {name} tells all classes apart, so they are one group; leave the key out"
+
+
 def _impossible_trajectory(config: RunConfig) -> Iterator[str]:
     """The same, of what trajectories ask for."""
     name, matcher, trajectory = config.matcher.name, config.matcher, config.trajectory
     if config.synthetic.factor != 1:
         yield f"synthetic.factor: {name} matches images as they are stored; set it to 1"
-    for key in ("network", "metric"):
-        if getattr(matcher, key) is not None:
-            yield f"matcher.{key}: has no meaning for {name}; leave the key out"
     if matcher.probe_share > 0:
         yield f"matcher.probe_share: {name} starts from experts alone; set it to 0 (trajectory.by_probe places them)"
     if matcher.augment == "none" and trajectory.single:

@@ -78,7 +78,7 @@ def _parallel(config: RunConfig, classes: int) -> int:
     """Tasks of distillation that run side by side: lanes, or groups."""
     if config.is_trajectory:
         return config.trajectory.lanes
-    return 1 if config.matcher.name == "cafe" else len(groups_of(classes, config.synthetic.group_size))
+    return 1 if config.base.couples == "set" else len(groups_of(classes, config.synthetic.group_size))
 
 
 def _matching_steps(config: RunConfig, classes: int) -> int:
@@ -86,7 +86,7 @@ def _matching_steps(config: RunConfig, classes: int) -> int:
     matcher, segments = config.matcher, config.synthetic.segments
     if config.is_trajectory:
         return segments * matcher.rounds * config.trajectory.lanes * config.trajectory.steps
-    a_state = _parallel(config, classes) if config.is_distribution else classes
+    a_state = classes if config.base.couples == "class" else _parallel(config, classes)
     return segments * matcher.rounds * matcher.networks * matcher.steps * a_state
 
 
@@ -107,5 +107,5 @@ def _moved(config: RunConfig, classes: int, values: int) -> int:
     if config.is_trajectory:
         state = classes * config.segment_ipc * (values + classes * config.learns_labels)
         return state * (8 + 4)
-    largest = classes if config.matcher.name == "cafe" else len(groups_of(classes, config.synthetic.group_size)[0])
+    largest = classes if config.base.couples == "set" else len(groups_of(classes, config.synthetic.group_size)[0])
     return 2 * 8 * largest * config.segment_ipc * values

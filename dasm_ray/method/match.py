@@ -43,7 +43,7 @@ def match_gradients(
     def surroundings() -> Surrounding:
         probes = probes_before(here, segment, trained, frozen) if needs_probes else ()
         seen, before = put(windows), put(_joined([each.pixels for each in frozen], start.pixels))
-        snapshots = experts() if here.config.network == "experts" else ()
+        snapshots = experts() if here.config.states == "experts" else ()
         here.progress.stage("distil", run.rounds_total, here.of(segment), done=run.rounds_done)
         return lambda beside: Around(seen, before, beside, snapshots, probes)
 

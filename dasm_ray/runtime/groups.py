@@ -58,7 +58,7 @@ class SegmentRun:
     ) -> None:
         self._job, self._pool, self._progress = job, pool, progress
         self._place, self._key, self._segment = place, key, segment
-        self._is_coupled = job.config.network == "synthetic"
+        self._is_coupled = job.config.states == "synthetic"
         self._rounds = job.config.matcher.rounds
         self._base: dict[int, tuple[ObjectRef, ...]] = {}
         self._given: set[int] = set()
@@ -66,7 +66,7 @@ class SegmentRun:
         """Groups whose last task lost what it reads, with its name; they go back when all that is out is home."""
         self._lost = 0
         self._saved_at = time.monotonic()
-        is_one = job.config.matcher.name == "cafe"  # it tells all classes apart
+        is_one = job.config.base.couples == "set"
         sizes = groups_of(len(initial), len(initial) if is_one else job.config.synthetic.group_size)
         self._groups = [self._open(number, classes, initial) for number, classes in enumerate(sizes)]
         if self._is_coupled:

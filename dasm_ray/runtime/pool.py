@@ -41,7 +41,6 @@ START_NOTICE_SECONDS = 60.0
 START_LIMIT_SECONDS = 300.0
 """Without a single worker for this long (or a task's longest time, if that is more), give up."""
 
-
 Ref = ObjectRef
 """A reference to an object in the store; one name for it outside this layer."""
 

@@ -24,10 +24,9 @@ from dasm_ray.config.keys import RunConfig
 from dasm_ray.core import selection
 from dasm_ray.core.augment import draw
 from dasm_ray.core.blocks import Blocks
-from dasm_ray.core.matching.distribution import Distribution
-from dasm_ray.core.matching.gradient import Matching
 from dasm_ray.core.matching.lane import moved, walk_lane
-from dasm_ray.core.matching.round import Assignment, Surroundings, distil_round, matching_of
+from dasm_ray.core.matching.round import Assignment, Matching, Surroundings, distil_round, matching_of
+from dasm_ray.core.matching.step import StepInputs
 from dasm_ray.core.matching.trajectory import Student
 from dasm_ray.core.networks import compiled
 from dasm_ray.core.networks.evaluate import Labels, Outcome, evaluate_on, synthetic_samples
@@ -90,7 +89,7 @@ class Worker:
         torch.set_num_threads(threads)
         self._splits: dict[tuple[ObjectRef, ...], Blocks] = {}
         self._networks: dict[str, Network] = {}
-        self._matchings: dict[str, Matching | Distribution] = {}
+        self._matchings: dict[str, Matching] = {}
         self._students: dict[tuple[int, bool], Student] = {}
 
     def nap(self, seconds: float) -> int:
@@ -176,19 +175,19 @@ class Worker:
                 after = student.forward(flat, images, labels, step)
                 return float(student.backward(flat, images, labels, step, after)[0].sum())
         else:
-            together = network.classes if config.is_distribution else 1
+            matching = self._matching(job)
             slots = min(config.segment_ipc, max(1, config.matcher.batch_syn // config.synthetic.factor**2))
-            shape = (together,) if config.is_distribution else ()
+            shape = (network.classes,) if matching.at_once else ()
             pixels = torch.rand(*shape, slots, *network.shape, generator=generator).to(device)
             real = (*shape, config.matcher.batch_real, *network.shape)
             images = torch.randint(0, 256, real, generator=generator, dtype=torch.uint8).to(device)
-            earlier = torch.zeros((), device=device) if config.is_distribution else torch.zeros_like(flat)
-            told = (torch.tensor(0, device=device), draw(1, generator).to(device), earlier)
+            label, draws = torch.tensor(0, device=device), draw(1, generator).to(device)
             settings = torch.tensor([0.1, 1.0], device=device)
-            matching = self._matching(job)
+            velocity, earlier = torch.zeros_like(pixels), matching.nothing(flat)
+            inputs = StepInputs(flat, pixels, velocity, images, label, draws, earlier, settings)
 
             def once() -> object:
-                return float(matching.step(flat, pixels, torch.zeros_like(pixels), images, *told, settings)[2])
+                return float(matching.step(inputs).distance)
 
         return {"seconds": _median_seconds(once), **_memory(job), **_noted()}
 
@@ -400,7 +399,7 @@ class Worker:
             self._networks[key] = job.network()
         return self._networks[key]
 
-    def _matching(self, job: Job) -> Matching | Distribution:
+    def _matching(self, job: Job) -> Matching:
         key = repr((job.config.matcher, job.config.synthetic, job.config.model, job.config.data, job.real.digest))
         if key not in self._matchings:
             self._matchings[key] = matching_of(self._network(job), job.config)

@@ -172,7 +172,6 @@ TRAINING_COLUMNS = pa.schema(
     }
 )
 
-
 COMPARISON = "comparison.json"
 
 

@@ -24,14 +24,10 @@ from dasm_ray.errors import ConfigError, RunDirError
 from dasm_ray.store.place import Place
 
 CONFIG, RECORD, EVENTS, LOCK = "config.yaml", "run.json", "events.jsonl", ".lock"
-
-
 VERSIONS_OF = ("dasm-ray", "torch", "torchvision", "numpy", "pyarrow", "ray")
-
 
 LOCK_SECONDS = 0.2
 """Between two tries for a lock that another process has."""
-
 
 EVENT_SECONDS = 10.0
 """Least time between two uploads of the event file where files cannot be appended to."""

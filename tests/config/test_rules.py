@@ -14,17 +14,28 @@ from dasm_ray.config.parsing import parse_config
 
 WALKS: dict[str, Any] = {"matcher": {"name": "mtt"}, "trajectory": {"starts": [[0, 1, 2]]}}
 
-
 IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
     ("a norm of another", {"model": {"arch": "vit"}}, "model.norm: vit takes none, not instance; set model.norm to no"),
     ("no norm at all", {"model": {"arch": "vgg11", "norm": "none"}}, "model.norm: vgg11 takes instance or batch, not"),
     ("depth of another", {"model": {"arch": "resnet18", "depth": 3}}, "model.depth: resnet18 has a depth of its own"),
     ("ipc and segments", {"synthetic": {"ipc": 10, "segments": 3}}, "synthetic.ipc: 10 images a class cannot be cut"),
     ("batch and factor", {"synthetic": {"factor": 3}, "matcher": {"batch_syn": 8}}, "raise it to at least 9"),
-    ("dc on experts", {"matcher": {"name": "dc", "network": "experts"}}, "matcher.network: dc trains its own network"),
-    ("dsa on experts", {"matcher": {"name": "dsa", "network": "experts"}}, "matcher.network: dsa trains its own"),
+    (
+        "dc on experts",
+        {"matcher": {"name": "dc", "network": "experts"}},
+        "matcher.network: experts has no meaning for dc",
+    ),
+    (
+        "dsa on experts",
+        {"matcher": {"name": "dsa", "network": "experts"}},
+        "matcher.network: experts has no meaning for dsa",
+    ),
     ("dsa that is dc", {"matcher": {"name": "dsa", "augment": "none"}}, "matcher.augment: dsa without augmentation"),
-    ("dm that trains", {"matcher": {"name": "dm", "network": "train"}}, "matcher.network: dm trains no network"),
+    (
+        "dm that trains",
+        {"matcher": {"name": "dm", "network": "train"}},
+        "matcher.network: train has no meaning for dm; leave the key out or say experts",
+    ),
     ("a metric for dm", {"matcher": {"name": "dm", "metric": "l1"}}, "matcher.metric: has no meaning for dm"),
     (
         "groups of cafe",
@@ -33,7 +44,11 @@ IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("walks on tiles", {**WALKS, "synthetic": {"factor": 2}}, "synthetic.factor: mtt matches images as they are"),
     ("a metric for walks", {**WALKS, "matcher": {"name": "mtt", "metric": "cos"}}, "matcher.metric: has no meaning"),
-    ("a net for walks", {**WALKS, "matcher": {"name": "mtt", "network": "train"}}, "matcher.network: has no meaning"),
+    (
+        "a net for walks",
+        {**WALKS, "matcher": {"name": "mtt", "network": "train"}},
+        "matcher.network: train has no meaning for mtt",
+    ),
     ("probes for walks", {**WALKS, "matcher": {"name": "mtt", "probe_share": 0.1}}, "matcher.probe_share: mtt starts"),
     (
         "one of no augmentations",

@@ -17,11 +17,7 @@ from dasm_ray.core.blocks import Blocks
 from dasm_ray.core.networks.network import Network
 
 COUNTS, SHAPE = (12, 9, 10, 11), (3, 8, 8)
-
-
 MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.3, 0.2)
-
-
 RECIPE = TrainRecipe(epochs=2, batch=8, lr=0.05, augment="none", cutmix=0.0)
 
 

@@ -8,8 +8,9 @@ time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,8 +20,9 @@ from torch import Tensor
 from dasm_ray.config.keys import RunConfig, TrainRecipe
 from dasm_ray.core.augment import draw
 from dasm_ray.core.blocks import Blocks
-from dasm_ray.core.matching.distribution import Distribution
-from dasm_ray.core.matching.gradient import Matching
+from dasm_ray.core.matching.distribution import DistributionMatching
+from dasm_ray.core.matching.gradient import GradientMatching
+from dasm_ray.core.matching.step import StepInputs, Stepped
 from dasm_ray.core.networks.evaluate import synthetic_samples
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.params import perturb
@@ -30,7 +32,6 @@ from dasm_ray.core.seed import torch_generator
 
 Windows = Sequence[Sequence[NDArray[np.int64]]]
 """``windows[j][c]``: within-class indices that segment j may see of class c."""
-
 
 INNER = TrainRecipe(epochs=1, batch=64, momentum=0.9, weight_decay=5e-4, augment="color_crop", cutmix=0.5)
 """How IDC trains the network inside its loop; the rate is matcher.inner_lr."""
@@ -71,16 +72,46 @@ def pixel_rate(config: RunConfig, size: int) -> float:
     return config.matcher.lr_img * (config.segment_ipc / 10) * (size / base) ** 2
 
 
-def matching_of(network: Network, config: RunConfig) -> Matching | Distribution:
+class Matching(Protocol):
+    """A family's matching step for one network, as the loop of a round uses it."""
+
+    network: Network
+    at_once: bool
+    """Whether a step takes all classes of a group, a dimension in front of all shapes, or one class."""
+    step: Callable[[StepInputs], Stepped]
+    mean: Callable[..., Tensor]
+    """(flat, stored pixels, label, draws) to what pixels have on the synthetic side: a gradient, or mean features."""
+
+    def nothing(self, flat: Tensor) -> Tensor:
+        """What earlier segments add to the synthetic side where a segment stands alone."""
+        ...
+
+
+def _gradients(network: Network, config: RunConfig) -> Matching:
+    assert config.metric is not None
+    factor, momentum = config.synthetic.factor, config.matcher.momentum
+    return GradientMatching(network, config.base.compared, config.metric, config.augment, factor, momentum)
+
+
+def _distributions(network: Network, config: RunConfig) -> Matching:
+    factor, momentum = config.synthetic.factor, config.matcher.momentum
+    return DistributionMatching(network, config.base.compared, config.augment, factor, momentum)
+
+
+FAMILIES: dict[str, Callable[[Network, RunConfig], Matching]] = {
+    "gradient": _gradients,
+    "distribution": _distributions,
+}
+"""The families whose rounds are distilled here. Trajectories have rounds of their own, see ``core.matching.lane``."""
+
+
+def matching_of(network: Network, config: RunConfig) -> Matching:
     """The matching step that a configuration asks for."""
-    matcher, factor = config.matcher, config.synthetic.factor
-    if config.is_distribution:
-        return Distribution(network, matcher.name, config.augment, factor, matcher.momentum)
-    return Matching(network, matcher.name, config.metric, config.augment, factor, matcher.momentum)
+    return FAMILIES[config.base.family](network, config)
 
 
 def distil_round(
-    matching: Matching | Distribution,
+    matching: Matching,
     config: RunConfig,
     where: Assignment,
     around: Surroundings,
@@ -106,7 +137,7 @@ class _Loop:
 
     def __init__(
         self,
-        matching: Matching | Distribution,
+        matching: Matching,
         config: RunConfig,
         where: Assignment,
         around: Surroundings,
@@ -144,9 +175,9 @@ class _Loop:
         return float(total) / steps
 
     def _together(self) -> list[list[int]]:
-        """The classes (by their place in the group) of each matching step: one for gradients, all for distributions."""
+        """The classes (by their place in the group) of each matching step: one, or all of the group."""
         places = list(range(len(self.where.classes)))
-        return [places] if self.config.is_distribution else [[place] for place in places]
+        return [places] if self.matching.at_once else [[place] for place in places]
 
     # --- network states ------------------------------------------------------------------------------------------
 
@@ -154,7 +185,7 @@ class _Loop:
         """The states to match at, each with whether it differs from the one before."""
         matcher = self.config.matcher
         start = self._start(outer, generator)
-        if self.config.network in ("experts", "random"):
+        if self.config.states in ("experts", "fresh"):
             for step in range(matcher.steps):
                 yield start, step == 0
             return
@@ -170,7 +201,7 @@ class _Loop:
         choice, who, when = torch.rand(3, generator=generator).tolist()
         if choice < matcher.probe_share:
             return torch.tensor(around.probes[int(who * len(around.probes))], device=self.network.device)
-        if self.config.network != "experts":
+        if self.config.states != "experts":
             return self.network.initial(generator)
         first, last = self.config.snapshots_of(self.where.segment)
         snapshot = around.experts[int(who * len(around.experts))][first + int(when * (last - first))]
@@ -181,7 +212,7 @@ class _Loop:
         """The network after a little training between two matching steps."""
         matcher = self.config.matcher
         recipe = INNER.model_copy(update={"lr": matcher.inner_lr})
-        if self.config.network == "real":
+        if self.config.states == "real":
             count = min(matcher.inner_samples, len(self.around.blocks))
             chosen = torch.randperm(len(self.around.blocks), generator=generator)[:count].numpy()
             samples = RealSamples(self.network, self.around.blocks, chosen)
@@ -212,18 +243,13 @@ class _Loop:
 
         The sum is computed once per state; keeping its draw for every step there keeps all batches siamese.
         """
-        distribution = isinstance(self.matching, Distribution)
         if not self.is_residual:
-            return None, torch.zeros((), device=self.network.device) if distribution else torch.zeros_like(flat)
+            return None, self.matching.nothing(flat)
         stored = self.around.earlier[[self.where.classes[place] for place in places]]
         chosen = torch.randperm(stored.shape[1], generator=generator)[: self.slots].sort().values
         draws = draw(1, generator).to(self.network.device)
         pixels = torch.from_numpy(stored[:, chosen.numpy()]).to(self.network.device)
-        label = self._label(places)
-        if isinstance(self.matching, Distribution):
-            part = self.matching.mean_features(flat, pixels, label, draws)
-        else:
-            part = self.matching.mean_gradient(flat, pixels[0], label, draws)
+        part = self.matching.mean(flat, self._as_taken(pixels), self._label(places), draws)
         return draws, (1 - self.settings[1]) * part
 
     def _match(
@@ -239,23 +265,25 @@ class _Loop:
         draws, earlier = anchor
         if draws is None:
             draws = draw(1, generator).to(self.network.device)
-        which = (
-            (torch.tensor(places)[:, None], chosen) if isinstance(self.matching, Distribution) else (places[0], chosen)
+        which = (torch.tensor(places)[:, None], chosen) if self.matching.at_once else (places[0], chosen)
+        stepped = self.matching.step(
+            StepInputs(
+                flat,
+                self.pixels[which],
+                self.velocity[which],
+                self._as_taken(images),
+                self._label(places),
+                draws,
+                earlier,
+                self.settings,
+            )
         )
-        if not isinstance(self.matching, Distribution):
-            images = images[0]
-        pixels, velocity, distance = self.matching.step(
-            flat,
-            self.pixels[which],
-            self.velocity[which],
-            images,
-            self._label(places),
-            draws,
-            earlier,
-            self.settings,
-        )
-        self.pixels[which], self.velocity[which] = pixels, velocity
-        return distance
+        self.pixels[which], self.velocity[which] = stepped.pixels, stepped.velocity
+        return stepped.distance
+
+    def _as_taken(self, of_classes: Tensor) -> Tensor:
+        """What a step takes of (K, ...): all of it, or its only class."""
+        return of_classes if self.matching.at_once else of_classes[0]
 
     def _real_batch(self, label: int, generator: torch.Generator) -> NDArray[np.int64]:
         """Global indices (batch_real,) of one class from the window, or in equal parts from all windows so far."""

@@ -22,7 +22,6 @@ from dasm_ray.core.whiten import Whitening
 WORTH_COMPILING = 1 << 14
 """Values in a network's first block from which a CPU step is compiled: 28x28 pixels at width 21, never 8x8 ones."""
 
-
 PIECE_BYTES = 1 << 24
 """Of the first block's output for the images that a CPU takes at once, so that its caches hold what is read next."""
 
