@@ -123,7 +123,7 @@ OPTIONS = {
     ),
     "probes for trajectories": (
         ["--set", "matcher.name=mtt", "--set", "matcher.probe_share=0.5", "--set", "trajectory.starts=[[0,1,1]]"],
-        "matcher.probe_share: mtt starts from experts alone",
+        "matcher.probe_share: has no meaning for mtt; trajectory.by_probe is meant",
     ),
 }
 

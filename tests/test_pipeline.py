@@ -44,7 +44,9 @@ evaluate: {epochs: 4, full_epochs: 1, batch: 20, seeds: 1, checkpoints: 2, rows:
 runtime: {compile: false, checkpoint_seconds: 0}
 """
 
-COUPLED = SMALL.replace("rounds: 3, networks: 4", "name: dsa, rounds: 3, networks: 2, steps: 2, inner_steps: 2")
+COUPLED = SMALL.replace(
+    "rounds: 3, networks: 4", "name: dsa, rounds: 3, networks: 2, steps: 2, inner_steps: 2"
+).replace("snapshots: [[0, 3]], perturb: 0.1,", "")
 
 TRAJECTORIES = """
 name: walks

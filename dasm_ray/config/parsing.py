@@ -17,7 +17,7 @@ import pydantic
 import yaml
 
 from dasm_ray.config.keys import RunConfig, Section
-from dasm_ray.config.rules import impossible
+from dasm_ray.config.rules import contradictions
 from dasm_ray.errors import ConfigError
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def parse_config(tree: Mapping[str, Any]) -> RunConfig:
         config = RunConfig.model_validate(tree)
     except pydantic.ValidationError as error:
         raise ConfigError(*(sentence_of(detail, RunConfig) for detail in error.errors())) from None
-    problems = list(impossible(config))
+    problems = list(contradictions(config))
     if problems:
         raise ConfigError(*problems)
     return config

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dasm_ray.config.keys import Model, RunConfig, TrainRecipe
+from dasm_ray.config.matchers import MATCHERS, keys_without_meaning
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.core.blocks import Blocks
 from dasm_ray.core.networks.network import Network
@@ -92,6 +93,9 @@ def config_of(segments: int = 2, ipc: int | None = None, **matcher: Any) -> RunC
         "snapshots": [[0, 2], [3, 5]],
         "lr_img": 1.0,
     }
+    base = MATCHERS[matcher.get("name", "idc")]
+    for key in keys_without_meaning(base, matcher.get("network"), [f"matcher.{name}" for name in defaults]):
+        defaults.pop(key.partition(".")[2], None)
     return parse_config(
         {
             "seed": seed,
