@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from dasm_ray.config.keys import SELECTION_METHODS
+from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.errors import ConfigError, DasmError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def score(config: str, run: str | None, overrides: tuple[str, ...], workers: int
 @recipe
 @click.option(
     "--method",
-    type=click.Choice(["random", *SELECTION_METHODS]),
+    type=click.Choice(["random", *SELECTIONS]),
     default="herding",
     show_default=True,
     metavar="METHOD",

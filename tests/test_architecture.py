@@ -67,14 +67,7 @@ HEAVY = ("torch", "torchvision", "ray", "sklearn", "pyarrow")
 WITHOUT_TWIN = {
     "__init__.py": "holds names only; what they lead to is tested where it lives",
     "errors.py": "declarations; the one with code, ConfigError, is tested with the configuration",
-}
-WITHOUT_TWIN |= {
-    f"{name}.py": "a part of the whole command, which test_pipeline.py and test_cli.py run as users do"
-    for name in (
-        *("method/choices", "method/dasm", "method/estimate", "method/experts", "method/match", "method/probes"),
-        *("method/run", "method/scores", "method/sets", "studies/cells", "studies/comparison", "studies/incremental"),
-        *("studies/ranking", "studies/rows", "studies/trials", "runtime/autoscaler"),
-    )
+    "runtime/autoscaler.py": "only a real autoscaler can say anything, see test_autoscaling.py",
 }
 """Files of the package that have no test file of their own, and why."""
 

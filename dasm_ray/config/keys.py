@@ -14,6 +14,7 @@ from pydantic import Field, StrictBool, StrictStr
 from pydantic_core import PydanticCustomError
 
 from dasm_ray.config.matchers import MATCHERS, BaseMatcher, States
+from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.errors import ConfigError
 
 HOW: dict[str, Any] = {"affects_result": False}
@@ -106,7 +107,7 @@ Arch = Annotated[StrictStr, one_of(NORMS)]
 class Model(Section):
     """The network that is matched, probed and evaluated."""
 
-    arch: Arch = Field("convnet", description="a row of core.networks.convnet.MODELS")
+    arch: Arch = Field("convnet", description="a row of core.networks.zoo.ARCHITECTURES")
     width: Count = Field(128, description="channels of every block (convnet; the others have widths of their own)")
     depth: Annotated[int, Field(ge=1, le=8, strict=True)] | None = Field(
         None, description="blocks (convnet only); unset: from the image size"
@@ -254,23 +255,8 @@ class Probe(TrainRecipe):
     members: Count = Field(2, description="networks of the ensemble")
 
 
-SELECTION_METHODS = ("herding", "k_center", "k_means", "forgetting", "el2n", "grand", "ccs", "window")
-"""Ways to choose real images, beside at random."""
-
-RowName = Literal[
-    "distilled",
-    "initial",
-    "random",
-    "herding",
-    "k_center",
-    "k_means",
-    "forgetting",
-    "el2n",
-    "grand",
-    "ccs",
-    "window",
-    "full",
-]
+ROWS = ("distilled", "initial", "random", *SELECTIONS, "full")
+"""Rows that the table can have."""
 
 
 class Evaluate(TrainRecipe):
@@ -281,7 +267,7 @@ class Evaluate(TrainRecipe):
     batch: Count = Field(64, description="samples a step")
     seeds: Count = Field(3, description="trainings per row")
     checkpoints: Count = Field(5, description="times that a training looks at the validation split")
-    rows: tuple[RowName, ...] = Field(
+    rows: tuple[Annotated[StrictStr, one_of(ROWS)], ...] = Field(
         ("distilled", "initial", "random", "herding", "k_center", "full"),
         description="rows of the table; of the selection methods the best on validation is shown",
     )

@@ -48,18 +48,18 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class RoundInputs:
     """What a round reads and never changes.
 
     ``windows`` of the segments up to this one; ``earlier`` float32 (K, n, C, H, W): all classes' pixels of the frozen
-    segments (n may be 0); ``beside`` float32 (K, m, C, H, W): this segment as it stood before the round, for the walks
+    segments (n may be 0); ``current`` float32 (K, m, C, H, W): this segment as it stood before the round, for the walks
     that train on the synthetic set; ``experts``: trajectories (E+1, P); ``probes``: parameters (P,).
     """
 
     blocks: Blocks
     windows: Windows
     earlier: NDArray[np.float32]
-    beside: NDArray[np.float32]
+    current: NDArray[np.float32]
     experts: Sequence[NDArray[np.float32]]
     probes: Sequence[NDArray[np.float32]]
 
@@ -114,7 +114,7 @@ def distil_round(
     matching: Matching,
     config: RunConfig,
     where: Assignment,
-    around: Surroundings,
+    inputs: RoundInputs,
     pixels: NDArray[np.float32],
     velocity: NDArray[np.float32],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], list[float]]:
@@ -123,7 +123,7 @@ def distil_round(
     Returns both anew, and the mean matching distance at each network state; a distance that is not finite ends the
     round at once and stands last in the list.
     """
-    loop = _Loop(matching, config, where, around, pixels, velocity)
+    loop = _Loop(matching, config, where, inputs, pixels, velocity)
     distances: list[float] = []
     for outer in range(config.matcher.networks):
         distances.append(loop.match_at_one_network(outer))
@@ -140,11 +140,11 @@ class _Loop:
         matching: Matching,
         config: RunConfig,
         where: Assignment,
-        around: Surroundings,
+        inputs: RoundInputs,
         pixels: NDArray[np.float32],
         velocity: NDArray[np.float32],
     ) -> None:
-        self.matching, self.config, self.where, self.around = matching, config, where, around
+        self.matching, self.config, self.where, self.inputs = matching, config, where, inputs
         self.network = matching.network
         self.pixels = torch.tensor(pixels, device=self.network.device)
         self.velocity = torch.tensor(velocity, device=self.network.device)
@@ -197,14 +197,14 @@ class _Loop:
 
     def _start(self, outer: int, generator: torch.Generator) -> Tensor:
         """A probe with probability probe_share; else a perturbed expert snapshot, or a fresh initialisation."""
-        matcher, around = self.config.matcher, self.around
+        matcher, inputs = self.config.matcher, self.inputs
         choice, who, when = torch.rand(3, generator=generator).tolist()
         if choice < matcher.probe_share:
-            return torch.tensor(around.probes[int(who * len(around.probes))], device=self.network.device)
+            return torch.tensor(inputs.probes[int(who * len(inputs.probes))], device=self.network.device)
         if self.config.states != "experts":
             return self.network.initial(generator)
         first, last = self.config.snapshots_of(self.where.segment)
-        snapshot = around.experts[int(who * len(around.experts))][first + int(when * (last - first))]
+        snapshot = inputs.experts[int(who * len(inputs.experts))][first + int(when * (last - first))]
         flat = torch.tensor(snapshot, device=self.network.device)
         return perturb(flat, self.network.layout, matcher.perturb, generator)
 
@@ -213,9 +213,9 @@ class _Loop:
         matcher = self.config.matcher
         recipe = INNER.model_copy(update={"lr": matcher.inner_lr})
         if self.config.states == "real":
-            count = min(matcher.inner_samples, len(self.around.blocks))
-            chosen = torch.randperm(len(self.around.blocks), generator=generator)[:count].numpy()
-            samples = RealSamples(self.network, self.around.blocks, chosen)
+            count = min(matcher.inner_samples, len(self.inputs.blocks))
+            chosen = torch.randperm(len(self.inputs.blocks), generator=generator)[:count].numpy()
+            samples = RealSamples(self.network, self.inputs.blocks, chosen)
             steps = max(1, count // min(recipe.batch, count))
             trained = train(self.network, samples, recipe, steps=steps, generator=generator, flat=flat)
         else:
@@ -232,9 +232,9 @@ class _Loop:
 
     def _whole_set(self) -> NDArray[np.float32]:
         """All classes' pixels (K, n+m, C, H, W): frozen segments, this one as it stood, and this group as it stands."""
-        beside = self.around.beside.copy()
-        beside[list(self.where.classes)] = self.pixels.clamp(0, 1).cpu().numpy()
-        return np.concatenate([self.around.earlier, beside], axis=1)
+        current = self.inputs.current.copy()
+        current[list(self.where.classes)] = self.pixels.clamp(0, 1).cpu().numpy()
+        return np.concatenate([self.inputs.earlier, current], axis=1)
 
     # --- some classes at one state -------------------------------------------------------------------------------
 
@@ -245,7 +245,7 @@ class _Loop:
         """
         if not self.is_residual:
             return None, self.matching.nothing(flat)
-        stored = self.around.earlier[[self.where.classes[place] for place in places]]
+        stored = self.inputs.earlier[[self.where.classes[place] for place in places]]
         chosen = torch.randperm(stored.shape[1], generator=generator)[: self.slots].sort().values
         draws = draw(1, generator).to(self.network.device)
         pixels = torch.from_numpy(stored[:, chosen.numpy()]).to(self.network.device)
@@ -261,7 +261,7 @@ class _Loop:
         if slots > self.slots:
             chosen = torch.randperm(slots, generator=generator)[: self.slots].sort().values
         chosen_real = [self._real_batch(self.where.classes[place], generator) for place in places]
-        images = torch.stack([self.around.blocks.take_to(self.network.device, batch) for batch in chosen_real])
+        images = torch.stack([self.inputs.blocks.take_to(self.network.device, batch) for batch in chosen_real])
         draws, earlier = anchor
         if draws is None:
             draws = draw(1, generator).to(self.network.device)
@@ -287,13 +287,13 @@ class _Loop:
 
     def _real_batch(self, label: int, generator: torch.Generator) -> NDArray[np.int64]:
         """Global indices (batch_real,) of one class from the window, or in equal parts from all windows so far."""
-        windows = self.around.windows[: self.where.segment + 1] if self.is_residual else self.around.windows[-1:]
+        windows = self.inputs.windows[: self.where.segment + 1] if self.is_residual else self.inputs.windows[-1:]
         total, parts = self.config.matcher.batch_real, len(windows)
         picked = []
         for place, window in enumerate(windows):
             count = total * (place + 1) // parts - total * place // parts
             picked.append(_draw_from(window[label], count, generator))
-        first = int(self.around.blocks.starts[label])
+        first = int(self.inputs.blocks.starts[label])
         return np.concatenate(picked) + first
 
     def _label(self, places: list[int]) -> Tensor:

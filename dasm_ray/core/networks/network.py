@@ -15,8 +15,9 @@ from torch.func import functional_call, grad, grad_and_value
 from dasm_ray.config.keys import Model
 from dasm_ray.core.augment import augment, cutmix
 from dasm_ray.core.networks.compiled import maybe_compiled
-from dasm_ray.core.networks.convnet import Norm, batch_moments, build
+from dasm_ray.core.networks.convnet import Norm, batch_moments
 from dasm_ray.core.networks.params import Layout, apply, initial
+from dasm_ray.core.networks.zoo import build
 from dasm_ray.core.whiten import Whitening
 
 WORTH_COMPILING = 1 << 14
