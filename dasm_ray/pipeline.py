@@ -31,7 +31,7 @@ from dasm_ray.runtime.pool import Task, fetch
 from dasm_ray.runtime.progress import Progress, clock_text
 from dasm_ray.runtime.session import Session
 from dasm_ray.store.artifact import Artifact, digest, read_artifact, write_artifact
-from dasm_ray.store.findings import claim_comparison, claimed_sweep, find, trial_place
+from dasm_ray.store.findings import claimed_comparison, claimed_sweep, find, trial_place
 from dasm_ray.store.place import Place
 from dasm_ray.store.rundir import RunDir
 from dasm_ray.studies.cells import Accuracies
@@ -76,7 +76,7 @@ class Swept:
 # --- the commands ------------------------------------------------------------------------------------------------
 
 
-def distill(config: RunConfig, run: str | None = None) -> Result:
+def distill(config: RunConfig, run: str | Place | None = None) -> Result:
     """Distils the real set of ``config`` into RUN/synthetic and evaluates it. ``run``: a folder or URI, or runs/NAME.
 
     Raises a DasmError; an interrupted run goes on when it is called again.
@@ -189,14 +189,13 @@ def compare(
     """
     plan = Plan(ipcs, selections, labels, networks)
     check(configs, plan)
-    place = Place(run or "runs/comparison")
-    claim_comparison(place)
-    with connected(configs[0], place) as here:
-        rows = Comparison(here, configs, plan).rows()
-    title = f"{configs[0].data.name}; {configs[0].evaluate.seeds} seeds"
-    (place / "table.md").write_text(markdown(rows, title))
-    (place / "table.json").write_json(as_json(rows, title))
-    return Table(place, rows, title)
+    with claimed_comparison(Place(run or "runs/comparison")) as place:
+        with connected(configs[0], place) as here:
+            rows = Comparison(here, configs, plan).rows()
+        title = f"{configs[0].data.name}; {configs[0].evaluate.seeds} seeds"
+        (place / "table.md").write_text(markdown(rows, title))
+        (place / "table.json").write_json(as_json(rows, title))
+        return Table(place, rows, title)
 
 
 def sweep(plan: Sweep, run: str | None = None, *, resume: bool = False) -> Swept:
@@ -207,8 +206,8 @@ def sweep(plan: Sweep, run: str | None = None, *, resume: bool = False) -> Swept
     """
     from dasm_ray.studies import trials as stage
 
-    place = Place(run or f"runs/{plan.name}")
-    with claimed_sweep(place, plan.definition, resume=resume), contextlib.ExitStack() as opened_here:
+    folder = Place(run or f"runs/{plan.name}")
+    with claimed_sweep(folder, plan.definition, resume=resume) as place, contextlib.ExitStack() as opened_here:
         if any(not find(place, trial.number).is_over for trial in plan.trials):
             with Progress() as progress:
                 session = opened_here.enter_context(Session.open(plan.trials[0].config.runtime, progress.note))
@@ -222,7 +221,7 @@ def sweep(plan: Sweep, run: str | None = None, *, resume: bool = False) -> Swept
             raise RunFailure(f"{place}: no trial could be finished; {place / 'table.md'} says why")
         config = stage.config_in(place, plan.trials[best.trial])
         everyone = config.model_copy(update={"runtime": config.runtime.model_copy(update={"workers": None})})
-        return Swept(place, lines, title, distill(everyone, str(trial_place(place, best.trial))))
+        return Swept(place, lines, title, distill(everyone, trial_place(place, best.trial)))
 
 
 def relabel(path: str, to: str, overrides: Iterable[str] = ()) -> tuple[Place, str]:
@@ -373,7 +372,7 @@ def _title(config: RunConfig) -> str:
     )
 
 
-def _finished(uri: str, config: RunConfig) -> Result | None:
+def _finished(uri: str | Place, config: RunConfig) -> Result | None:
     """The result of a run that has ended already, without starting anything."""
     place = Place(uri)
     table = place / "report" / "table.json"

@@ -75,23 +75,21 @@ class Given:
 
 
 @contextlib.contextmanager
-def opened(config: RunConfig, uri: str, given: Given | None = None, patience: float = 0) -> Iterator[Here]:
+def opened(config: RunConfig, uri: str | Place, given: Given | None = None, patience: float = 0) -> Iterator[Here]:
     """The run directory under lock (waited for up to ``patience`` seconds), a session, the real data and workers.
 
     A directory made for a run that cannot be meant is taken away again, so that the mended run can have its name.
     """
-    is_new, was_begun = not Place(uri).exists(), False
-    try:
-        with (
-            RunDir.open(uri, config, patience) as record,
-            connected(config, record.place, record.event, given) as here,
-        ):
-            was_begun = True
-            yield here
-    except UserError:
-        if is_new and not was_begun and Place(uri).exists():
-            Place(uri).delete()
-        raise
+    was_begun = False
+    with RunDir.open(uri, config, patience) as record:
+        try:
+            with connected(config, record.place, record.event, given) as here:
+                was_begun = True
+                yield here
+        except UserError:
+            if not was_begun:
+                record.discard()
+            raise
 
 
 @contextlib.contextmanager

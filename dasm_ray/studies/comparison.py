@@ -113,7 +113,7 @@ class Comparison:
         self._networks = plan.networks or (self.config.network_name,)
         sizes = plan.ipcs or (self.config.synthetic.ipc,)
         # Experts that recipes have in common are trained once.
-        cache = str(here.place / "experts")
+        cache = (here.place / "experts").uri
         self._recipes = {ipc: [_with_cache(at_size(config, ipc), cache) for config in configs] for ipc in sizes}
         self._here = self._of(self._recipes[sizes[0]][0], here.place, here)
         self._under = {name: self.config.under(name) for name in self._networks}
@@ -164,7 +164,7 @@ class Comparison:
 
     def _distilled(self, config: RunConfig) -> tuple[Images, int]:
         """The set of a recipe, distilled in a run of its own, and its factor."""
-        with RunDir.open(str(self._here.place / "sets" / f"{config.name}_ipc{config.synthetic.ipc}"), config) as record:
+        with RunDir.open(self._here.place / "sets" / f"{config.name}_ipc{config.synthetic.ipc}", config) as record:
             place = record.place / "synthetic"
             if not (place / "dataset.json").exists():
                 there = self._of(config, record.place, self._here)

@@ -13,7 +13,7 @@ from dasm_ray.store.findings import (
     TRAINING_COLUMNS,
     TRIAL_COLUMNS,
     Finding,
-    claim_comparison,
+    claimed_comparison,
     claimed_sweep,
     find,
     keep,
@@ -140,11 +140,13 @@ def test_a_missing_column_is_null_and_an_odd_value_is_refused(tmp_path: Path) ->
 
 def test_a_folder_is_claimed_once_and_never_from_somebody_else(tmp_path: Path) -> None:
     place = Place(tmp_path / "mine")
-    claim_comparison(place)
-    write_trainings(place / "table.parquet", [ROW])
-    claim_comparison(place)
+    with claimed_comparison(place) as held:
+        write_trainings(held / "table.parquet", [ROW])
+    with claimed_comparison(place):
+        assert read_trainings(place / "table.parquet") == [ROW]
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "holiday.txt").write_text("mine")
-    with pytest.raises(RunDirError, match=r"photos holds holiday.txt and no comparison.json"):
-        claim_comparison(Place(tmp_path / "photos"))
+    with pytest.raises(RunDirError, match=r"photos holds holiday.txt and no comparison.json"), \
+            claimed_comparison(Place(tmp_path / "photos")):  # fmt: skip
+        raise AssertionError("claimed")
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["holiday.txt"]

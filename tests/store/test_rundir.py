@@ -1,6 +1,5 @@
 """Places and run directories: whole files or none, one driver and one configuration per folder."""
 
-import json
 import subprocess
 import sys
 import threading
@@ -13,6 +12,7 @@ import yaml
 from dasm_ray.config.digests import digest_of, what
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.errors import RunDirError
+from dasm_ray.store.events import read_events
 from dasm_ray.store.rundir import RunDir
 
 
@@ -129,7 +129,7 @@ def test_a_directory_in_use_is_waited_for(tmp_path):
     leaving = threading.Timer(0.5, first.close)
     leaving.start()
     with RunDir.open(tmp_path / "run", config_of(), patience=60):
-        assert first._lock is None, "two drivers in one directory"
+        assert first._claim is None, "two drivers in one directory"
     leaving.join()
 
 
@@ -161,7 +161,7 @@ def test_events_are_lines_in_order_and_survive_a_second_run(place):
         run.event(kind="loss", value=np.float32(0.5), several=np.arange(2), where=Path("x"))
     with RunDir.open(str(place), config_of()) as run:
         run.event(kind="again")
-    events = [json.loads(line) for line in (place / "events.jsonl").read_text().splitlines()]
+    events = list(read_events(place))
     assert [event["kind"] for event in events] == ["start", "loss", "again"]
     assert events[1]["value"] == 0.5
     assert events[1]["several"] == [0, 1]
