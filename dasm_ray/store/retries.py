@@ -48,12 +48,15 @@ PASSING = re.compile(
     r"HTTP status (408|429|5\d\d)|\b(408|429|5\d\d) (client|server) error|curlCode|"
     r"\b(SLOW_?DOWN|THROTTL\w*|SERVICE_?UNAVAILABLE|INTERNAL_?(FAILURE|ERROR)|REQUEST_?TIMEOUT|NETWORK_CONNECTION|"
     r"UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED)\b|"
-    r"timed?[ -]?out|connection (was |has been )?(reset|refused|aborted|closed|lost)|"
+    r"\b(timed[ -]out|timeout)\b|connection (was |has been )?(reset|refused|aborted|closed|lost)|"
     r"(could not|couldn't|cannot|failed to) (connect|resolve)|temporary failure|temporarily unavailable|"
     r"too many requests|bad gateway|service unavailable|server disconnected",
     re.IGNORECASE,
 )
 """How storage services, and those who ask them, say that they cannot just now."""
+
+QUOTED = re.compile(r"'[^']*'")
+"""Names of files in what they say, which may hold any word."""
 
 PASSING_KINDS = {"ConnectionError", "TimeoutError", "Timeout", "TransportError", "ClientConnectionError"}
 """Names of error classes that mean the same, in the standard library and in the clients that fsspec uses."""
@@ -63,7 +66,9 @@ def may_pass(error: BaseException) -> bool:
     """Whether the fault is one of a connection or of a busy service, which may pass by itself."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     return (
-        getattr(error, "errno", None) in NETWORK or bool(kinds & PASSING_KINDS) or bool(PASSING.search(str(error)))
+        getattr(error, "errno", None) in NETWORK
+        or bool(kinds & PASSING_KINDS)
+        or bool(PASSING.search(QUOTED.sub("", str(error))))
     ) and not isinstance(error, FileNotFoundError | FileExistsError | PermissionError | NotADirectoryError)
 
 
