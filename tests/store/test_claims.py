@@ -258,7 +258,7 @@ def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
     code = (
         "import sys, time\n"
         "from dasm_ray.store import claims, place\n"
-        "claims.take(place.Place(sys.argv[1]))\n"
+        "claim = claims.take(place.Place(sys.argv[1]))\n"
         "print('taken', flush=True)\n"
         "time.sleep(60)\n"
     )
