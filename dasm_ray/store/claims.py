@@ -60,7 +60,12 @@ class Claim:
         self._lock: filelock.BaseFileLock | None = None
         self._done = threading.Event()
         self._renewing: threading.Thread | None = None
-        self._says = {"host": socket.gethostname(), "pid": os.getpid(), "begun": _now(), "entered": False}
+        self._says: dict[str, Any] = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "begun": _now(),
+            "entered": False,
+        }
 
     def hold(self, lock: filelock.BaseFileLock) -> None:
         """The folder is taken by this lock. What others claim is left over from drivers that are no more."""
@@ -119,6 +124,14 @@ class Claim:
                 if not (self._bare / self.name).exists():
                     return  # taken over, or removed with its folder: never made anew
                 self.write()
+                if self._is_overtaken():  # at the very moment between the look and the write
+                    self.withdraw()
+                    return
+
+    def _is_overtaken(self) -> bool:
+        """Whether a driver that came later has entered: it found this one's claim stale."""
+        others = (_read(self._bare, name) for name in _others(self, self._bare))
+        return any(said.get("entered") and str(said.get("begun")) > self._says["begun"] for said in others)
 
 
 def take(place: Place, patience: float = 0) -> Claim:

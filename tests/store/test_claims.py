@@ -158,6 +158,22 @@ def test_a_claim_that_is_gone_is_not_written_anew(tmp_path: Path, monkeypatch) -
     assert not (tmp_path / "folder").exists()
 
 
+def test_a_driver_that_wakes_up_after_it_was_taken_for_dead_gives_way(tmp_path: Path, monkeypatch) -> None:
+    """It renews its claim at the very moment when the other one removes it."""
+    monkeypatch.setattr(claims, "_locked", lambda place, until: None)
+    monkeypatch.setattr(claims, "RENEW_SECONDS", 0.05)
+    old = take(Place(tmp_path))
+    later = tmp_path / f".claim-{'f' * 32}.json"
+    later.write_text(json.dumps({"entered": True, "begun": "2999-01-01T00:00:00+00:00"}))
+    deadline = time.monotonic() + 10
+    while (tmp_path / old.name).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    with pytest.raises(StorageError, match="another driver has taken it"):
+        (old.place / "f").write_text("x")
+    old.release()
+    assert os.listdir(tmp_path) == [later.name]
+
+
 def test_of_two_that_see_each_other_the_smaller_name_goes_first(tmp_path: Path, monkeypatch) -> None:
     """Neither has entered yet. The smaller waits until the other has given way; the larger gives way."""
     monkeypatch.setattr(claims, "_locked", lambda place, until: None)
