@@ -33,7 +33,7 @@ from dasm_ray.runtime.progress import Progress, clock_text
 from dasm_ray.runtime.session import Session
 from dasm_ray.runtime.worker import Worker
 from dasm_ray.store.artifact import digest, read_artifact, write_artifact
-from dasm_ray.store.findings import claim_comparison, claimed_sweep, find, trial_place
+from dasm_ray.store.findings import claimed_comparison, claimed_sweep, find, trial_place
 from dasm_ray.store.place import Place
 from dasm_ray.store.rundir import RunDir
 from dasm_ray.studies import incremental
@@ -76,7 +76,7 @@ class Swept:
 # --- the commands ------------------------------------------------------------------------------------------------
 
 
-def distill(config: RunConfig, run: str | None = None) -> Result:
+def distill(config: RunConfig, run: str | Place | None = None) -> Result:
     """Distils the real set of ``config`` into RUN/synthetic and evaluates it. ``run``: a folder or URI, or runs/NAME.
 
     Raises a DasmError; an interrupted run goes on when it is called again.
@@ -190,14 +190,13 @@ def compare(
     """
     plan = Plan(ipcs, selections, labels, networks)
     check(configs, plan)
-    place = Place(run or "runs/comparison")
-    claim_comparison(place)
-    with connected(configs[0], place) as open_run:
-        rows = Comparison(open_run, configs, plan).rows()
-    title = f"{configs[0].data.name}; {configs[0].evaluate.seeds} seeds"
-    (place / "table.md").write_text(markdown(rows, title))
-    (place / "table.json").write_json(as_json(rows, title))
-    return Table(place, rows, title)
+    with claimed_comparison(Place(run or "runs/comparison")) as place:
+        with connected(configs[0], place) as open_run:
+            rows = Comparison(open_run, configs, plan).rows()
+        title = f"{configs[0].data.name}; {configs[0].evaluate.seeds} seeds"
+        (place / "table.md").write_text(markdown(rows, title))
+        (place / "table.json").write_json(as_json(rows, title))
+        return Table(place, rows, title)
 
 
 def sweep(plan: Sweep, run: str | None = None, *, resume: bool = False) -> Swept:
@@ -208,8 +207,8 @@ def sweep(plan: Sweep, run: str | None = None, *, resume: bool = False) -> Swept
     """
     from dasm_ray.studies import trials  # Tune is needed by nothing else
 
-    place = Place(run or f"runs/{plan.name}")
-    with claimed_sweep(place, plan.definition, resume=resume), contextlib.ExitStack() as own:
+    folder = Place(run or f"runs/{plan.name}")
+    with claimed_sweep(folder, plan.definition, resume=resume) as place, contextlib.ExitStack() as own:
         if any(not find(place, trial.number).is_over for trial in plan.trials):
             with Progress() as progress:
                 session = own.enter_context(Session.open(plan.trials[0].config.runtime, progress.note))
@@ -223,7 +222,7 @@ def sweep(plan: Sweep, run: str | None = None, *, resume: bool = False) -> Swept
             raise RunFailure(f"{place}: no trial could be finished; {place / 'table.md'} says why")
         config = trials.config_in(place, plan.trials[best.trial])
         everyone = config.model_copy(update={"runtime": config.runtime.model_copy(update={"workers": None})})
-        return Swept(place, lines, title, distill(everyone, str(trial_place(place, best.trial))))
+        return Swept(place, lines, title, distill(everyone, trial_place(place, best.trial)))
 
 
 def relabel(path: str, to: str, overrides: Iterable[str] = ()) -> tuple[Place, str]:
@@ -259,7 +258,8 @@ def evaluate(path: str, overrides: Iterable[str] = ()) -> Result:
     place, changes = Place(path), list(overrides)
     if (place / "dataset.json").exists():
         return _evaluate_artifact(path, changes)
-    config = changed(RunDir.read(path).config, changes)
+    record = RunDir.read(path)
+    config, place = changed(record.config, changes), record.place
     stamp = digest(read_artifact(place / "synthetic"))
     with connected(config, place) as run:
         experts = train_experts(run)
@@ -328,7 +328,7 @@ def _title(config: RunConfig) -> str:
     )
 
 
-def _finished(uri: str, config: RunConfig) -> Result | None:
+def _finished(uri: str | Place, config: RunConfig) -> Result | None:
     """The result of a run that has ended already, without starting anything."""
     place = Place(uri)
     table = place / "report" / "table.json"

@@ -97,23 +97,21 @@ class Given:
 
 
 @contextlib.contextmanager
-def opened(config: RunConfig, uri: str, given: Given | None = None, patience: float = 0) -> Iterator[Run]:
+def opened(config: RunConfig, uri: str | Place, given: Given | None = None, patience: float = 0) -> Iterator[Run]:
     """The run directory under lock (waited for up to ``patience`` seconds), a session, the real data and workers.
 
     A directory made for a run that cannot be begun is taken away again, so that the mended run can have its name.
     """
-    is_new, has_begun = not Place(uri).exists(), False
-    try:
-        with (
-            RunDir.open(uri, config, patience) as record,
-            connected(config, record.place, record.event, given) as run,
-        ):
-            has_begun = True
-            yield run
-    except UserError:
-        if is_new and not has_begun and Place(uri).exists():
-            Place(uri).delete()
-        raise
+    has_begun = False
+    with RunDir.open(uri, config, patience) as record:
+        try:
+            with connected(config, record.place, record.event, given) as run:
+                has_begun = True
+                yield run
+        except UserError:
+            if not has_begun:
+                record.discard()
+            raise
 
 
 @contextlib.contextmanager

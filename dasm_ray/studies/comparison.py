@@ -110,7 +110,7 @@ class Comparison:
         self._networks = plan.networks or (self.config.network_name,)
         sizes = plan.ipcs or (self.config.synthetic.ipc,)
         # Experts that recipes have in common are trained once.
-        cache = str(run.place / "experts")
+        cache = (run.place / "experts").uri
         self._recipes = {ipc: [_with_cache(at_size(config, ipc), cache) for config in configs] for ipc in sizes}
         # Whitening follows from what recipes agree on, so the run's holds for all of them.
         self._run = replace(run, config=self._recipes[sizes[0]][0])
@@ -160,7 +160,7 @@ class Comparison:
 
     def _distilled(self, config: RunConfig) -> tuple[Images, int]:
         """The set of a recipe, distilled in a run of its own, and its factor."""
-        with RunDir.open(str(self._run.place / "sets" / f"{config.name}_ipc{config.synthetic.ipc}"), config) as record:
+        with RunDir.open(self._run.place / "sets" / f"{config.name}_ipc{config.synthetic.ipc}", config) as record:
             place = record.place / "synthetic"
             if not (place / "dataset.json").exists():
                 of_its_own = replace(self._run, config=config, place=record.place)

@@ -61,7 +61,7 @@ def run_all_trials(sweep: Sweep, place: Place, session: Session) -> None:
 def config_in(place: Place, trial: Trial) -> RunConfig:
     """A trial's configuration as it is run: its experts are the sweep's, at an absolute place."""
     own = trial.config.experts.cache
-    experts = trial.config.experts.model_copy(update={"cache": str(Place(own) if own else place / "experts")})
+    experts = trial.config.experts.model_copy(update={"cache": (Place(own) if own else place / "experts").uri})
     name = f"{trial.config.name}_{trial.number:03d}"  # tells the trials' metrics apart
     return trial.config.model_copy(update={"name": name, "experts": experts})
 
@@ -200,7 +200,7 @@ def run_trial(number: int, sweeping: Sweeping, report: Report) -> None:
 
     given = Given(sweeping.session, sweeping.real[_data_key(config)])
     try:
-        with opened(config, str(trial_place(place, number)), given, PATIENCE) as run:
+        with opened(config, trial_place(place, number), given, PATIENCE) as run:
             distil(run, train_experts(run), lambda frozen: after_each(run, frozen))
     except (ConfigError, NonFinite) as error:
         keep(place, number, replace(found, failed=str(error)))
