@@ -24,7 +24,8 @@ from dasm_ray.config.keys import Data
 from dasm_ray.errors import SessionError, TaskLost
 from dasm_ray.runtime.pool import ObjectRef, failure_of, loss_of
 from dasm_ray.runtime.progress import Progress
-from dasm_ray.store.datasets import Shard, Source, check_counts, decode, digest_block, open_source, split_of
+from dasm_ray.store.datasets.catalogue import open_source, rows_of
+from dasm_ray.store.datasets.shards import Shard, Source, check_counts, decode, digest_block, split_of
 
 SPLITS = ("train", "val", "test")
 
@@ -98,7 +99,7 @@ class _Chunk:
 @ray.remote(num_cpus=1, num_returns=2, scheduling_strategy="SPREAD")
 def _decode(shard: Shard, data: Data, has_test: bool) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """Counts (3, K) and images (n, C, H, W) of a shard, sorted by split and class, else in their order."""
-    found = decode(shard, data)
+    found = decode(shard, rows_of(shard), data)
     names = split_of(found.keys, has_test, data) if shard.split == "train" else np.full(len(shard), "test")
     cells = np.array([SPLITS.index(name) for name in names], dtype=np.int64) * shard.classes + found.labels
     counts = np.bincount(cells, minlength=len(SPLITS) * shard.classes).reshape(len(SPLITS), shard.classes)

@@ -19,8 +19,9 @@ from dasm_ray.errors import DataError, SessionError
 from dasm_ray.runtime import decoding as real_module
 from dasm_ray.runtime.decoding import SPLITS, RealRefs, load_real
 from dasm_ray.runtime.progress import Progress
-from dasm_ray.store import datasets
-from dasm_ray.store.datasets import Source, decode, open_source, split_of
+from dasm_ray.store.datasets import folders
+from dasm_ray.store.datasets.catalogue import open_source, rows_of
+from dasm_ray.store.datasets.shards import Source, decode, split_of
 
 
 def load(data: Data) -> tuple[RealRefs, list[str]]:
@@ -38,7 +39,7 @@ def one_by_one(data: Data) -> dict[str, list[list[np.ndarray]]]:
     lists: dict[str, list[list[np.ndarray]]] = {split: [[] for _ in source.class_names] for split in SPLITS}
     for split, shards in source.shards.items():
         for shard in shards:
-            found = decode(shard, data)
+            found = decode(shard, rows_of(shard), data)
             names = split_of(found.keys, source.has_test, data) if split == "train" else ["test"] * len(shard)
             for image, label, name in zip(found.images, found.labels, names, strict=True):
                 lists[name][label].append(image)
@@ -145,7 +146,7 @@ def test_colour_folders_keep_their_channels(ray_session: object, tmp_path: Path)
 def test_a_corrupt_image_stops_the_loading_and_leaves_nothing_behind(
     ray_session: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(datasets, "SHARD_ROWS", 4)  # 15 shards: some done, some under way, some never sent
+    monkeypatch.setattr(folders, "SHARD_ROWS", 4)  # 15 shards: some done, some under way, some never sent
     write_folder(tmp_path / "set", last=b"no image")
     before = references()
     with pytest.raises(DataError, match=r"class2/19\.png") as caught:
