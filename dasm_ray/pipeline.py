@@ -25,12 +25,15 @@ from dasm_ray.method.run import Here, check_against_data, connected, opened, run
 from dasm_ray.method.scores import StaticScores, scores_before
 from dasm_ray.method.sets import Images, artifact_of, flattened, training_on
 from dasm_ray.report import standings as trials
+from dasm_ray.report.page import draw_rows
 from dasm_ray.report.standings import Line
 from dasm_ray.report.table import Row, as_json, markdown
+from dasm_ray.runtime.opening import open_checked
 from dasm_ray.runtime.pool import Task, fetch
 from dasm_ray.runtime.progress import Progress, clock_text
 from dasm_ray.runtime.session import Session
 from dasm_ray.store.artifact import Artifact, digest, read_artifact, write_artifact
+from dasm_ray.store.datasets.catalogue import first_pictures
 from dasm_ray.store.findings import claim_comparison, claimed_sweep, find, trial_place
 from dasm_ray.store.place import Place
 from dasm_ray.store.rundir import RunDir
@@ -93,6 +96,17 @@ def distill(config: RunConfig, run: str | None = None) -> Result:
         stamp = write_artifact(here.place / "synthetic", artifact)
         sets = {"distilled": flattened(segments), "initial": flattened(initial)}
         return _reported(here, evaluate_rows(here, sets, config.synthetic.factor, trained, stamp), stamp)
+
+
+def describe_data(config: RunConfig, png: str | None = None) -> list[str]:
+    """What the real images of ``config`` are, a few lines; ``png``: where to draw the first ones of each class.
+
+    Decodes hardly any, and starts nothing. Raises a DataError for a set that cannot be used.
+    """
+    source = open_checked(config)
+    if png is not None:
+        Place(png).write_bytes(draw_rows(first_pictures(source, config.data)))
+    return source.found.lines()
 
 
 def experts(config: RunConfig, run: str | None = None) -> list[str]:

@@ -87,6 +87,10 @@ class Place:
         """Sorted names of what the folder holds, temporary files left out; empty where there is no folder."""
         return [path for path, _ in self._listing(recursive=False)]
 
+    def children(self) -> list[tuple[str, bool]]:
+        """The same names, each with whether it is a folder."""
+        return self._listing(recursive=False)
+
     def walk(self) -> tuple[list[str], list[str]]:
         """Sorted paths, relative to here, of all folders and of all files below this folder."""
         below = self._listing(recursive=True)

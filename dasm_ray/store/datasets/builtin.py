@@ -6,7 +6,6 @@ What must stay true: torchvision opens an archive that is a pickle only under th
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import socket
 import warnings
@@ -18,8 +17,11 @@ import numpy as np
 
 from dasm_ray.config.keys import Data
 from dasm_ray.errors import DataError
-from dasm_ray.store.datasets.parquet import open_parquet, parquet_files
-from dasm_ray.store.datasets.shards import ARRAY_ROWS, Rows, Shard, Source, cut, first_line
+from dasm_ray.store.datasets.found import Found, SplitFound
+from dasm_ray.store.datasets.parquet import parquet_files, source_of
+from dasm_ray.store.datasets.pixels import first_line
+from dasm_ray.store.datasets.shards import ARRAY_ROWS, Rows, Shard, Source, check_counts, cut_rows
+from dasm_ray.store.datasets.splits import cut_of
 from dasm_ray.store.place import Place
 
 CACHE = "~/.cache/dasm_ray/data"
@@ -30,11 +32,28 @@ DOWNLOAD_SECONDS = 30.0
 DIGITS = tuple("0123456789")
 
 
-def open_digits(_: Data) -> Source:
-    return Source("digits", DIGITS, {"train": cut("digits", "train", "scikit-learn digits", 1797, 10, ARRAY_ROWS)})
+def open_digits(data: Data) -> Source:
+    """The 1797 scans that come with scikit-learn."""
+    from sklearn.datasets import load_digits
+
+    labels = {"train": load_digits().target}
+    return _source(data, "built in", "scikit-learn digits", DIGITS, labels)
+
+
+def _source(data: Data, form: str, path: str, class_names: tuple[str, ...], labels: Mapping[str, np.ndarray]) -> Source:
+    """A set of arrays, by the labels (n,) of each split."""
+    classes = len(class_names)
+    splits = []
+    for split, of_split in labels.items():
+        per_class = np.bincount(of_split, minlength=classes)
+        splits.append(SplitFound(split, split, "", tuple(map(int, per_class))))
+    shards = {split: cut_rows(data.name, split, path, len(of), classes, ARRAY_ROWS) for split, of in labels.items()}
+    found = Found(data.name, form, class_names, tuple(splits), cut=cut_of(labels, data))
+    return Source(data.name, class_names, shards, found)
 
 
 def read_digits(shard: Shard) -> Rows:
+    """Its scans as grey images."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
@@ -47,6 +66,7 @@ class Torchvision:
     """How to reach a set of torchvision: its class there, the argument for each split, and its arrays."""
 
     title: str
+    files: str  # what lies in its root once it is there
     splits: Mapping[str, Mapping[str, Any]]
     pixels: Callable[[Any], Any]  # (n, H, W) or (n, H, W, 3) uint8
     labels: Callable[[Any], Any]
@@ -57,27 +77,38 @@ _TRAIN = {"train": {"train": True}, "test": {"train": False}}
 _SPLIT = {"train": {"split": "train"}, "test": {"split": "test"}}
 
 TORCHVISION = {
-    "mnist": Torchvision("MNIST", _TRAIN, lambda d: d.data, lambda d: d.targets, lambda d: DIGITS),
-    "fashion_mnist": Torchvision("FashionMNIST", _TRAIN, lambda d: d.data, lambda d: d.targets, lambda d: d.classes),
-    "cifar10": Torchvision("CIFAR10", _TRAIN, lambda d: d.data, lambda d: d.targets, lambda d: d.classes),
-    "cifar100": Torchvision("CIFAR100", _TRAIN, lambda d: d.data, lambda d: d.targets, lambda d: d.classes),
-    "svhn": Torchvision("SVHN", _SPLIT, lambda d: d.data.transpose(0, 2, 3, 1), lambda d: d.labels, lambda d: DIGITS),
+    "mnist": Torchvision("MNIST", "MNIST/raw", _TRAIN, lambda d: d.data, lambda d: d.targets, lambda d: DIGITS),
+    "fashion_mnist": Torchvision(
+        "FashionMNIST", "FashionMNIST/raw", _TRAIN, lambda d: d.data, lambda d: d.targets, lambda d: d.classes
+    ),
+    "cifar10": Torchvision(
+        "CIFAR10", "cifar-10-batches-py", _TRAIN, lambda d: d.data, lambda d: d.targets, lambda d: d.classes
+    ),
+    "cifar100": Torchvision(
+        "CIFAR100", "cifar-100-python", _TRAIN, lambda d: d.data, lambda d: d.targets, lambda d: d.classes
+    ),
+    "svhn": Torchvision(
+        "SVHN", "train_32x32.mat", _SPLIT, lambda d: d.data.transpose(0, 2, 3, 1), lambda d: d.labels, lambda d: DIGITS
+    ),
 }
 
 
 def open_torchvision(name: str, data: Data) -> Source:
     """The set in Parquet under `data.path` if there is some, else in the files of torchvision."""
-    if data.path is not None and parquet_files(Place(data.path)):
-        return dataclasses.replace(open_parquet(data), name=name)
-    root = Place(data.path or CACHE)
-    if root.local is None:
-        raise DataError(f"data.path: {root} holds no Parquet, and the files of torchvision must be local")
-    row, shards = TORCHVISION[name], {}
+    row, place = TORCHVISION[name], Place(data.path or CACHE)
+    files = None if data.path is None else parquet_files(place)
+    if files is not None and (files.is_at_top or not (place / row.files).exists()):
+        return source_of(files, data)
+    if place.local is None:
+        raise DataError(f"data.path: {place} holds no Parquet, and the files of torchvision must be local")
+    labels = {}
     for split in row.splits:
-        found = _load_torchvision(name, split, str(root), data.download)
-        class_names = tuple(row.class_names(found))
-        shards[split] = cut(name, split, str(root), len(row.pixels(found)), len(class_names), ARRAY_ROWS)
-    return Source(name, class_names, shards)
+        found = _load_torchvision(name, split, str(place), data.download)
+        labels[split] = np.asarray(row.labels(found))
+        _check_lengths(str(place), len(row.pixels(found)), len(labels[split]))
+    class_names = tuple(row.class_names(found))
+    check_counts({"train": np.bincount(labels["train"], minlength=len(class_names))}, class_names)
+    return _source(data, "the files of torchvision", str(place), class_names, labels)
 
 
 def _load_torchvision(name: str, split: str, root: str, download: bool) -> Any:
@@ -115,13 +146,18 @@ def _patience(seconds: float) -> Iterator[None]:
 
 
 def read_torchvision(shard: Shard) -> Rows:
+    """Rows of the arrays that torchvision makes of its files."""
     row = TORCHVISION[shard.kind]
     found = _load_torchvision(shard.kind, shard.split, shard.path, download=False)
     yield from _array_rows(shard, np.asarray(row.pixels(found)), np.asarray(row.labels(found)))
 
 
 def _array_rows(shard: Shard, images: np.ndarray, labels: np.ndarray) -> Rows:
-    if len(images) != len(labels):
-        raise DataError(f"{shard.path}: {len(images)} images have {len(labels)} labels; fetch the files again")
+    _check_lengths(shard.path, len(images), len(labels))
     for row in range(shard.first, shard.last):
         yield f"{shard.path}: {shard.split} row {row}", images[row], labels[row]
+
+
+def _check_lengths(path: str, images: int, labels: int) -> None:
+    if images != labels:
+        raise DataError(f"{path}: {images} images have {labels} labels; fetch the files again")

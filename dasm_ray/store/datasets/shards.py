@@ -1,4 +1,4 @@
-"""A set as shards that workers decode, and what every kind of set shares: one image, its label, its content key.
+"""A set as shards that workers decode, and what every kind of set shares: labels, content keys, counts, digests.
 
 What must stay true: no image is dropped or altered in silence. Whatever cannot be decoded, labelled or fitted to the
 shape of the set is a DataError that names its file and row.
@@ -6,17 +6,20 @@ shape of the set is a DataError that names its file and row.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import io
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from dasm_ray.config.keys import Data
 from dasm_ray.errors import DataError, RunDirError
+from dasm_ray.store.datasets.found import Found
+from dasm_ray.store.datasets.pixels import Raw, open_image, to_pixels
+from dasm_ray.store.datasets.splits import CALLED, Cut
 from dasm_ray.store.place import Place
 
 SHARD_ROWS = 2000
@@ -25,7 +28,6 @@ SHARD_ROWS = 2000
 ARRAY_ROWS = 16384
 """The same where the pixels need no decoding, and each shard opens the whole file."""
 
-Raw = bytes | np.ndarray | None  # an encoded image, or pixels (H, W) or (H, W, 3) uint8
 Rows = Iterator[tuple[str, Raw, Any]]  # where it lies (for messages), the image, the label
 
 
@@ -34,7 +36,7 @@ class Shard:
     """What one task decodes: rows [first, last) of a file, or a list of files. Plain values, so it travels anywhere."""
 
     kind: str  # a row of READERS
-    split: str  # "train" or "test", as the set has them
+    split: str  # what it serves as: "train", "val" or "test"
     path: str  # file, or root folder of a torchvision set
     first: int
     last: int
@@ -54,17 +56,31 @@ class Source:
 
     name: str
     class_names: tuple[str, ...]  # in label order
-    shards: Mapping[str, tuple[Shard, ...]]  # "train", and "test" where the set comes with one
+    shards: Mapping[str, tuple[Shard, ...]]  # by what they serve as: "train", and "val" and "test" where there are
+    found: Found
 
     @property
     def has_test(self) -> bool:
-        """Whether the set comes with a test split of its own."""
+        """Whether a split of the set serves as test split, so that none is cut from the training images."""
         return "test" in self.shards
+
+    @property
+    def cut(self) -> Cut:
+        """What is held out from the training images."""
+        return self.found.cut
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of every image."""
         return self.shards["train"][0].shape
+
+    def with_shape(self, shape: tuple[int, int, int]) -> Source:
+        """The same, all images of which come out as (C, H, W)."""
+        shards = {
+            role: tuple(dataclasses.replace(shard, shape=shape) for shard in of_role)
+            for role, of_role in self.shards.items()
+        }
+        return dataclasses.replace(self, shards=shards, found=dataclasses.replace(self.found, shape=shape))
 
 
 @dataclass(frozen=True)
@@ -74,6 +90,8 @@ class Decoded:
     images: np.ndarray  # (n, C, H, W) uint8
     labels: np.ndarray  # (n,) int64
     keys: np.ndarray  # (n,) float64 in [0, 1), a hash of the pixels: what `split_of` cuts
+    done: Counter[str]  # what was done to how many images
+    coloured: int  # images that are not grey in their files
 
 
 def decode(shard: Shard, rows: Rows, data: Data) -> Decoded:
@@ -85,37 +103,55 @@ def decode(shard: Shard, rows: Rows, data: Data) -> Decoded:
     images = np.empty((len(shard), *shard.shape), np.uint8)
     labels = np.empty(len(shard), np.int64)
     keys = np.empty(len(shard), np.float64)
-    row = -1
+    every: Counter[str] = Counter()
+    row, coloured = -1, 0
     try:
         for row, (where, raw, label) in enumerate(rows):
-            images[row] = _pixels(raw, where, shard.shape, data.image_size)
+            opened = open_image(raw, where)
+            images[row], done = to_pixels(opened, where, shard.shape, data)
             labels[row] = _label(label, where, shard.classes)
             keys[row] = _key(images[row])
+            every.update(done)
+            coloured += not opened.is_grey
     except RunDirError as error:
         raise DataError(str(error)) from None
     if row + 1 != len(shard):
         raise DataError(f"{shard.path} changed while it was read; run again")
-    return Decoded(images, labels, keys)
+    return Decoded(images, labels, keys, every, coloured)
 
 
-def split_of(keys: np.ndarray, has_test: bool, data: Data) -> np.ndarray:
+def split_of(keys: np.ndarray, cut: Cut) -> np.ndarray:
     """The split ("train", "val" or "test") of each image that the set itself counts as training data.
 
-    A share `test_share` is the test split where the set has none; `val_share` of the rest is the validation split.
     Equal images have equal keys (n,), so none stands on both sides.
     """
-    test = 0.0 if has_test else data.test_share
-    val = test + data.val_share * (1 - test)
-    return np.where(keys < test, "test", np.where(keys < val, "val", "train"))
+    val = cut.test + cut.val
+    return np.where(keys < cut.test, "test", np.where(keys < val, "val", "train"))
 
 
-def check_counts(counts: np.ndarray, class_names: Sequence[str]) -> None:
-    """DataError naming each class that has no training image; counts is (K,)."""
-    missing = [f"{label} ({name})" for label, name in enumerate(class_names) if counts[label] == 0]
-    if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+def check_counts(counts: Mapping[str, np.ndarray], class_names: Sequence[str]) -> None:
+    """DataError naming each class that has no training image, and where its images went; counts are (K,) by split."""
+    missing = [label for label in range(len(class_names)) if counts["train"][label] == 0]
+    if not missing:
+        return
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    names = ", ".join(f"{label} ({class_names[label]})" for label in missing[:5]) + more
+    held = {split: int(of_split[missing[0]]) for split, of_split in counts.items() if split != "train"}
+    if not sum(held.values()):
+        raise DataError(f"class {names} has no training image; add images of it or take the class out")
+    went = " and ".join(f"{count} to the {CALLED[split]} split" for split, count in held.items() if count)
+    raise DataError(
+        f"class {names} has no training image: of the {sum(held.values())} of class {missing[0]} all were held out, "
+        f"{went}; add images of it, lower data.val_share or data.test_share, or take the class out"
+    )
+
+
+def check_classes(class_names: Sequence[str], where: str) -> None:
+    """DataError for a set of a single class, of which every network is right about everything."""
+    if len(class_names) < 2:
         raise DataError(
-            f"class {', '.join(missing[:5])}{more} has no training image; add images of it or take the class out"
+            f"{where} holds one class only, {class_names[0]}, so there is nothing to tell apart; name the folder that "
+            f"holds a folder or a label for each class"
         )
 
 
@@ -124,41 +160,6 @@ def digest_block(block: np.ndarray) -> str:
     total = hashlib.sha256(str(block.shape).encode())
     total.update(np.ascontiguousarray(block).data)
     return total.hexdigest()
-
-
-# --- one image ---------------------------------------------------------------------------------------------------
-
-
-def open_image(raw: Raw, where: str) -> Image.Image:
-    """The decoded image; DataError if it is none, or has more than 8 bits a channel."""
-    if raw is None:
-        raise DataError(f"{where} holds no image; remove the row or mend it")
-    if isinstance(raw, np.ndarray):
-        return Image.fromarray(raw)
-    try:
-        image = Image.open(io.BytesIO(raw))
-        image.load()
-    except Exception as error:  # Pillow's decoders raise whatever their format makes of odd bytes
-        raise DataError(
-            f"{where} is not an image that can be decoded ({first_line(error)}); mend or remove it"
-        ) from None
-    if image.mode.startswith(("I", "F")):
-        raise DataError(f"{where} has more than 8 bits a channel (mode {image.mode}); save it with 8")
-    return image
-
-
-def _pixels(raw: Raw, where: str, shape: tuple[int, int, int], image_size: int | None) -> np.ndarray:
-    """(C, H, W) uint8 in the shape of the set."""
-    channels, height, width = shape
-    image = open_image(raw, where).convert("L" if channels == 1 else "RGB")
-    if image_size:
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-    elif image.size != (width, height):
-        raise DataError(
-            f"{where} is {image.height} x {image.width} where the set is {height} x {width} (rows x columns); "
-            f"set data.image_size or make the sizes agree"
-        )
-    return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
 
 
 def _label(label: Any, where: str, classes: int) -> int:
@@ -174,12 +175,7 @@ def _key(image: np.ndarray) -> float:
     return (int.from_bytes(hashlib.sha256(image.tobytes()).digest()[:8], "big") >> 11) / 2**53
 
 
-def first_line(error: Exception) -> str:
-    """What a library says went wrong."""
-    return str(error).partition("\n")[0] or type(error).__name__
-
-
-def cut(
+def cut_rows(
     kind: str, split: str, path: str, rows: int, classes: int, step: int, columns: tuple[str, str] = ("", "")
 ) -> tuple[Shard, ...]:
     """Shards of at most ``step`` rows that make up one file or set."""

@@ -78,14 +78,14 @@ def test_an_image_outside_the_class_folders_is_not_dropped(tmp_path):
 
 
 def test_a_test_class_that_is_never_trained(tmp_path):
-    save(tmp_path / "train" / "a" / "1.png", 0)
-    save(tmp_path / "test" / "b" / "1.png", 1)
+    for seed, name in enumerate(["train/a/1.png", "train/c/1.png", "test/b/1.png"]):
+        save(tmp_path / name, seed)
     with pytest.raises(DataError, match="test/b is no class of the training images"):
         open_source(folder(tmp_path))
 
 
 def test_a_folder_without_class_folders(tmp_path):
-    with pytest.raises(DataError, match="holds no class folders; lay the images out as"):
+    with pytest.raises(DataError, match="holds no class folders with images; lay the images out as"):
         open_source(folder(tmp_path))
 
 

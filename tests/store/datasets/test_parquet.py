@@ -11,6 +11,7 @@ from made import decode_all, encoded, parquet, pixels_of, planes, png, table_of,
 from PIL import Image
 
 from dasm_ray.errors import DataError
+from dasm_ray.store.datasets import catalogue
 from dasm_ray.store.datasets import parquet as parquet_module
 from dasm_ray.store.datasets.catalogue import open_source, rows_of
 from dasm_ray.store.datasets.shards import Source, decode
@@ -100,19 +101,29 @@ def test_columns_have_several_names_and_types(tmp_path, image, label, binary):
 
 def test_jpeg_decodes_as_pillow_does(tmp_path):
     data = encoded(pixels_of(0, 16, 16), "JPEG")
-    write(tmp_path / "train.parquet", table_of([data], [0]))
+    write(tmp_path / "train.parquet", table_of([data, data], [0, 1]))
     _, images, _, _ = decode_all(parquet(tmp_path))
     np.testing.assert_array_equal(images[0], planes(np.asarray(Image.open(io.BytesIO(data)))))
 
 
-@pytest.mark.parametrize(("first", "shape"), [("L", (1, 6, 5)), ("RGB", (3, 6, 5)), ("P", (3, 6, 5)), ("1", (1, 6, 5))])
-def test_the_first_image_says_whether_a_set_is_grey(tmp_path, first, shape):
-    modes = [first, "RGB", "L", "RGBA"]
-    write(tmp_path / "train.parquet", table_of([encoded(pixels_of(i), mode=m) for i, m in enumerate(modes)], [0] * 4))
+@pytest.mark.parametrize(
+    ("modes", "shape"),
+    [
+        (["L", "LA", "1", "L"], (1, 6, 5)),
+        (["L", "L", "L", "RGB"], (3, 6, 5)),
+        (["L", "L", "P", "L"], (3, 6, 5)),
+        (["RGB", "L", "1", "RGBA"], (3, 6, 5)),
+    ],
+)
+def test_a_set_is_grey_if_every_training_image_is(tmp_path, modes, shape):
+    images = [encoded(pixels_of(i), mode=mode) for i, mode in enumerate(modes)]
+    write(tmp_path / "train.parquet", table_of(images, [0, 1, 0, 1]))
+    write(tmp_path / "test.parquet", table_of([png(9), png(8)], [0, 1]))
     source, images, _, _ = decode_all(parquet(tmp_path))
     assert source.shape == shape
-    colour = Image.fromarray(pixels_of(1)).convert("L" if shape[0] == 1 else "RGB")
-    np.testing.assert_array_equal(images[1], planes(np.asarray(colour)))
+    for number, mode in enumerate(modes):
+        alone = Image.fromarray(pixels_of(number)).convert(mode).convert("L" if shape[0] == 1 else "RGB")
+        np.testing.assert_array_equal(images[number], planes(np.asarray(alone)))
 
 
 def test_image_size_scales_and_crops_the_middle(tmp_path):
@@ -140,7 +151,7 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize("bad", BAD_ROWS)
-def test_a_bad_row_is_named_by_file_and_row(tmp_path, bad):
+def test_a_bad_row_is_named_by_file_and_row(tmp_path, monkeypatch, bad):
     (image, label), message = BAD_ROWS[bad]
     table = table_of([png(0), png(1), png(2), png(3)], [0, 1, 2, 0], names=["a", "b", "c"])
     cells = [*table.column("image").to_pylist()]
@@ -149,9 +160,10 @@ def test_a_bad_row_is_named_by_file_and_row(tmp_path, bad):
     table = table.set_column(1, "label", pa.array([0, 1, label, 0]))
     write(tmp_path / "train-7.parquet", table, rows=2)
     data = parquet(tmp_path)
-    source = open_source(data)
-    with pytest.raises(DataError, match=rf"train-7\.parquet: {message}"):
-        decode(source.shards["train"][0], rows_of(source.shards["train"][0]), data)
+    for looked_at in (64, 1):  # found when the set is opened, and later by who decodes it
+        monkeypatch.setattr(catalogue, "LOOKED_AT", looked_at)
+        with pytest.raises(DataError, match=rf"train-7\.parquet: {message}"):
+            [decode(shard, rows_of(shard), data) for shard in open_source(data).shards["train"]]
 
 
 def test_a_bad_first_image_is_found_when_the_set_is_opened(tmp_path):
@@ -213,7 +225,7 @@ def test_a_file_that_is_cut_short_is_named(tmp_path):
 def test_a_damaged_page_is_named(tmp_path):
     path = tmp_path / "train.parquet"
     path.parent.mkdir(exist_ok=True)
-    pq.write_table(table_of([png(i) for i in range(50)], [0] * 50), path, compression="zstd", row_group_size=25)
+    pq.write_table(table_of([png(i) for i in range(50)], [0, 1] * 25), path, compression="zstd", row_group_size=25)
     data = parquet(tmp_path)
     shard = open_source(data).shards["train"][0]
     damaged = bytearray(path.read_bytes())
