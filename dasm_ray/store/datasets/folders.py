@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -49,6 +49,14 @@ def read_images(shard: Shard) -> Rows:
 Labelled = list[tuple[str, int]]  # path of an image and its label
 
 
+@dataclass
+class _Top:
+    """A folder with images: how many lie in it directly, and the folders in it that hold some."""
+
+    direct: int = 0
+    folders: set[str] = field(default_factory=set)
+
+
 @dataclass(frozen=True)
 class _Tree:
     """A folder: paths, relative to it, of the images below it and of its folders."""
@@ -63,27 +71,25 @@ class _Tree:
         return self.place.name
 
     @cached_property
-    def tops(self) -> dict[str, Counter[str]]:
-        """What folders hold images, and how many ``direct`` and how many ``deep``, in the order of their names."""
-        tops: dict[str, Counter[str]] = {}
+    def tops(self) -> dict[str, _Top]:
+        """The folders in it that hold images, in the order of their names. One pass: there may be millions."""
+        tops: dict[str, _Top] = {}
         for path in self.images:
-            top, _, rest = path.partition("/")
-            if rest:
-                tops.setdefault(top, Counter())["deep" if "/" in rest else "direct"] += 1
+            name, *inner = path.split("/")
+            if not inner:
+                continue
+            top = tops.get(name)
+            if top is None:
+                top = tops[name] = _Top()
+            if len(inner) == 1:
+                top.direct += 1
+            else:
+                top.folders.add(inner[0])
         return dict(sorted(tops.items()))
 
     @property
     def top_folders(self) -> list[str]:
         return [folder for folder in self.folders if "/" not in folder]
-
-    def folders_in(self, top: str) -> set[str]:
-        """Names of the folders in a folder that hold images."""
-        start = f"{top}/"
-        return {path.split("/")[1] for path in self.images if path.startswith(start) and path.count("/") > 1}
-
-    def example(self, top: str) -> str:
-        """An image in a folder."""
-        return next(path for path in self.images if path.startswith(f"{top}/"))
 
     def below(self, top: str) -> _Tree:
         """One of its folders."""
@@ -106,6 +112,7 @@ class _Tree:
         """Its images, class by class."""
         numbers = {name: label for label, name in enumerate(class_names)}
         images: Labelled = []
+        before, after = str(self.place / "*").rsplit("*", 1)  # a URI may end in a query
         for path in self.images:
             name, _, rest = path.partition("/")
             if name not in numbers:
@@ -113,7 +120,7 @@ class _Tree:
                     f"{shown(str(self.place / name))} is no class of the training images; remove it (it holds "
                     f"{shown(rest)}), or give it the name of a class there ({_some(class_names)})"
                 )
-            images.append((str(self.place / path), numbers[name]))
+            images.append((f"{before}{path}{after}", numbers[name]))
         return sorted(images, key=lambda image: (image[1], image[0]))
 
 
@@ -152,7 +159,7 @@ def _unwrapped(tree: _Tree) -> tuple[_Tree, tuple[str, ...]]:
     while len(inside.tops) == 1 and not any("/" not in path for path in inside.images):
         (top,) = inside.tops
         holds_nothing = [f for f in inside.top_folders if f != top and not _holds_something(inside, f)]
-        if inside.tops[top]["direct"] or splits_named(top) or holds_nothing:
+        if inside.tops[top].direct or splits_named(top) or holds_nothing:
             break
         inside = inside.below(top)
     if inside is tree:
@@ -173,7 +180,7 @@ def _parts(tree: _Tree) -> tuple[dict[str, _Tree], tuple[LeftOut, ...], tuple[st
     """
     words = {top: splits_named(top) for top in tree.tops if splits_named(top)}
     others = [top for top in tree.tops if top not in words]
-    flat = [top for top in words if tree.tops[top]["direct"]]
+    flat = [top for top in words if tree.tops[top].direct]
     if not words or (others and len(flat) == len(words)):
         tree.check_no_loose()
         called = f"{', '.join(flat)}: images lie in it as in the other folders, so it is taken for a class"
@@ -183,10 +190,9 @@ def _parts(tree: _Tree) -> tuple[dict[str, _Tree], tuple[LeftOut, ...], tuple[st
     parts: dict[str, _Tree] = {}
     for top, (split,) in sorted(words.items(), key=lambda item: SPLITS.index(item[1][0])):
         parts[split] = tree.below(top)
-        why = f", as the folder {top} was taken for the {CALLED[split]} split"
         if not parts[split].tops:
-            raise DataError(_unsorted(parts[split], why))
-        parts[split].check_no_loose(why)
+            raise DataError(_unsorted(parts[split], split))
+        parts[split].check_no_loose(f", as the folder {shown(top)} was taken for the {CALLED[split]} split")
     _check_empty_splits(tree)
     left_out = tuple(_left(f"images in folder {top}, which names no split", _all_in(tree, top)) for top in others)
     return parts, left_out, ()
@@ -196,11 +202,13 @@ def _all_in(tree: _Tree, top: str) -> tuple[str, ...]:
     return tuple(path for path in tree.images if path.startswith(f"{top}/"))
 
 
-def _unsorted(part: _Tree, why: str) -> str:
+def _unsorted(part: _Tree, split: str) -> str:
     """What to do about the images of a split that lie in no class folder."""
+    name = shown(part.name)
+    other = "rename the folder if it is a class" if split == "train" else f"move {name} away to leave it out"
     return (
-        f"{shown(str(part.place / part.images[0]))} lies in no class folder{why}; sort its images into class folders, "
-        f"or move {shown(part.name)} away to leave the split out"
+        f"{shown(str(part.place / part.images[0]))} lies in no class folder, as the folder {name} was taken for the "
+        f"{CALLED[split]} split; sort its images into class folders, or {other}"
     )
 
 
@@ -242,10 +250,10 @@ def _check_empty_splits(tree: _Tree) -> None:
 def _classes_of(tree: _Tree) -> tuple[str, ...]:
     """The classes of the training images: its folders, in the order of their names."""
     tree.check_no_loose()
-    below = {top: tree.folders_in(top) for top in tree.tops}
+    below = {name: top.folders for name, top in tree.tops.items()}
     _check_no_splits_inside(tree, below)
     names = {name for folders in below.values() for name in folders}
-    is_deep = not any(count["direct"] for count in tree.tops.values())
+    is_deep = not any(top.direct for top in tree.tops.values())
     if is_deep and len(tree.tops) > 1 and len(names) > 1 and any(len(folders) > 1 for folders in below.values()):
         raise DataError(
             f"data.path: {tree.place} can be read as the classes {_some(list(tree.tops))}, or as those one folder "

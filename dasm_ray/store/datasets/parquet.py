@@ -21,7 +21,7 @@ from dasm_ray.errors import DataError, RunDirError
 from dasm_ray.store.datasets.found import Found, LeftOut, SplitFound
 from dasm_ray.store.datasets.listing import Listing, is_hidden, list_one_level, shown
 from dasm_ray.store.datasets.pixels import first_line
-from dasm_ray.store.datasets.shards import SHARD_ROWS, Rows, Shard, Source, cut_rows, needed_path
+from dasm_ray.store.datasets.shards import SHARD_ROWS, Rows, Shard, Source, check_counts, cut_rows, needed_path
 from dasm_ray.store.datasets.splits import (
     CALLED,
     SPLITS,
@@ -65,6 +65,7 @@ def source_of(files: Files, data: Data) -> Source:
         SplitFound(split, roles[split], _name(files.splits[split]), _per_class(of_split, len(class_names)))
         for split, of_split in kept.items()
     )
+    check_counts({"train": np.array(splits[0].per_class)}, class_names)
     shards = {
         roles[split]: tuple(s for table in of_split for s in _shards(table, roles[split], len(class_names)))
         for split, of_split in kept.items()

@@ -10,6 +10,7 @@ import pytest
 from made import decode_all, encoded, parquet, pixels_of, planes, png, table_of, write
 from PIL import Image
 
+from dasm_ray.config.keys import Data
 from dasm_ray.errors import DataError
 from dasm_ray.store.datasets import catalogue
 from dasm_ray.store.datasets import parquet as parquet_module
@@ -157,7 +158,7 @@ def test_a_bad_row_is_named_by_file_and_row(tmp_path, monkeypatch, bad):
     cells = [*table.column("image").to_pylist()]
     cells[2] = {"bytes": image, "path": "x.png"} if isinstance(image, bytes) else image
     table = table.set_column(0, "image", pa.array(cells, table.schema.field("image").type))
-    table = table.set_column(1, "label", pa.array([0, 1, label, 0]))
+    table = table.set_column(1, "label", pa.array([0, 1, label, 2]))
     write(tmp_path / "train-7.parquet", table, rows=2)
     data = parquet(tmp_path)
     for looked_at in (64, 1):  # found when the set is opened, and later by who decodes it
@@ -261,3 +262,216 @@ def test_parquet_without_training_images(tmp_path, files, message):
         write(tmp_path / name, table_of([], [], names=["a"]))
     with pytest.raises(DataError, match=message):
         open_source(parquet(tmp_path))
+
+
+# --- splits by the names of files and folders --------------------------------------------------------------------
+
+
+def put(root, *names, rows=4, **more):
+    """A small Parquet file under each name, of two classes."""
+    for number, name in enumerate(names):
+        images = [png(100 * number + row) for row in range(rows)]
+        write(root / name, table_of(images, [row % 2 for row in range(rows)], **{"names": ["a", "b"], **more}))
+
+
+def rows_by_role(source):
+    return {role: sum(map(len, shards)) for role, shards in source.shards.items()}
+
+
+def said(source):
+    return " ".join(" ".join(source.found.lines()).split())
+
+
+TRAIN_AND_TEST = [
+    ("cifar_train.parquet", "cifar_test.parquet"),
+    ("training.parquet", "testing.parquet"),
+    ("Train.parquet", "TEST.parquet"),
+    ("train.parquet", "eval.parquet"),
+    ("train.parquet", "x_evaluation_y.parquet"),
+    ("mnist-train-00000-of-00001.parquet", "mnist-test-00000-of-00001.parquet"),
+    ("train-00000-of-00001-b42a5af5633f3b1c.parquet", "test-00000-of-00001-0a1b2c3d4e5f6789.parquet"),
+    ("plain_text/train-00000-of-00001.parquet", "plain_text/test-00000-of-00001.parquet"),
+    ("train/0000.parquet", "test/0000.parquet"),
+    ("default/train/0000.parquet", "default/test/0000.parquet"),
+    ("data/train.PARQUET", "data/test.PARQUET"),
+    ("train2017/x.parquet", "test2017/y.parquet"),
+]
+
+
+@pytest.mark.parametrize(("train", "test"), TRAIN_AND_TEST)
+def test_train_and_test_by_every_layout(tmp_path, train, test):
+    put(tmp_path, train)
+    put(tmp_path, test, rows=2)
+    assert rows_by_role(open_source(parquet(tmp_path))) == {"train": 4, "test": 2}
+
+
+@pytest.mark.parametrize("val", ["validation", "valid", "VAL", "dev"])
+def test_validation_is_validation_where_there_is_a_test_split(tmp_path, val):
+    put(tmp_path, "train.parquet")
+    put(tmp_path, f"{val}.parquet", rows=2)
+    source = open_source(parquet(tmp_path))
+    assert rows_by_role(source) == {"train": 4, "test": 2}
+    assert f"({val}.parquet, the validation split, which serves as such)" in said(source)
+    put(tmp_path, "test.parquet", rows=6)
+    assert rows_by_role(open_source(parquet(tmp_path))) == {"train": 4, "val": 2, "test": 6}
+
+
+def test_numbered_files_are_one_split(tmp_path):
+    put(tmp_path, "train1.parquet", "train2.parquet", "train3.parquet", "test.parquet")
+    assert rows_by_role(open_source(parquet(tmp_path))) == {"train": 12, "test": 4}
+
+
+READ_IN_TWO_WAYS = {
+    "a shard that is missing": (
+        ["train-00000-of-00003.parquet", "train-00002-of-00003.parquet"],
+        r"train-00001-of-00003\.parquet is missing from the training split, which has 2 of its 3 files; fetch the set",
+    ),
+    "the last shards": (
+        ["train-00000-of-00004.parquet", "test.parquet"],
+        r"train-00001-of-00004\.parquet and 2 more files are missing from the training split",
+    ),
+    "a shard of the test split": (
+        ["train.parquet", "test-00001-of-00002.parquet"],
+        r"test-00000-of-00002\.parquet is missing from the test split",
+    ),
+    "a shard in a folder": (
+        ["train/0_of_2.parquet", "test/0.parquet"],
+        r"train/1_of_2\.parquet is missing from the training split",
+    ),
+    "a shard of files without a word": (["mnist-00000-of-00002.parquet"], r"mnist-00001-of-00002\.parquet is missing"),
+    "shards with hashes": (
+        ["train-00000-of-00002-b42a5af5633f3b1c.parquet"],
+        r"train-00001-of-00002\.parquet is missing",
+    ),
+    "a gap in numbers": (["train1.parquet", "train3.parquet"], r"are numbered, and train2\.parquet is missing"),
+    "two writings": (
+        ["train-00000-of-00001.parquet", "train-00000-of-00002.parquet", "train-00001-of-00002.parquet"],
+        "are of two writings of the training split, and either could be meant",
+    ),
+    "one shard twice": (
+        ["train-00000-of-00001-b42a5af5633f3b1c.parquet", "train-00000-of-00001-0a1b2c3d4e5f6789.parquet"],
+        "are of two writings of the training split",
+    ),
+    "a copy": (
+        ["train.parquet", "train (1).parquet"],
+        "could be two parts of the training split or belong",
+    ),
+    "two sets": (["cifar10_train.parquet", "cifar100_train.parquet"], "belong to two sets"),
+    "two sets without a word": (["mine.parquet", "yours.parquet"], "belong to two sets"),
+    "two folders of sets": (["cifar10/train.parquet", "mnist/train.parquet"], r"cifar10 and in .*/mnist, .*; name one"),
+    "here and in data": (["train.parquet", "data/train.parquet"], "could be one set or several; name one"),
+    "two words": (["train_test.parquet"], "train_test.parquet can be read as the training split and as the test split"),
+    "folder against name": (["train/test-0.parquet"], "can be read as the training split and as the test split"),
+    "no word beside a test split": (
+        ["mnist.parquet", "mnist_test.parquet"],
+        r"holds mnist_test\.parquet beside mnist\.parquet, which could be the training images or no part of the set",
+    ),
+    "only test": (["test-0.parquet"], r"holds no Parquet file with training images, only test-0\.parquet"),
+    "two folders down": (["a/b/train.parquet"], r"there is some in .*/a/b, name that folder"),
+}
+
+
+@pytest.mark.parametrize("case", READ_IN_TWO_WAYS)
+def test_names_that_can_be_read_in_two_ways_are_refused(tmp_path, case):
+    names, message = READ_IN_TWO_WAYS[case]
+    put(tmp_path, *names)
+    with pytest.raises(DataError, match=message) as caught:
+        open_source(parquet(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_hub_layout_is_found_under_the_name_of_a_set(tmp_path):
+    put(tmp_path, "plain_text/train-00000-of-00001.parquet", "plain_text/test-00000-of-00001.parquet")
+    source = open_source(Data(name="cifar10", path=str(tmp_path)))
+    assert (source.name, rows_by_role(source)) == ("cifar10", {"train": 4, "test": 4})
+
+
+def test_what_names_no_split_is_left_out_with_a_word(tmp_path):
+    put(tmp_path, "train.parquet", "test.parquet", "extra.parquet", "._train.parquet")
+    source = open_source(parquet(tmp_path))
+    assert rows_by_role(source) == {"train": 4, "test": 4}
+    assert "left out 1 Parquet files whose names say no split (extra.parquet)" in said(source)
+    assert "left out 1 hidden Parquet files (._train.parquet)" in said(source)
+
+
+def test_a_shard_that_is_named_alone_is_said_to_be_one(tmp_path):
+    put(tmp_path, "train-00000-of-00002.parquet")
+    source = open_source(parquet(tmp_path / "train-00000-of-00002.parquet"))
+    assert "is taken alone, as data.path names it, and is one of 2 shards" in said(source)
+
+
+# --- labels and names --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", [-1, None])
+def test_a_split_without_labels_is_left_out_with_a_word(tmp_path, label):
+    put(tmp_path, "train.parquet", "validation.parquet")
+    write(tmp_path / "test.parquet", table_of([png(i) for i in range(7)], [label] * 7, names=["a", "b"]))
+    source = open_source(parquet(tmp_path))
+    assert rows_by_role(source) == {"train": 4, "test": 4}
+    assert "left out 7 test images, none of which has a label (test.parquet)" in said(source)
+    assert "validation.parquet, the validation split, which serves as such" in said(source)
+
+
+@pytest.mark.parametrize("split", ["train", "test", "validation"])
+@pytest.mark.parametrize(("label", "message"), [(2, "has label 2, which is not in 0..1"), (None, "has no label")])
+def test_one_odd_label_is_named_in_every_split_before_an_image_is_read(tmp_path, split, label, message):
+    put(tmp_path, "train.parquet", "test.parquet", "validation.parquet")
+    write(tmp_path / f"{split}.parquet", table_of([b"no image"] * 3, [0, label, 1], names=["a", "b"]))
+    with pytest.raises(DataError, match=rf"{split}\.parquet: row 1 {message}"):
+        open_source(parquet(tmp_path))
+
+
+def test_files_without_names_take_those_of_the_others(tmp_path):
+    put(tmp_path, "train.parquet", names=None)
+    put(tmp_path, "test.parquet", names=["cat", "dog"])
+    source = open_source(parquet(tmp_path))
+    assert source.class_names == ("cat", "dog")
+    assert "train.parquet: no class names; those of test.parquet hold" in said(source)
+
+
+def test_classes_of_a_test_file_without_names_must_be_trained(tmp_path):
+    put(tmp_path, "train.parquet", names=None)
+    write(tmp_path / "test.parquet", table_of([png(i) for i in range(3)], [0, 1, 2]))
+    with pytest.raises(DataError, match=r"test\.parquet: row 2 has label 2, which is not in 0\.\.1"):
+        open_source(parquet(tmp_path))
+
+
+def test_two_columns_that_could_be_meant_are_refused(tmp_path):
+    table = table_of([png(0), png(1)], [0, 1])
+    write(tmp_path / "train.parquet", table.append_column("fine_label", table.column("label")))
+    with pytest.raises(DataError, match="has the columns label and fine_label, and either could be meant"):
+        open_source(parquet(tmp_path))
+
+
+@pytest.mark.parametrize("names", ["abc", {}, [], 3])
+def test_class_names_that_are_no_list_leave_numbers(tmp_path, names):
+    put(tmp_path, "train.parquet", names=names)
+    assert open_source(parquet(tmp_path)).class_names == ("0", "1")
+
+
+def test_a_test_split_without_rows_is_refused(tmp_path):
+    put(tmp_path, "train.parquet")
+    write(tmp_path / "test.parquet", table_of([], [], names=["a", "b"]))
+    with pytest.raises(DataError, match=r"test\.parquet holds no test image; fill it or move it away"):
+        open_source(parquet(tmp_path))
+
+
+def test_one_class_is_refused(tmp_path):
+    write(tmp_path / "train.parquet", table_of([png(0), png(1)], [0, 0]))
+    with pytest.raises(DataError, match="holds one class only, 0"):
+        open_source(parquet(tmp_path))
+
+
+@pytest.mark.parametrize(("train", "test"), TRAIN_AND_TEST)
+def test_datasets_reads_the_same_files(tmp_path, monkeypatch, train, test):
+    """But for words in capital letters, which it does not know."""
+    hub = pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_OFFLINE", True)
+    if (train + test).lower() != train + test:
+        pytest.skip("datasets knows its words in lower case only")
+    put(tmp_path / "set", train)
+    put(tmp_path / "set", test, rows=2)
+    theirs = hub.load_dataset("parquet", data_dir=str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"))
+    ours = open_source(parquet(tmp_path / "set"))
+    assert {split: rows.num_rows for split, rows in theirs.items()} == rows_by_role(ours)
