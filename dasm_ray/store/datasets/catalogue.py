@@ -26,6 +26,7 @@ from dasm_ray.store.datasets.folders import open_folder, open_tiny_imagenet, rea
 from dasm_ray.store.datasets.parquet import open_parquet, read_parquet
 from dasm_ray.store.datasets.pixels import Raw, open_image, to_pixels
 from dasm_ray.store.datasets.shards import Rows, Shard, Source, check_classes
+from dasm_ray.store.datasets.splits import CALLED
 
 LOOKED_AT = 64
 """Training images that are decoded when a set is opened."""
@@ -44,7 +45,7 @@ def open_source(data: Data) -> Source:
     try:
         source = row(data)
         check_classes(source.class_names, data.path or data.name)
-        return _with_shape(source, data)
+        return _with_notes(_with_shape(source, data), data)
     except RunDirError as error:
         raise DataError(str(error)) from None
 
@@ -91,6 +92,18 @@ def _with_shape(source: Source, data: Data) -> Source:
     for where, opened in looked_at:
         to_pixels(opened, where, shape, data)  # refuses what does not fit
     return source.with_shape(shape)
+
+
+def _with_notes(source: Source, data: Data) -> Source:
+    """Says which keys have no effect on the set."""
+    usual, notes = Data(), []
+    for role in ("val", "test"):
+        key = f"{role}_share"
+        if role in source.shards and getattr(data, key) != getattr(usual, key):
+            notes.append(
+                f"data.{key} has no effect, since the set comes with images that serve as {CALLED[role]} split"
+            )
+    return dataclasses.replace(source, found=source.found.with_notes(notes))
 
 
 def _few(shards: tuple[Shard, ...]) -> Iterator[tuple[str, Raw, Any]]:

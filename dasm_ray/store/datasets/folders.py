@@ -20,7 +20,7 @@ from dasm_ray.store.datasets.listing import list_all, shown
 from dasm_ray.store.datasets.parquet import parquet_files, source_of
 from dasm_ray.store.datasets.pixels import is_image_name
 from dasm_ray.store.datasets.shards import SHARD_ROWS, Rows, Shard, Source, check_classes, check_counts, needed_path
-from dasm_ray.store.datasets.splits import CALLED, SPLITS, cut_of, roles_of, splits_named
+from dasm_ray.store.datasets.splits import CALLED, SPLITS, WORDS, cut_of, roles_of, splits_named
 from dasm_ray.store.place import Place
 
 
@@ -181,7 +181,8 @@ def _parts(tree: _Tree) -> tuple[dict[str, _Tree], tuple[LeftOut, ...], tuple[st
     words = {top: splits_named(top) for top in tree.tops if splits_named(top)}
     others = [top for top in tree.tops if top not in words]
     flat = [top for top in words if tree.tops[top].direct]
-    if not words or (others and len(flat) == len(words)):
+    can_be_splits = any(top.lower() in WORDS or words[top][0] == "train" for top in flat)
+    if not words or (len(flat) == len(words) and (others or not can_be_splits)):
         tree.check_no_loose()
         called = f"{', '.join(flat)}: images lie in it as in the other folders, so it is taken for a class"
         return {"train": tree}, (), (called,) if flat else ()
@@ -261,7 +262,19 @@ def _classes_of(tree: _Tree) -> tuple[str, ...]:
         )
     class_names = tuple(tree.top_folders)
     check_classes(class_names, str(tree.place))
+    _check_filled(tree, class_names)
     return class_names
+
+
+def _check_filled(tree: _Tree, class_names: Sequence[str]) -> None:
+    """DataError for a class folder with files of which none is an image by its name."""
+    for name in class_names:
+        files = [path for path in tree.others if path.startswith(f"{name}/")] if name not in tree.tops else []
+        if files:
+            raise DataError(
+                f"class {shown(name)} has no training image, but {len(files)} files that are no images by their names "
+                f"({shown(str(tree.place / files[0]))}); save them as images, or take the folder out"
+            )
 
 
 def _check_no_splits_inside(tree: _Tree, below: Mapping[str, set[str]]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,10 @@ class Found:
     def of_train(self) -> SplitFound:
         """The training split, which every set has."""
         return next(split for split in self.splits if split.role == "train")
+
+    def with_notes(self, notes: Iterable[str]) -> Found:
+        """The same with more to say."""
+        return dataclasses.replace(self, notes=(*self.notes, *notes))
 
     def as_values(self) -> dict[str, Any]:
         """All of it as plain values."""

@@ -201,6 +201,16 @@ def test_datasets_reads_the_same(cases, tmp_path, monkeypatch, case):
             assert {pixels.tobytes() for part in ours for pixels in part.images} == seen
 
 
+def test_a_share_that_cuts_nothing_is_said_to(tmp_path):
+    for split in ("train", "val", "test"):
+        for seed, name in enumerate("ab"):
+            save(tmp_path / split / name / "1.png", seed)
+    path = str(tmp_path)
+    assert open_source(Data(name="folder", path=path)).found.notes == ()
+    (note,) = open_source(Data(name="folder", path=path, val_share=0.2)).found.notes
+    assert note == "data.val_share has no effect, since images of the set serve as validation split"
+
+
 # --- the first pictures ------------------------------------------------------------------------------------------
 
 

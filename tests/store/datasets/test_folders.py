@@ -1,5 +1,6 @@
 """Sets of image files: what is read, and every way in which it is refused."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,15 @@ def test_a_class_folder_without_images_is_a_gap(tmp_path):
     save(tmp_path / "a" / "1.png", 0)
     (tmp_path / "b").mkdir()
     with pytest.raises(DataError, match=r"class 1 \(b\) has no training image; add images of it or take the class out"):
+        open_source(folder(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["IMG_1", "IMG_1.heic", "x.xml"])
+def test_a_class_folder_of_other_files_says_what_it_holds(tmp_path, name):
+    save(tmp_path / "a" / "1.png", 0)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / name).write_bytes(png(0))
+    with pytest.raises(DataError, match=rf"class b has no training image, but 1 files .*b/{re.escape(name)}"):
         open_source(folder(tmp_path))
 
 
@@ -196,6 +206,17 @@ def test_a_class_may_be_called_as_a_split_where_it_can_be_nothing_else(tmp_path,
     assert set(source.class_names) == {"bus", "car", name}
     assert serving(source) == {"train": ""}
     assert f"{name}: images lie in it as in the other folders, so it is taken for a class" in said(source)
+
+
+def test_classes_that_are_all_called_a_little_like_splits(tmp_path):
+    fill(tmp_path, "test_tube", "dev board")
+    assert open_source(folder(tmp_path)).class_names == ("dev board", "test_tube")
+
+
+def test_folders_that_are_called_as_splits_are_no_classes(tmp_path):
+    fill(tmp_path, "test", "val")
+    with pytest.raises(DataError, match="holds no training split, only test, val"):
+        open_source(folder(tmp_path))
 
 
 @pytest.mark.parametrize("wrapped", ["images", "data/images", "imagenette2-160"])
