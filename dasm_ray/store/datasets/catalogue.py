@@ -100,9 +100,7 @@ def _with_notes(source: Source, data: Data) -> Source:
     for role in ("val", "test"):
         key = f"{role}_share"
         if role in source.shards and getattr(data, key) != getattr(usual, key):
-            notes.append(
-                f"data.{key} has no effect, since the set comes with images that serve as {CALLED[role]} split"
-            )
+            notes.append(f"data.{key} has no effect, since images of the set serve as {CALLED[role]} split")
     return dataclasses.replace(source, found=source.found.with_notes(notes))
 
 
