@@ -181,8 +181,7 @@ def _parts(tree: _Tree) -> tuple[dict[str, _Tree], tuple[LeftOut, ...], tuple[st
     words = {top: splits_named(top) for top in tree.tops if splits_named(top)}
     others = [top for top in tree.tops if top not in words]
     flat = [top for top in words if tree.tops[top].direct]
-    can_be_splits = any(top.lower() in WORDS or words[top][0] == "train" for top in flat)
-    if not words or (len(flat) == len(words) and (others or not can_be_splits)):
+    if not words or (len(flat) == len(words) and _are_classes(tree, flat, others)):
         tree.check_no_loose()
         called = f"{', '.join(flat)}: images lie in it as in the other folders, so it is taken for a class"
         return {"train": tree}, (), (called,) if flat else ()
@@ -197,6 +196,17 @@ def _parts(tree: _Tree) -> tuple[dict[str, _Tree], tuple[LeftOut, ...], tuple[st
     _check_empty_splits(tree)
     left_out = tuple(_left(f"images in folder {top}, which names no split", _all_in(tree, top)) for top in others)
     return parts, left_out, ()
+
+
+def _are_classes(tree: _Tree, flat: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether folders that hold images directly, but whose names say splits, can only be classes.
+
+    They can if the others, which name none, are like them; or if there are no others, and none is called a split
+    outright (``test_tube``) nor as training images.
+    """
+    if others:
+        return all(tree.tops[top].direct for top in others)
+    return not any(top.lower() in WORDS or "train" in splits_named(top) for top in flat)
 
 
 def _all_in(tree: _Tree, top: str) -> tuple[str, ...]:
@@ -278,10 +288,11 @@ def _check_filled(tree: _Tree, class_names: Sequence[str]) -> None:
 
 
 def _check_no_splits_inside(tree: _Tree, below: Mapping[str, set[str]]) -> None:
-    """DataError for CLASS/train beside CLASS/test: one class folder holds both, and so all would be trained on."""
+    """DataError for CLASS/train beside CLASS/test, or CLASS/test alone: all of the class would be trained on."""
     for top, folders in below.items():
         said = {split: name for name in sorted(folders) for split in splits_named(name)}
-        if len(said) > 1 and "train" in said:
+        outright = any(name.lower() in WORDS and WORDS[name.lower()] != "train" for name in folders)
+        if outright or ("train" in said and len(said) > 1):
             raise DataError(
                 f"{shown(str(tree.place / top))} holds the folders {' and '.join(said.values())}, which could be "
                 f"splits of it or parts of one class; lay the images out as {tree.place}/train/CLASS and "
