@@ -24,12 +24,15 @@ from dasm_ray.errors import DataError, RunDirError
 from dasm_ray.store.datasets.builtin import TORCHVISION, open_digits, open_torchvision, read_digits, read_torchvision
 from dasm_ray.store.datasets.folders import open_folder, open_tiny_imagenet, read_images
 from dasm_ray.store.datasets.parquet import open_parquet, read_parquet
-from dasm_ray.store.datasets.pixels import Raw, open_image, to_pixels
+from dasm_ray.store.datasets.pixels import Opened, Raw, open_image, to_pixels
 from dasm_ray.store.datasets.shards import Rows, Shard, Source, check_classes
 from dasm_ray.store.datasets.splits import CALLED
 
 LOOKED_AT = 64
 """Training images that are decoded when a set is opened."""
+
+PIXELS_LOOKED_AT = 16_000_000
+"""Pixels after which no more of them are: half a second of photographs."""
 
 
 def open_source(data: Data) -> Source:
@@ -85,7 +88,11 @@ def _first_of_classes(shard: Shard, most: int) -> Shard:
 
 def _with_shape(source: Source, data: Data) -> Source:
     """Sets the shape of every shard from a few training images, none of which may differ in size from the others."""
-    looked_at = [(where, open_image(raw, where)) for where, raw, _ in _few(source.shards["train"])]
+    looked_at: list[tuple[str, Opened]] = []
+    for where, raw, _ in _few(source.shards["train"]):
+        looked_at.append((where, open_image(raw, where)))
+        if sum(opened.image.width * opened.image.height for _, opened in looked_at) > PIXELS_LOOKED_AT:
+            break
     sizes = Counter(opened.image.size for _, opened in looked_at)
     width, height = (data.image_size, data.image_size) if data.image_size else sizes.most_common(1)[0][0]
     shape = (1 if all(opened.is_grey for _, opened in looked_at) else 3, height, width)

@@ -19,7 +19,16 @@ from dasm_ray.store.datasets.found import Found, LeftOut, SplitFound
 from dasm_ray.store.datasets.listing import list_all, shown
 from dasm_ray.store.datasets.parquet import parquet_files, source_of
 from dasm_ray.store.datasets.pixels import is_image_name
-from dasm_ray.store.datasets.shards import SHARD_ROWS, Rows, Shard, Source, check_classes, check_counts, needed_path
+from dasm_ray.store.datasets.shards import (
+    SHARD_ROWS,
+    Rows,
+    Shard,
+    Source,
+    address,
+    check_classes,
+    check_counts,
+    needed_path,
+)
 from dasm_ray.store.datasets.splits import CALLED, SPLITS, WORDS, cut_of, roles_of, splits_named
 from dasm_ray.store.place import Place
 
@@ -43,7 +52,8 @@ def open_folder(data: Data) -> Source:
 def read_images(shard: Shard) -> Rows:
     """The files of a shard."""
     for file, label in zip(shard.files, shard.labels, strict=True):
-        yield file, Place(file).read_bytes(), label
+        place = Place(file)
+        yield str(place), place.read_bytes(), label
 
 
 Labelled = list[tuple[str, int]]  # path of an image and its label
@@ -112,7 +122,7 @@ class _Tree:
         """Its images, class by class."""
         numbers = {name: label for label, name in enumerate(class_names)}
         images: Labelled = []
-        before, after = str(self.place / "*").rsplit("*", 1)  # a URI may end in a query
+        before, after = address(self.place / "*").rsplit("*", 1)  # a URI may end in a query
         for path in self.images:
             name, _, rest = path.partition("/")
             if name not in numbers:
@@ -343,7 +353,7 @@ def open_tiny_imagenet(data: Data) -> Source:
     elif val.images:
         labelled["val"] = val.labelled(wnids)
     used = {path for of_split in labelled.values() for path, _ in of_split}
-    unused = tuple(path for path in tree.images if str(place / path) not in used)
+    unused = tuple(path for path in tree.images if address(place / path) not in used)
     without = (_left("images that no list gives a label", unused),) if unused else ()
     names = {split: split for split in labelled}
     return _source(data, _words(place / "words.txt", wnids), labelled, names, (*without, *left_out), ())
@@ -359,7 +369,7 @@ def _annotated(val: _Tree, wnids: Sequence[str]) -> Labelled:
             raise DataError(f"{list_file}: line {number} names no class that is trained; mend it")
         if f"images/{fields[0]}" not in present:
             raise DataError(f"{list_file}: line {number} names images/{shown(fields[0])}, which is not there")
-        images.append((str(val.place / "images" / fields[0]), numbers[fields[1]]))
+        images.append((address(val.place / "images" / fields[0]), numbers[fields[1]]))
     return images
 
 

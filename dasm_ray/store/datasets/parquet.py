@@ -21,7 +21,7 @@ from dasm_ray.errors import DataError, RunDirError
 from dasm_ray.store.datasets.found import Found, LeftOut, SplitFound
 from dasm_ray.store.datasets.listing import Listing, is_hidden, list_one_level, shown
 from dasm_ray.store.datasets.pixels import first_line
-from dasm_ray.store.datasets.shards import SHARD_ROWS, Rows, Shard, Source, check_counts, cut_rows, needed_path
+from dasm_ray.store.datasets.shards import SHARD_ROWS, Rows, Shard, Source, address, check_counts, cut_rows, needed_path
 from dasm_ray.store.datasets.splits import (
     CALLED,
     SPLITS,
@@ -83,7 +83,7 @@ def source_of(files: Files, data: Data) -> Source:
 
 
 def _shards(table: _Table, role: str, classes: int) -> tuple[Shard, ...]:
-    return cut_rows("parquet", role, table.path, len(table.labels), classes, SHARD_ROWS, table.columns)
+    return cut_rows("parquet", role, address(table.file), len(table.labels), classes, SHARD_ROWS, table.columns)
 
 
 # --- which files are which split ---------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ def _what_else(place: Place) -> str:
 class _Table:
     """What a Parquet file says of itself, and its labels; ``lacking`` (n,) marks rows without one."""
 
-    path: str
+    file: Place
     columns: tuple[str, str]  # of image and label
     class_names: tuple[str, ...] | None
     labels: np.ndarray  # (n,) int64
@@ -297,7 +297,7 @@ def _table(file: Place) -> _Table:
         column = parquet.read(columns=[columns[1]]).column(0).combine_chunks()
         lacking = column.is_null().to_numpy(zero_copy_only=False)
         labels = column.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
-    return _Table(str(file), columns, _names_in(schema, columns[1]), labels, lacking)
+    return _Table(file, columns, _names_in(schema, columns[1]), labels, lacking)
 
 
 @contextlib.contextmanager
@@ -355,11 +355,11 @@ def _without_unlabelled(tables: _Tables) -> tuple[_Tables, tuple[LeftOut, ...]]:
     for split, of_split in tables.items():
         rows = sum(len(table.labels) for table in of_split)
         if not rows:
-            raise DataError(f"{of_split[0].path} holds no {CALLED[split]} image; fill it or move it away")
+            raise DataError(f"{of_split[0].file} holds no {CALLED[split]} image; fill it or move it away")
         if all(table.is_unlabelled for table in of_split):
             if split == "train":
-                raise DataError(f"{of_split[0].path} holds no labelled row; label its images")
-            name = of_split[0].path.rpartition("/")[2]
+                raise DataError(f"{of_split[0].file} holds no labelled row; label its images")
+            name = of_split[0].file.name
             left_out.append(LeftOut(f"{CALLED[split]} images, none of which has a label", rows, name))
         else:
             kept[split] = of_split
@@ -374,13 +374,13 @@ def _class_names(tables: _Tables) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return _numbered_classes(tables["train"]), ()
     for table in named[1:]:
         if table.class_names != named[0].class_names:
-            raise DataError(f"{table.path} names other classes than {named[0].path}; they are not of one set")
+            raise DataError(f"{table.file} names other classes than {named[0].file}; they are not of one set")
     names = named[0].class_names
     assert names is not None
-    without = [table.path.rpartition("/")[2] for table in every if table.class_names is None]
+    without = [table.file.name for table in every if table.class_names is None]
     if not without:
         return names, ()
-    return names, (f"{', '.join(without[:3])}: no class names; those of {named[0].path.rpartition('/')[2]} hold",)
+    return names, (f"{', '.join(without[:3])}: no class names; those of {named[0].file.name} hold",)
 
 
 def _numbered_classes(tables: Sequence[_Table]) -> tuple[str, ...]:
@@ -390,7 +390,7 @@ def _numbered_classes(tables: Sequence[_Table]) -> tuple[str, ...]:
     gap = next((label for label in range(len(found)) if label not in set(found)), None)
     if gap is not None:
         raise DataError(
-            f"{tables[0].path}: its {len(found)} labels reach from {min(found)} to {max(found)} and class {gap} has "
+            f"{tables[0].file}: its {len(found)} labels reach from {min(found)} to {max(found)} and class {gap} has "
             f"no training image; number the classes from 0 without a gap"
         )
     return tuple(str(label) for label in found)
@@ -404,9 +404,9 @@ def _per_class(tables: Sequence[_Table], classes: int) -> tuple[int, ...]:
         if len(odd):
             row = int(odd[0])
             if table.lacking[row]:
-                raise DataError(f"{table.path}: row {row} has no label; remove the row or label it")
+                raise DataError(f"{table.file}: row {row} has no label; remove the row or label it")
             raise DataError(
-                f"{table.path}: row {row} has label {table.labels[row]}, which is not in 0..{classes - 1}; "
+                f"{table.file}: row {row} has label {table.labels[row]}, which is not in 0..{classes - 1}; "
                 f"mend or remove it"
             )
         counts += np.bincount(table.labels, minlength=classes)
@@ -418,14 +418,15 @@ def _per_class(tables: Sequence[_Table], classes: int) -> tuple[int, ...]:
 
 def read_parquet(shard: Shard) -> Rows:
     """The rows of a shard, read from the row groups that hold them, a few at a time."""
-    with _readable(f"{shard.path}: rows {shard.first} to {shard.last - 1}"), Place(shard.path).open() as source:
+    place = Place(shard.path)
+    with _readable(f"{place}: rows {shard.first} to {shard.last - 1}"), place.open() as source:
         file = pq.ParquetFile(source)
         groups, row = _groups_of(file.metadata, shard)
         for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=list(shard.columns)):
             images, labels = (batch.column(batch.schema.get_field_index(name)).to_pylist() for name in shard.columns)
             for image, label in zip(images, labels, strict=True):
                 if shard.first <= row < shard.last:
-                    yield f"{shard.path}: row {row}", image["bytes"] if isinstance(image, dict) else image, label
+                    yield f"{place}: row {row}", image["bytes"] if isinstance(image, dict) else image, label
                 row += 1
 
 

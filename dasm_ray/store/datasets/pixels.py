@@ -10,6 +10,7 @@ import functools
 import io
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,7 +86,7 @@ def open_image(raw: Raw, where: str) -> Opened:
             warnings.simplefilter("ignore")  # what Pillow finds odd in a file that it can read
             image = Image.open(io.BytesIO(raw))
             frames = getattr(image, "n_frames", 1) if getattr(image, "is_animated", False) else 1
-            finer = _is_finer_than_8_bits(image)
+            finer = _finer_than_8_bits(image, raw)
             image.load()
     except Exception as error:  # Pillow's decoders raise whatever their format makes of odd bytes
         raise DataError(
@@ -130,16 +131,34 @@ def first_line(error: Exception) -> str:
 # --- steps -------------------------------------------------------------------------------------------------------
 
 
-def _is_finer_than_8_bits(image: Image.Image) -> str:
-    """The raw mode of samples that Pillow would cut to 8 bits; empty where there are none. To be asked before load."""
+def _finer_than_8_bits(image: Image.Image, raw: bytes) -> str:
+    """What says that Pillow would cut samples to 8 bits; empty where it would not. To be asked before it decodes."""
     for tile in getattr(image, "tile", None) or ():
         arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
         raw_mode = str(arguments[0]) if arguments else ""
         if FINE.fullmatch(raw_mode):
             return raw_mode
-        if tile[0] == "ppm" and len(arguments) > 1 and arguments[1] > 255:
-            return f"{raw_mode} up to {arguments[1]}"
-    return ""
+        if (tile[0] == "ppm" and len(arguments) > 1 and arguments[1] > 255) or tile[0] == "SGI16":
+            return f"{image.mode} of 16 bits"
+    bits_in = BITS_IN_HEADER.get(image.format or "")
+    bits = bits_in(raw) if bits_in else 8
+    return f"{image.mode} of {bits} bits" if bits > 8 else ""
+
+
+def _bits_of_jpeg_2000(raw: bytes) -> int:
+    """The depth of the first component, which stands at the end of SIZ, the first marker of a codestream."""
+    start = raw.find(b"\xff\x4f\xff\x51")
+    return (raw[start + 42] & 0x7F) + 1 if 0 <= start < len(raw) - 42 else 8
+
+
+def _bits_of_avif(raw: bytes) -> int:
+    """10 or 12 bits are a flag in the third byte of the configuration of the codec."""
+    start = raw.find(b"av1C")
+    return 10 if 0 <= start < len(raw) - 6 and raw[start + 6] & 0x40 else 8
+
+
+BITS_IN_HEADER: dict[str, Callable[[bytes], int]] = {"JPEG2000": _bits_of_jpeg_2000, "AVIF": _bits_of_avif}
+"""Formats whose depth Pillow does not tell."""
 
 
 def _turned(image: Image.Image, done: tuple[str, ...]) -> Opened:

@@ -116,7 +116,7 @@ def decode(shard: Shard, rows: Rows, data: Data) -> Decoded:
     except RunDirError as error:
         raise DataError(str(error)) from None
     if row + 1 != len(shard):
-        raise DataError(f"{shard.path} changed while it was read; run again")
+        raise DataError(f"{Place(shard.path)} changed while it was read; run again")
     return Decoded(images, labels, keys, every, coloured)
 
 
@@ -183,6 +183,11 @@ def cut_rows(
         Shard(kind, split, path, first, min(first + step, rows), classes, columns=columns)
         for first in range(0, rows, step)
     )
+
+
+def address(place: Place) -> str:
+    """What opens a place again, on a worker; a message shows the place itself."""
+    return str(place)
 
 
 def needed_path(data: Data) -> str:

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from dasm_ray.config.keys import Data
 from dasm_ray.errors import DataError
 from dasm_ray.store.datasets.pixels import (
+    BITS_IN_HEADER,
     MAIN_PICTURE,
     ODD_EXIF,
     TURNED,
@@ -186,6 +187,29 @@ FINE = {
     "PPM": b"P6\n5 6\n65535\n" + bytes(180),
     "PGM": b"P5\n5 6\n65535\n" + bytes(60),
 }
+
+
+def patched(form, marker, offset, value):
+    """An image of 8 bits whose header is made to say more; it is refused before its pixels are decoded."""
+    raw = bytearray(saved(Image.fromarray(pixels_of(0, 32, 32)), form))
+    raw[raw.find(marker) + offset] = value
+    return bytes(raw)
+
+
+FINE["JPEG 2000"] = patched("JPEG2000", b"\xff\x4f\xff\x51", 42, 15)
+FINE["SGI"] = struct.pack(">hBBHHHH", 474, 0, 2, 3, COLUMNS, ROWS, 3).ljust(512, b"\0") + bytes(180)
+
+
+def test_the_header_of_avif_says_how_deep_it_is():
+    assert BITS_IN_HEADER["AVIF"](patched("AVIF", b"av1C", 6, 0x4C)) == 10
+    assert BITS_IN_HEADER["AVIF"](saved(Image.fromarray(pixels_of(0)), "AVIF")) == 8
+
+
+@pytest.mark.parametrize("form", ["JPEG2000", "AVIF", "SGI", "PPM", "BMP", "TGA", "TIFF", "WEBP", "PNG"])
+def test_8_bits_are_read_in_every_format(form):
+    raw = saved(Image.fromarray(pixels_of(0, 32, 32)), form)
+    expected = np.asarray(Image.open(io.BytesIO(raw)))
+    np.testing.assert_array_equal(read(raw, shape=(32, 32))[0], planes(expected))
 
 
 @pytest.mark.parametrize("kind", FINE)
