@@ -24,7 +24,7 @@ from dasm_ray.errors import DataError, RunDirError
 from dasm_ray.store.datasets.builtin import TORCHVISION, open_digits, open_torchvision, read_digits, read_torchvision
 from dasm_ray.store.datasets.folders import open_folder, open_tiny_imagenet, read_images
 from dasm_ray.store.datasets.parquet import open_parquet, read_parquet
-from dasm_ray.store.datasets.pixels import Opened, Raw, open_image, to_pixels
+from dasm_ray.store.datasets.pixels import Opened, Raw, open_image, quietly, to_pixels
 from dasm_ray.store.datasets.shards import Rows, Shard, Source, check_classes
 from dasm_ray.store.datasets.splits import CALLED
 
@@ -62,13 +62,14 @@ def first_pictures(source: Source, data: Data, most: int = 10) -> list[np.ndarra
     """For each class its first training images, at most ``most``, as (n, C, H, W) uint8: read until all have theirs."""
     wanted: list[list[np.ndarray]] = [[] for _ in source.class_names]
     left = sum(min(most, count) for count in source.found.of_train.per_class)
-    for shard in source.shards["train"]:
-        for where, raw, label in rows_of(_first_of_classes(shard, most)):
-            if len(wanted[label]) < most:
-                wanted[label].append(to_pixels(open_image(raw, where), where, shard.shape, data)[0])
-                left -= 1
-                if not left:
-                    return [np.stack(images) for images in wanted]
+    with quietly():
+        for shard in source.shards["train"]:
+            for where, raw, label in rows_of(_first_of_classes(shard, most)):
+                if len(wanted[label]) < most:
+                    wanted[label].append(to_pixels(open_image(raw, where), where, shard.shape, data)[0])
+                    left -= 1
+                    if not left:
+                        return [np.stack(images) for images in wanted]
     raise DataError(f"{source.name} changed while it was read; run again")
 
 
@@ -88,17 +89,25 @@ def _first_of_classes(shard: Shard, most: int) -> Shard:
 
 def _with_shape(source: Source, data: Data) -> Source:
     """Sets the shape of every shard from a few training images, none of which may differ in size from the others."""
-    looked_at: list[tuple[str, Opened]] = []
-    for where, raw, _ in _few(source.shards["train"]):
-        looked_at.append((where, open_image(raw, where)))
-        if sum(opened.image.width * opened.image.height for _, opened in looked_at) > PIXELS_LOOKED_AT:
-            break
-    sizes = Counter(opened.image.size for _, opened in looked_at)
-    width, height = (data.image_size, data.image_size) if data.image_size else sizes.most_common(1)[0][0]
-    shape = (1 if all(opened.is_grey for _, opened in looked_at) else 3, height, width)
-    for where, opened in looked_at:
-        to_pixels(opened, where, shape, data)  # refuses what does not fit
+    with quietly():
+        looked_at = list(_looked_at(source.shards["train"]))
+        sizes = Counter(opened.image.size for _, opened in looked_at)
+        width, height = (data.image_size, data.image_size) if data.image_size else sizes.most_common(1)[0][0]
+        shape = (1 if all(opened.is_grey for _, opened in looked_at) else 3, height, width)
+        for where, opened in looked_at:
+            to_pixels(opened, where, shape, data)  # refuses what does not fit
     return source.with_shape(shape)
+
+
+def _looked_at(shards: tuple[Shard, ...]) -> Iterator[tuple[str, Opened]]:
+    """A few images and where they lie; fewer of large ones."""
+    pixels = 0
+    for where, raw, _ in _few(shards):
+        opened = open_image(raw, where)
+        yield where, opened
+        pixels += opened.image.width * opened.image.height
+        if pixels > PIXELS_LOOKED_AT:
+            return
 
 
 def _with_notes(source: Source, data: Data) -> Source:

@@ -6,11 +6,12 @@ be counted and said. What could be read in two ways (several frames) or only wit
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +76,14 @@ def is_image_name(path: str) -> bool:
     return "." in name and f".{name.rpartition('.')[2].lower()}" in image_suffixes()
 
 
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without what Pillow warns of in files that it can read; around many images, since it costs as much as one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def open_image(raw: Raw, where: str) -> Opened:
     """The decoded image; DataError if it is none, has several frames, or has more than 8 bits a channel."""
     if raw is None:
@@ -82,12 +91,10 @@ def open_image(raw: Raw, where: str) -> Opened:
     if isinstance(raw, np.ndarray):
         return Opened(Image.fromarray(raw))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Pillow finds odd in a file that it can read
-            image = Image.open(io.BytesIO(raw))
-            frames = getattr(image, "n_frames", 1) if getattr(image, "is_animated", False) else 1
-            finer = _finer_than_8_bits(image, raw)
-            image.load()
+        image = Image.open(io.BytesIO(raw))
+        frames = getattr(image, "n_frames", 1) if getattr(image, "is_animated", False) else 1
+        finer = _finer_than_8_bits(image, raw)
+        image.load()
     except Exception as error:  # Pillow's decoders raise whatever their format makes of odd bytes
         raise DataError(
             f"{where} is not an image that can be decoded ({first_line(error)}); mend or remove it"
@@ -164,9 +171,7 @@ BITS_IN_HEADER: dict[str, Callable[[bytes], int]] = {"JPEG2000": _bits_of_jpeg_2
 def _turned(image: Image.Image, done: tuple[str, ...]) -> Opened:
     """The image upright. An orientation that is none of the eight, or cannot be read, leaves it as it is stored."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            orientation = image.getexif().get(ORIENTATION, 1)
+        orientation = image.getexif().get(ORIENTATION, 1)
     except Exception:  # EXIF is a file format of its own, and as often damaged
         return Opened(image, (*done, ODD_EXIF))
     way = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
@@ -182,12 +187,14 @@ def _converted(opened: Opened, where: str, mode: str, ground: str) -> tuple[Imag
             if clear.getchannel("A").getextrema() != (255, 255):
                 laid = Image.alpha_composite(Image.new("RGBA", clear.size, ground), clear)
                 return laid.convert("RGB").convert(mode), (*done, f"transparent, laid on {ground}")
-            image_flat = clear.convert("RGB")
+            flat = clear.convert("RGB")
         else:
-            image_flat = image
-        if image.mode in (mode, "1" if mode == "L" else mode):
-            return image_flat.convert(mode), done
-        return image_flat.convert(mode), (*done, f"{MODES.get(image.mode, image.mode)} turned to {MODES[mode]}")
+            flat = image
+        if image.mode == mode:
+            return image, done
+        if (image.mode, mode) == ("1", "L"):
+            return image.convert(mode), done
+        return flat.convert(mode), (*done, f"{MODES.get(image.mode, image.mode)} turned to {MODES[mode]}")
     except ValueError as error:  # a colour space that Pillow can open but not convert
         raise DataError(f"{where} cannot be turned to {MODES[mode]} ({first_line(error)}); save it as RGB") from None
 

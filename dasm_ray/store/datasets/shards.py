@@ -18,7 +18,7 @@ import numpy as np
 from dasm_ray.config.keys import Data
 from dasm_ray.errors import DataError, RunDirError
 from dasm_ray.store.datasets.found import Found
-from dasm_ray.store.datasets.pixels import Raw, open_image, to_pixels
+from dasm_ray.store.datasets.pixels import Raw, open_image, quietly, to_pixels
 from dasm_ray.store.datasets.splits import CALLED, Cut
 from dasm_ray.store.place import Place
 
@@ -106,13 +106,15 @@ def decode(shard: Shard, rows: Rows, data: Data) -> Decoded:
     every: Counter[str] = Counter()
     row, coloured = -1, 0
     try:
-        for row, (where, raw, label) in enumerate(rows):
-            opened = open_image(raw, where)
-            images[row], done = to_pixels(opened, where, shard.shape, data)
-            labels[row] = _label(label, where, shard.classes)
-            keys[row] = _key(images[row])
-            every.update(done)
-            coloured += not opened.is_grey
+        with quietly():
+            for row, (where, raw, label) in enumerate(rows):
+                opened = open_image(raw, where)
+                images[row], done = to_pixels(opened, where, shard.shape, data)
+                labels[row] = _label(label, where, shard.classes)
+                keys[row] = _key(images[row])
+                coloured += not opened.is_grey
+                if done:
+                    every.update(done)
     except RunDirError as error:
         raise DataError(str(error)) from None
     if row + 1 != len(shard):
