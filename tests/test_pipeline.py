@@ -458,3 +458,9 @@ def test_networks_are_ranked_by_the_set_and_by_the_full_data(reference: Path, ra
 @pytest.fixture(autouse=True)
 def _no_cluster_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def test_the_data_of_a_configuration_are_described_without_ray(recipe: Path, tmp_path: Path) -> None:
+    lines = pipeline.describe_data(load_config(recipe), str(tmp_path / "sheet.png"))
+    assert lines[0] == "data digits: built in"
+    assert (tmp_path / "sheet.png").read_bytes()[:4] == b"\x89PNG"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,6 +135,10 @@ class Progress:
         """One line that stays."""
         self._tell(kind="note", text=text)
         self._print(text)
+
+    def found(self, facts: Mapping[str, Any]) -> None:
+        """What the real images turned out to be, as plain values, for those who listen; it is said elsewhere."""
+        self._tell(kind="data", **facts)
 
     def workers(self, alive: int, lost: int) -> None:
         """How many workers are alive, and how many tasks were lost so far."""

@@ -170,3 +170,11 @@ def test_times_and_rates_are_short() -> None:
         "36k",
         "1.5M",
     ]
+
+
+def test_what_was_found_is_told_and_not_printed(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    events: list[dict[str, object]] = []
+    with Progress(lambda **event: events.append(event), live=False, clock=clock) as progress:
+        progress.found({"name": "digits", "splits": ()})
+    assert events == [{"kind": "data", "name": "digits", "splits": ()}]
+    assert capsys.readouterr().err == ""
