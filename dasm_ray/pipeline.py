@@ -15,6 +15,7 @@ from typing import Any
 
 from dasm_ray.config.keys import Model, RunConfig
 from dasm_ray.config.parsing import parse_config
+from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.config.space import Sweep
 from dasm_ray.errors import ArtifactError, ConfigError, RunFailure
 from dasm_ray.method.choices import choices, random_choice
@@ -94,6 +95,7 @@ def distill(config: RunConfig, run: str | Place | None = None) -> Result:
 
 def _distilled(run: Run) -> Result:
     """The steps of a run: experts, segments, artifact, table."""
+    run.progress.expect(_stages(run.config))
     experts = train_experts(run)
     made = distil(run, experts)
     stamp = write_artifact(run.place / "synthetic", distilled_set(run, made.segments))
@@ -111,6 +113,14 @@ def describe_data(config: RunConfig, png: str | None = None) -> list[str]:
     if png is not None:
         Place(png).write_bytes(draw_rows(first_pictures(source, config.data)))
     return source.found.lines()
+
+
+def _stages(config: RunConfig) -> int:
+    """How many stages a run shows, from its experts on: what is on disk already is passed over."""
+    read = {SELECTIONS[row].reads for row in config.evaluate.rows if row in SELECTIONS}
+    before_segments, of_segments = len(("experts", "static scores")), len(("probes", "scores", "distil"))
+    without_probes = 1  # the first segment has experts in their stead
+    return before_segments + of_segments * config.synthetic.segments - without_probes + len(read) + len(("evaluate",))
 
 
 def experts(config: RunConfig, run: str | None = None) -> list[str]:
