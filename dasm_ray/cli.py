@@ -341,14 +341,30 @@ def inspect(path: str, png: str | None) -> None:
     type=click.Choice(["png", "npz", "pt"]),
     default="png",
     show_default=True,
-    help="png: a folder per class; npz: arrays; pt: images.pt, labels.pt, lr.pt.",
+    help="png: training images, a folder per class; npz: arrays as stored; pt: tensors for other evaluators.",
 )
-def export(path: str, target: str, kind: str) -> None:
-    """Write a synthetic set in another form."""
+@click.option(
+    "--labels",
+    type=click.Choice(["logits", "probabilities", "hard"]),
+    help="Soft labels in png and pt. [default: logits, which evaluators put a softmax over]",
+)
+@click.option(
+    "--normalise",
+    metavar="HOW",
+    help="Images in pt: none (in [0, 1]), own (and whitened), or M,M,M:S,S,S. [default: as stored]",
+)
+@click.option("--stored", is_flag=True, help="png: stored images, grids where the factor is above 1.")
+def export(path: str, target: str, kind: str, labels: str | None, normalise: str | None, stored: bool) -> None:
+    """Write a synthetic set in another form, and say what was left out.
+
+    PATH: a run directory or an artifact. pt: images.pt, labels.pt, lr.pt, mean.pt, std.pt, and the whitening where
+    images are whitened.
+    """
     with _told():
         from dasm_ray import synthetic
 
-        click.echo(f"written to {synthetic.export(path, target, kind)}")
+        for line in synthetic.export(path, target, kind, labels=labels, normalise=normalise, stored=stored):
+            click.echo(line)
 
 
 @main.command(context_settings={"allow_interspersed_args": False})  # what follows COMMAND is its own

@@ -86,7 +86,7 @@ def artifact_of(here: Here, segments: Segments | None, images: Pixels | None = N
         step_size=step_size,
         recipe={"model": what(config.model), "image_size": list(real.shape[1:]), "training": what(config.evaluate)},
         provenance={
-            "config": config.model_dump(mode="json"),
+            "config": what(config),
             "config_digest": digest_of(what(config)),
             "data_digest": real.digest,
             "device": here.job.device,

@@ -84,7 +84,7 @@ def test_reading_what_is_no_run_directory(place):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("seed: [", "it is not YAML"), ("sed: 3", "not for this version of dasm_ray: sed: .*did you mean 'seed'")],
+    [("seed: [", "is not YAML"), ("sed: 3", "not for this version of dasm_ray: sed: .*did you mean 'seed'")],
 )
 def test_a_configuration_that_cannot_be_read_is_named(place, text, message):
     RunDir.open(str(place), config_of()).close()
