@@ -337,8 +337,8 @@ def _evaluate_artifact(path: str, changes: list[str]) -> Result:
 def _config_of(artifact: Artifact, place: Place) -> RunConfig:
     """What made the artifact: of its own words only what can change a result.
 
-    Where images and experts lie is known to the run that it lies in, if it does; else it has to be said. Where Ray is has
-    to be said always: a file that came from elsewhere must not choose whom this machine talks to.
+    Where images and experts lie is known to the run that it lies in, if it does; else it has to be said. Where Ray is
+    has to be said always: a file that came from elsewhere must not choose whom this machine talks to.
     """
     kept = artifact.provenance.get("config")
     if not isinstance(kept, dict):

@@ -55,9 +55,9 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
     def transform(self, image: Image.Image | np.ndarray[Any, Any] | Tensor) -> Tensor:
         """A test image as the network expects it: (C, H, W) float32, normalised, and whitened where the set is.
 
-        A PIL image is turned upright, laid on the set's ground where transparent, and made grey where the set is. An array
-        or tensor is (C, H, W): integers are levels 0..255, floats lie in [0, 1]. Anything else is refused with a
-        DataError (a ValueError too), never cut to fit.
+        A PIL image is turned upright, laid on the set's ground where transparent, and made grey where the set is. An
+        array or tensor is (C, H, W): integers are levels 0..255, floats lie in [0, 1]. Anything else is refused with
+        a DataError (a ValueError too), never cut to fit.
         """
         channels, height, width = self.images.shape[1:]
         pixels = pixels_of(image, channels, self._ground)

@@ -59,7 +59,7 @@ def _check_text(value: str) -> str:
     return value
 
 
-Text = Annotated[StrictStr, pydantic.AfterValidator(_check_text), Field(max_length=4096)]
+Text = Annotated[StrictStr, Field(max_length=4096), pydantic.AfterValidator(_check_text)]
 """A name or a place: one line, and no credentials, since it is written down and shown."""
 
 

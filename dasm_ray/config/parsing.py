@@ -53,8 +53,12 @@ def apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> None:
         key = apply_override(tree, override)
         twice = next((other for other in given if meet(key, other)), None)
         if twice is not None:
-            how = "is set twice" if key == twice else f"speaks of {escaped(twice)} too, which another --set sets"
-            raise ConfigError(f"--set {_shown(override)}: {escaped(key)} {how}; leave one")
+            how = (
+                "is set twice"
+                if key == twice
+                else f"speaks of {escaped(masked(twice), 60)} too, which another --set sets"
+            )
+            raise ConfigError(f"--set {_shown(override)}: {escaped(masked(key), 60)} {how}; leave one")
         given.append(key)
 
 
@@ -148,7 +152,7 @@ def sentences_of(error: pydantic.ValidationError, root: type[Section]) -> list[s
 
 def sentence_of(detail: Any, root: type[Section]) -> str:
     """One pydantic finding about a ``root`` as a sentence that names the key and what to do."""
-    where = ".".join(escaped(part, 60) for part in detail["loc"])
+    where = ".".join(escaped(masked(str(part)), 60) for part in detail["loc"])
     kind, context, given = detail["type"], detail.get("ctx", {}), _spelt(detail["input"])
     if kind == "extra_forbidden":
         known = _keys_beside(detail["loc"], root)
@@ -156,7 +160,7 @@ def sentence_of(detail: Any, root: type[Section]) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"the keys here are {', '.join(known)}"
         return f"{where}: there is no such key; {hint}"
     if kind == "literal_error":
-        near = difflib.get_close_matches(str(detail["input"])[:100], _quoted(context["expected"]), n=1)
+        near = difflib.get_close_matches(given.strip("'")[:100], _quoted(context["expected"]), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"{where}: {given} must be {context['expected']}{hint}"
     if kind == "missing":

@@ -20,7 +20,7 @@ import yaml
 from dasm_ray.config.shown import escaped, masked
 from dasm_ray.errors import ConfigError
 
-MOST_BYTES = 1 << 20
+MOST_BYTES = 1 << 18
 MOST_VALUES = 20_000
 MOST_DEPTH = 24
 MOST_DIGITS = 100
@@ -58,7 +58,7 @@ READINGS = tuple((re.compile(pattern, re.DOTALL), readings) for pattern, reading
 
 
 class _Fault(Exception):
-    """What is wrong with a text, and in which line (from 1)."""
+    """What is wrong with a text, and in which line (from 1; 0: in all of it)."""
 
     def __init__(self, line: int, problem: str) -> None:
         super().__init__(line, problem)
@@ -98,7 +98,7 @@ def read(text: str, told: str) -> Any:
     try:
         return _Reader(text).document()
     except _Fault as fault:
-        where = f"line {fault.line}: " if "\n" in text.rstrip() else ""
+        where = f"line {fault.line}: " if fault.line and "\n" in text.rstrip() else ""
         raise ConfigError(f"{told}: {where}{fault.problem}") from None
 
 
@@ -107,7 +107,7 @@ class _Reader:
 
     def __init__(self, text: str) -> None:
         if len(text) > MOST_BYTES or len(text.encode("utf-8", "replace")) > MOST_BYTES:
-            raise _Fault(1, f"is larger than {MOST_BYTES} bytes, which no recipe is")
+            raise _Fault(0, f"is larger than {MOST_BYTES} bytes, which no recipe is")
         self._events: Iterator[yaml.Event] = _events(text)
         self._values = 0
 
@@ -149,7 +149,7 @@ class _Reader:
             key = self._key(event, depth)
             if key in lines:
                 first = f", first in line {lines[key]}" if lines[key] != _line(event) else ""
-                raise _Fault(_line(event), f"{escaped(key)!r} is given twice{first}; leave one")
+                raise _Fault(_line(event), f"{escaped(masked(key), 60)!r} is given twice{first}; leave one")
             lines[key] = _line(event)
             found[key] = self._value(next(self._events), depth + 1)
         return found
@@ -157,7 +157,7 @@ class _Reader:
     def _key(self, event: yaml.Event, depth: int) -> str:
         key = self._value(event, depth + 1) if isinstance(event, yaml.ScalarEvent) else None
         if not isinstance(key, str):
-            spelt = escaped(event.value) if isinstance(event, yaml.ScalarEvent) else "a list or a mapping"
+            spelt = escaped(masked(event.value), 60) if isinstance(event, yaml.ScalarEvent) else "a list or a mapping"
             raise _Fault(_line(event), f"{spelt}: a key must be a name, in quotes if it looks like something else")
         return key
 
