@@ -48,7 +48,7 @@ PACKED_BY = ("SNAPPY", "UNCOMPRESSED")
 SLACK, ROW_SLACK = 1 << 20, 1 << 12
 """Bytes that a file, or a row of it, may have beside its values: headers, statistics, the frame of a preview."""
 
-UNPACKED_BYTES, UNPACKED_TIMES = 1 << 28, 200
+UNPACKED_BYTES, UNPACKED_TIMES = 1 << 26, 200
 """Pixels may take so many bytes in memory, or so many times what they take in files: more is no set, but a trap."""
 
 

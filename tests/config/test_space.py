@@ -214,7 +214,6 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a secret that is set": ({"set": {"data.path": "s3://K:S3CR3T@b"}}, "data.path: holds credentials"),
     "a secret that is swept": ({"space": {"data.name": {"grid": ["s3://K:S3CR3T@b"]}}}, "data.name"),
     "a secret as the recipe": ({"recipe": "s3://K:S3CR3T@b"}, "recipe: holds credentials"),
-    "a key and its section": ({"set": {"model.width": 3, "model": {"depth": 1}}}, "would replace all of model"),
     "a section and its key": (
         {"set": {"model": {"depth": 1}, "model.width": 3}},
         "set.model: speaks of what set.model.width",

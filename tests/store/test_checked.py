@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,13 +114,13 @@ def test_a_place_that_cannot_be_read_is_an_error_and_not_a_missing_value(tmp_pat
         ("1" * 5000, "it holds a number of 5000 digits"),
         ("[" * 100_000, "it is nested deeper than 64"),
         ("[" * (MOST_DEPTH + 1) + "]" * (MOST_DEPTH + 1), "it is nested deeper than 64"),
-        ("{'a': 1}", "it is not JSON: .* in line 1"),
+        ("{'a': 1}", "it is not JSON: Expecting property name enclosed in double quotes in line 1"),
         ("", "it is not JSON"),
         ("1 2", "it is not JSON"),
     ],
 )
 def test_json_with_two_readings_or_none(text: str, why: str) -> None:
-    with pytest.raises(ValueError, match=why.replace("\\\\", r"\\")):
+    with pytest.raises(ValueError, match=re.escape(why)):
         parse_json(text)
 
 
