@@ -23,7 +23,7 @@ from PIL import Image
 from dasm_ray.config.shown import escaped
 from dasm_ray.errors import ArtifactError, RunDirError
 from dasm_ray.store import tensors
-from dasm_ray.store.card import CARD, FILES, front_matter, set_name, write_run_card
+from dasm_ray.store.card import CARD, FILES, front_matter, set_name, write_run_card, write_unfinished
 from dasm_ray.store.checked import read_at_most
 from dasm_ray.store.description import (
     DESCRIPTION,
@@ -162,15 +162,27 @@ def write_artifact(place: Place, artifact: Artifact) -> str:
     sound, RunDirError if the place cannot be written.
     """
     _check(artifact)
-    (place / DESCRIPTION).delete()
+    _begin(place)
     files = _write_parquet(place / "data", artifact)
     _write_whitening(place / WHITENING, artifact)
     stamp = digest(artifact)
     (place / CARD).write_text(_card(artifact, stamp))
+    if _is_in_run(place):
+        write_run_card(place.parent, {place.name: stamp})
     (place / DESCRIPTION).write_json(_description(artifact, stamp, files))
-    if (place.parent / RECORD).exists():
-        write_run_card(place.parent)
     return stamp
+
+
+def _begin(place: Place) -> None:
+    """From here on until all is written, nobody takes what is there for a set."""
+    (place / DESCRIPTION).delete()
+    write_unfinished(place)
+    if _is_in_run(place):
+        write_run_card(place.parent)
+
+
+def _is_in_run(place: Place) -> bool:
+    return (place.parent / RECORD).exists()
 
 
 def _write_whitening(file: Place, artifact: Artifact) -> None:

@@ -9,6 +9,8 @@ What must stay true: two different sets have different configuration names, so n
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -41,14 +43,20 @@ def set_name(digest: str, folder: str = "set") -> str:
     return f"{folder}-{digest}"
 
 
-def write_run_card(run: Place) -> None:
-    """Writes the card of a run directory, a configuration for every finished set in it; none where there is none.
+def write_unfinished(folder: Place) -> None:
+    """A card for a set that is being written, so that `load_dataset` fails instead of keeping half of it by a name."""
+    (folder / CARD).write_text(front_matter("Not finished", {"unfinished": "nothing-yet.parquet"}))
 
-    With several sets `load_dataset(RUN)` asks for one by name.
+
+def write_run_card(run: Place, finished: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Writes the card of a run directory, a configuration for every finished set in it.
+
+    ``finished``: digests by folder of sets that lack only their description. With several sets `load_dataset(RUN)` asks
+    for one by name, with none it fails.
     """
-    found = _sets_in(run)
+    found = dict(sorted({**_sets_in(run), **finished}.items()))
     if not found:
-        (run / CARD).delete()
+        write_unfinished(run)
         return
     sets = {set_name(digest, folder): f"{folder}/{FILES}" for folder, digest in found.items()}
     title = f"{len(found)} synthetic set(s) of one run"
@@ -62,7 +70,7 @@ def write_run_card(run: Place) -> None:
 |---|---|
 {rows}
 
-Each is a set of its own, which `dasm_ray.load(PATH/FOLDER)` and `load_dataset("PATH/FOLDER")` read as well.
+Each is a set of its own, which `dasm_ray.load("PATH/FOLDER")` and `load_dataset("PATH/FOLDER")` read as well.
 """
     (run / CARD).write_text(text)
 
