@@ -328,6 +328,17 @@ def test_export_into_a_folder_in_use(artifact: Path) -> None:
     refused(call("export", artifact, "--to", artifact), "is not empty")
 
 
+def test_an_export_that_cannot_be_meant(artifact: Path, tmp_path: Path) -> None:
+    for options, part in (
+        (["--normalise", "own"], "--normalise: png is not normalised"),
+        (["--format", "pt", "--stored"], "--stored: pt holds training images"),
+        (["--format", "pt", "--labels", "logits"], "are hard"),
+        (["--format", "pt", "--normalise", "cifar10"], "say own, none, or means and stds"),
+    ):
+        refused(call("export", artifact, "--to", tmp_path / "out", *options), part)
+    assert not (tmp_path / "out").exists()
+
+
 def test_evaluating_with_another_matcher(artifact: Path) -> None:
     refused(call("evaluate", artifact, "--set", "matcher.name=dc"), "matcher.name=dc")
 
@@ -386,5 +397,8 @@ def test_inspect_and_export_of_a_good_one(artifact: Path, tmp_path: Path) -> Non
     assert "10 stored of 1x8x8" in result.stdout
     assert Image.open(tmp_path / "sheet.png").size == (2 * (8 + 2), 2 * 10 * (8 + 2))
     for kind, name in (("png", "3"), ("npz", "synthetic.npz"), ("pt", "images.pt")):
-        assert call("export", artifact, "--to", tmp_path / kind, "--format", kind).exit_code == 0
+        done = call("export", artifact, "--to", tmp_path / kind, "--format", kind)
+        assert done.exit_code == 0
+        assert done.stdout.startswith(f"written to {tmp_path / kind}\n")
+        assert "\nleft out: " in done.stdout
         assert (tmp_path / kind / name).exists()

@@ -177,14 +177,14 @@ def _events(text: str) -> Iterator[yaml.Event]:
 
 def _check_event(event: yaml.Event) -> None:
     """A fault for what stands for something else: an alias, an anchor, a tag."""
+    anchor, tag = (getattr(event, name, None) or "" for name in ("anchor", "tag"))
     if isinstance(event, yaml.AliasEvent):
-        raise _Fault(_line(event), f"*{escaped(event.anchor)} stands for another value; write that value out")
-    if getattr(event, "anchor", None):
-        raise _Fault(_line(event), f"&{escaped(event.anchor)} names a value; leave the name out, copies are not read")
-    tag = getattr(event, "tag", None)
+        raise _Fault(_line(event), f"*{escaped(anchor, 60)} stands for another value; write that value out")
+    if anchor:
+        raise _Fault(_line(event), f"&{escaped(anchor, 60)} names a value; leave the name out, copies are not read")
     if tag:
-        tag = tag.replace("tag:yaml.org,2002:", "!!")
-        raise _Fault(_line(event), f"the tag {escaped(tag)} is not read; leave it out, and put text in quotes")
+        tag = escaped(masked(tag.replace("tag:yaml.org,2002:", "!!")), 100)
+        raise _Fault(_line(event), f"the tag {tag} is not read; leave it out, and put text in quotes")
 
 
 def _scalar(event: yaml.ScalarEvent) -> Any:
@@ -206,7 +206,7 @@ def _scalar(event: yaml.ScalarEvent) -> Any:
 
 
 def _line(event: yaml.Event) -> int:
-    return int(event.start_mark.line) + 1
+    return event.start_mark.line + 1 if event.start_mark else 0
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
