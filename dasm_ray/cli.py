@@ -6,6 +6,7 @@ What must stay true: help imports nothing heavy, and an error is a sentence with
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -423,12 +424,13 @@ def doctor(address: str | None) -> None:
     with _told():
         from rich.console import Console
 
-        from dasm_ray.config.keys import Runtime
+        from dasm_ray.config.parsing import parse_config
         from dasm_ray.report.health import health
         from dasm_ray.runtime.doctor import differences, look_everywhere
         from dasm_ray.runtime.session import Session
 
-        with Session.open(Runtime(address=address, gpus_per_worker=0), lambda text: None):
+        runtime = parse_config({"runtime": {"address": address, "gpus_per_worker": 0}}).runtime
+        with Session.open(runtime, lambda text: None):
             machines = look_everywhere()
         differing = differences(machines)
         Console().print(health([(machine.name, machine.facts) for machine in machines], differing))
@@ -450,9 +452,10 @@ def _config(path: str, overrides: tuple[str, ...], workers: int | None, address:
 
 
 def _with_options(overrides: tuple[str, ...], workers: int | None, address: str | None) -> list[str]:
-    """Options as overrides, so that they are checked like any other key."""
+    """Options as overrides, so that they are checked like any other key; an address is text whatever it looks like."""
     options = {"runtime.workers": workers, "runtime.address": address}
-    return [*overrides, *(f"{key}={value}" for key, value in options.items() if value is not None)]
+    given = {key: value for key, value in options.items() if value is not None}
+    return [*overrides, *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items())]
 
 
 def _given(words: tuple[str, ...]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tree import LEAVES, PROJECT, problems_of
 
-from dasm_ray.cli import main
+from dasm_ray.cli import _with_options, main
 from dasm_ray.config.digests import digest_of, what
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import MOST_SENTENCES, load_config, parse_config, parse_result_keys, to_yaml
@@ -315,6 +315,21 @@ def test_an_option_and_a_set_that_say_two_things(tmp_path: Path) -> None:
     assert "runtime.workers is set twice" in lines[0]
 
 
+@pytest.mark.parametrize("address", ["ray://me:S3CR3T@head:10001", "head\x1b[2J", "x" * 5000])
+def test_an_address_that_cannot_be_shown(tmp_path: Path, address: str) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("", encoding="utf-8")
+    for command in (["distill", recipe, "--run", tmp_path / "run"], ["doctor"]):
+        code, lines = run(*command, "--address", address)
+        assert (code, len(lines)) == (2, 1)
+        assert lines[0].startswith(("dasm-ray: runtime.address: ", "dasm-ray: --set runtime.address="))
+
+
+def test_an_address_is_text_whatever_it_looks_like() -> None:
+    for address in ("[::1]:6379", "12:34", "yes", "010", "{a", "10.0.0.5:6379", "auto"):
+        assert load_config(None, _with_options((), None, address)).runtime.address == address
+
+
 def test_of_very_many_problems_the_first_are_told() -> None:
     begun = time.monotonic()
     problems = problems_of({f"seed{number}": 1 for number in range(15_000)})
@@ -362,7 +377,7 @@ def bounds_of(schema: Any) -> list[dict[str, Any]]:
     return own + [found for part in schema.values() if isinstance(part, dict | list) for found in bounds_of(part)]
 
 
-def test_every_count_and_every_list_has_a_largest_value() -> None:
+def test_every_count_has_a_largest_value() -> None:
     schema = RunConfig.model_json_schema()
     numbers = bounds_of(schema)
     assert len(numbers) > 40, "the schema was walked"
