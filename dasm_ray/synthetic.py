@@ -207,7 +207,8 @@ def export(
     if kind == "npz":
         lines = export_npz(artifact, target)
     elif kind == "png":
-        lines = export_png(artifact if stored else trained_on(artifact), target, chosen) + _of_slots(artifact, stored)
+        said = export_png(artifact if stored else trained_on(artifact), target, chosen)
+        lines = [*_of_slots(artifact, stored), *said]
     else:
         lines = _export_tensors(trained_on(artifact), target, chosen, normalise)
     return [f"written to {target}", *lines]
