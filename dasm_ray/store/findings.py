@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dasm_ray.errors import RunDirError, UserError
-from dasm_ray.store.checked import read_checked_json, write_checked_json
+from dasm_ray.store.checked import read_checked_json, read_json, write_checked_json
 from dasm_ray.store.place import Place
 from dasm_ray.store.rundir import LOCK, release_lock, take_lock, versions
 
@@ -77,7 +77,10 @@ def _enter_sweep(mark: Place, definition: Mapping[str, Any]) -> None:
     if not mark.exists():
         mark.write_json({**definition, "versions": versions()})
         return
-    kept = mark.read_json()
+    try:
+        kept = read_json(mark)
+    except ValueError as error:
+        raise RunDirError(f"{mark} cannot be read ({error}); it is damaged, choose another --run") from None
     differing = [name for name in definition if not isinstance(kept, dict) or kept.get(name) != definition[name]]
     if differing:
         raise RunDirError(

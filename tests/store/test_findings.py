@@ -57,6 +57,16 @@ def test_a_changed_sweep_is_refused_by_what_differs(tmp_path: Path) -> None:
         raise AssertionError("two sweeps in one folder")
 
 
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"space": 1, "space": 2}', '{"recipe": NaN}', "null", "[]"])
+def test_a_sweep_whose_file_is_damaged_is_refused_in_a_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "sweep.json").write_text(text)
+    with (
+        pytest.raises(RunDirError, match=r"sweep\.json cannot be read|belongs to another sweep"),
+        claimed_sweep(Place(tmp_path), DEFINITION, resume=True),
+    ):
+        raise AssertionError("gone on with")
+
+
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "holiday.txt").write_text("mine")
     with (
