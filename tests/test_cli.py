@@ -328,6 +328,25 @@ def test_export_into_a_folder_in_use(artifact: Path) -> None:
     refused(call("export", artifact, "--to", artifact), "is not empty")
 
 
+def test_credentials_in_a_place_are_refused_and_not_shown(recipe: Path, artifact: Path, tmp_path: Path) -> None:
+    uri = "s3://KEY:S3CR3T@bucket/x"
+    for arguments in (
+        ["distill", recipe, "--run", uri],
+        ["experts", recipe, "--run", uri],
+        ["select", recipe, "--run", uri],
+        ["compare", recipe, "--run", uri],
+        ["evaluate", uri],
+        ["inspect", uri],
+        ["inspect", artifact, "--png", uri],
+        ["export", artifact, "--to", uri],
+        ["relabel", artifact, "--to", uri],
+    ):
+        done = call(*arguments)
+        assert done.exit_code == 2
+        assert "holds credentials before the '@'" in done.stderr
+        assert "S3CR3T" not in done.output
+
+
 def test_an_export_that_cannot_be_meant(artifact: Path, tmp_path: Path) -> None:
     for options, part in (
         (["--normalise", "own"], "--normalise: png is not normalised"),

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from dasm_ray.config.shown import INSTEAD, masked, secret_in
 from dasm_ray.errors import RunDirError
 
 
@@ -26,11 +27,15 @@ class Place:
     """A file or a folder, named by a local path or a URI (``file://``, ``s3://``, ``gs://`` ...).
 
     It holds only strings, so it travels to workers as it is; a relative path is made absolute at once, because workers
-    start elsewhere. Whatever cannot be read or written raises RunDirError.
+    start elsewhere. Whatever cannot be read or written raises RunDirError, and so does a URI that holds credentials:
+    places are written down and shown.
     """
 
     def __init__(self, uri: str | os.PathLike[str]) -> None:
         text = os.fspath(uri)
+        secret = secret_in(text)
+        if secret is not None:
+            raise RunDirError(f"{masked(text)}: holds {secret}, which would be kept and shown; {INSTEAD}")
         if text.startswith("file://"):
             text = fs.FileSystem.from_uri(text)[1]
         if "://" in text:

@@ -15,6 +15,21 @@ from dasm_ray.store.place import Place
 # --- Place -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://KEY:S3CR3T@bucket/run",
+        "s3://KEY:S3/CR3T@bucket/run",
+        "s3://bucket/run?secret_key=S3CR3T",
+        "hdfs://me:S3CR3T@host/x",
+    ],
+)
+def test_a_place_holds_no_credentials(uri):
+    with pytest.raises(RunDirError, match="AWS_ACCESS_KEY_ID") as caught:
+        Place(uri)
+    assert "S3CR3T" not in str(caught.value)
+
+
 def test_files_come_back_as_they_were_written(place):
     (place / "a" / "x.bin").write_bytes(b"\0\1\2")
     (place / "a/x.txt").write_text("naïve ×")
