@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from dasm_ray.config.keys import SELECTION_METHODS
+from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.errors import ConfigError, DasmError
+from dasm_ray.runtime.streams import awaited, onlooking
 
 if TYPE_CHECKING:
     from dasm_ray.config.keys import RunConfig
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 
 RUN = click.option("--run", metavar="DIR", help="Run directory: a folder or a URI. [default: runs/NAME of the config]")
 SET = click.option("--set", "overrides", metavar="A.B=C", multiple=True, help="Change one key of the config.")
+STOPPED_BY: dict[int, int] = {signal.SIGTERM: 130}
+"""The signals that a command stops at, besides Ctrl-C, and its exit code then."""
+if hasattr(signal, "SIGHUP"):
+    STOPPED_BY[signal.SIGHUP] = 129  # the terminal was closed
+
 WORKERS = click.option("--workers", metavar="N", type=int, help="Most workers. The result does not depend on it.")
 ADDRESS = click.option("--address", metavar="HOST:PORT", help="A running Ray cluster. [default: RAY_ADDRESS or local]")
 
@@ -34,7 +40,33 @@ def recipe(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+class Commands(click.Group):
+    """The commands, on standard streams that may fail: a sentence for stdout, nothing for stderr."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        before = sys.stdout, sys.stderr
+        sys.stdout = sys.stdout and awaited(sys.stdout)
+        sys.stderr = sys.stderr and onlooking(sys.stderr)
+        try:
+            return self._printed(super().main, *args, **extra)
+        except DasmError as error:  # what no command has told: it is help or a version that could not be printed
+            click.echo(f"dasm-ray: {error}", err=True)
+            sys.exit(error.exit_code)
+        finally:
+            sys.stdout, sys.stderr = before
+
+    @staticmethod
+    def _printed(main: Callable[..., Any], *args: Any, **extra: Any) -> Any:
+        """What ``main`` returns; its last chance to hear that what was printed is lost."""
+        try:
+            return main(*args, **extra)
+        except SystemExit as end:
+            if not end.code and sys.stdout:
+                sys.stdout.flush()
+            raise
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
 @click.version_option(package_name="dasm-ray")
 def main() -> None:
     """Compress a labelled image set into a small synthetic one that trains a network about as well."""
@@ -108,7 +140,7 @@ def score(config: str, run: str | None, overrides: tuple[str, ...], workers: int
 @recipe
 @click.option(
     "--method",
-    type=click.Choice(["random", *SELECTION_METHODS]),
+    type=click.Choice(["random", *SELECTIONS]),
     default="herding",
     show_default=True,
     metavar="METHOD",
@@ -408,9 +440,9 @@ def submit(address: str, name: str | None, install: bool, no_wait: bool, words: 
             return
         try:
             code = jobs.follow(job, lambda text: click.echo(text, nl=False), lambda text: click.echo(text, err=True))
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             click.echo(f"dasm-ray: job {job.name} goes on: {job.hint}", err=True)
-            code = 130
+            code = _code_of(stop)
         sys.exit(code)
 
 
@@ -480,22 +512,34 @@ def _numbers(option: str, listed: str | None) -> tuple[int, ...]:
 @contextlib.contextmanager
 def _told(how: str = "the same command goes on from the last checkpoint") -> Iterator[None]:
     """Errors as sentences with their exit code; being stopped as a word on ``how`` to go on."""
-    before = signal.signal(signal.SIGTERM, _stop)
+    before = {number: signal.getsignal(number) for number in STOPPED_BY}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _stop)
     try:
         yield
     except DasmError as error:
         for sentence in str(error).splitlines():
             click.echo(f"dasm-ray: {sentence}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         click.echo(f"dasm-ray: stopped; {how}", err=True)
-        sys.exit(130)
+        sys.exit(_code_of(stop))
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            if signal.getsignal(number) is _stop:
+                signal.signal(number, handler)
 
 
-def _stop(*_: Any) -> NoReturn:
-    raise KeyboardInterrupt
+def _stop(number: int, _: Any) -> NoReturn:
+    """Stops as Ctrl-C does, so that checkpoints are written. A closed terminal says so more than once."""
+    if number != signal.SIGTERM:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt(STOPPED_BY[number])
+
+
+def _code_of(stop: KeyboardInterrupt) -> int:
+    return next((code for code in stop.args if isinstance(code, int)), 130)
 
 
 def _print_table(result: Result) -> None:

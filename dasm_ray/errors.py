@@ -5,15 +5,21 @@
     │   ├── ConfigError        a configuration that cannot be meant: a typo, a wrong type, an impossible combination
     │   ├── DataError          an image, a label or a class that cannot be used; names the file and the row
     │   ├── ArtifactError      a synthetic set that is damaged or of another version
-    │   ├── RunDirError        a run directory that cannot be written or belongs to another configuration
+    │   ├── RunDirError        a place named wrongly: it cannot be made, or belongs to another configuration
     │   └── ResourceError      a request that this machine or cluster can never meet
     └── RunFailure           exit 1: the run was sound but did not finish
         ├── SessionError       the cluster did not answer
+        ├── StorageError       storage failed while the run was going: disk full, connection lost, folder gone
         ├── TaskLost           a task was lost more often than allowed
         ├── TaskFailed         a task raised: a defect in this package or its surroundings
         └── NonFinite          a loss stopped being a number; the last good state is kept
 
 Every message is one sentence that names the thing and says what to do.
+
+A file that cannot be read or written is a RunDirError or a StorageError by this rule. Storage has failed where it says
+so itself (no room left, I/O error, no connection, an answer such as 503), and where something could not be changed in
+a run directory that this very run has entered, and so was able to write, whatever the cause. Everything else (no such
+file, no permission, not a folder, no such bucket) is a name that the user can mend.
 """
 
 from __future__ import annotations
@@ -51,7 +57,7 @@ class ArtifactError(UserError):
 
 
 class RunDirError(UserError):
-    """A run directory that cannot be written or belongs to another configuration."""
+    """A place that was named wrongly: it cannot be made or read, or belongs to another configuration."""
 
 
 class ResourceError(UserError):
@@ -64,6 +70,10 @@ class RunFailure(DasmError):
 
 class SessionError(RunFailure):
     """The cluster did not answer."""
+
+
+class StorageError(RunFailure):
+    """Storage failed while the run was going; what is whole on disk is kept, and the same command goes on."""
 
 
 class TaskLost(RunFailure):

@@ -9,44 +9,39 @@ configuration on the same directory again goes on where it stopped and ends with
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dasm_ray.config.digests import what
 from dasm_ray.config.keys import Model, RunConfig
-from dasm_ray.config.parsing import apply_overrides, parse_config, parse_result_keys
-from dasm_ray.config.shown import escaped, masked
+from dasm_ray.config.parsing import parse_config
 from dasm_ray.config.space import Sweep
 from dasm_ray.errors import ArtifactError, ConfigError, RunFailure
-from dasm_ray.method.choices import random_choice, selections
-from dasm_ray.method.dasm import distil_segments
+from dasm_ray.method.choices import choices, random_choice
+from dasm_ray.method.dasm import distil
 from dasm_ray.method.estimate import estimate as measured
-from dasm_ray.method.experts import taught, train_experts, whiten
-from dasm_ray.method.run import Here, check_against_data, connected, opened, run_all
-from dasm_ray.method.scores import StaticScores, scores_before
-from dasm_ray.method.sets import Images, artifact_of, flattened, training_on
-from dasm_ray.report import standings as trials
+from dasm_ray.method.experts import soft_labels, train_experts
+from dasm_ray.method.probes import Probes
+from dasm_ray.method.run import Run, check_against_data, connected, opened, run_all
+from dasm_ray.method.scores import scores_before
+from dasm_ray.method.sets import distilled_set, flattened, images_of, selected_set, stored
+from dasm_ray.report import standings
 from dasm_ray.report.standings import Line
 from dasm_ray.report.table import Row, as_json, markdown
-from dasm_ray.runtime.pool import Task, fetch
+from dasm_ray.runtime.pool import task
 from dasm_ray.runtime.progress import Progress, clock_text
 from dasm_ray.runtime.session import Session
-from dasm_ray.store.artifact import Artifact, digest, read_artifact, write_artifact
-from dasm_ray.store.findings import claim_comparison, claimed_sweep, find, trial_place
+from dasm_ray.runtime.worker import Worker
+from dasm_ray.store.artifact import digest, read_artifact, write_artifact
+from dasm_ray.store.findings import claimed_comparison, claimed_sweep, find, trial_place
 from dasm_ray.store.place import Place
 from dasm_ray.store.rundir import RunDir
+from dasm_ray.studies import incremental
 from dasm_ray.studies.cells import Accuracies
 from dasm_ray.studies.comparison import Comparison, Plan, check
-from dasm_ray.studies.incremental import learn_incrementally as memory_of
+from dasm_ray.studies.finished import AFTERWARDS, cells_place, changed, check_allowed, opened_again, without_address
 from dasm_ray.studies.ranking import agreement, try_networks
 from dasm_ray.studies.rows import evaluate_rows
-
-AFTERWARDS = ("evaluate.", "runtime.", "data.path", "data.download")
-"""What can be changed once a set is there."""
-
-WITH_PATH = ("folder", "parquet", "tiny_imagenet")
-"""Sets that are nowhere unless `data.path` says where."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +76,7 @@ class Swept:
 # --- the commands ------------------------------------------------------------------------------------------------
 
 
-def distill(config: RunConfig, run: str | None = None) -> Result:
+def distill(config: RunConfig, run: str | Place | None = None) -> Result:
     """Distils the real set of ``config`` into RUN/synthetic and evaluates it. ``run``: a folder or URI, or runs/NAME.
 
     Raises a DasmError; an interrupted run goes on when it is called again.
@@ -90,14 +85,18 @@ def distill(config: RunConfig, run: str | None = None) -> Result:
     finished = _finished(uri, config)
     if finished is not None:
         return finished
-    with opened(config, uri) as here:
-        whiten(here)
-        trained = train_experts(here)
-        segments, initial = distil_segments(here, trained)
-        artifact = artifact_of(here, segments)
-        stamp = write_artifact(here.place / "synthetic", artifact)
-        sets = {"distilled": flattened(segments), "initial": flattened(initial)}
-        return _reported(here, evaluate_rows(here, sets, config.synthetic.factor, trained, stamp), stamp)
+    with opened(config, uri) as open_run:
+        return _distilled(open_run)
+
+
+def _distilled(run: Run) -> Result:
+    """The steps of a run: experts, segments, artifact, table."""
+    experts = train_experts(run)
+    made = distil(run, experts)
+    stamp = write_artifact(run.place / "synthetic", distilled_set(run, made.segments))
+    sets = {"distilled": flattened(made.segments), "initial": flattened(made.starts)}
+    rows = evaluate_rows(run, sets, run.config.synthetic.factor, experts, cells_place(run.place))
+    return _reported(run, rows, stamp)
 
 
 def experts(config: RunConfig, run: str | None = None) -> list[str]:
@@ -105,9 +104,8 @@ def experts(config: RunConfig, run: str | None = None) -> list[str]:
 
     Returns two lines an expert: validation accuracy in % and loss on training images, from the initialisation on.
     """
-    with opened(config, run or f"runs/{config.name}") as here:
-        whiten(here)
-        trained = train_experts(here)
+    with opened(config, run or f"runs/{config.name}") as open_run:
+        trained = train_experts(open_run)
     lines = []
     for number, (accuracy, loss) in enumerate(zip(trained.accuracies, trained.losses, strict=True)):
         lines.append(f"expert {number} accuracy: " + " ".join(f"{100 * share:.1f}" for share in accuracy))
@@ -117,8 +115,8 @@ def experts(config: RunConfig, run: str | None = None) -> list[str]:
 
 def estimate(config: RunConfig) -> list[str]:
     """What ``config`` will take on the workers that are there: a line a fact. Measures a few steps; writes nothing."""
-    with connected(config, Place(f"runs/{config.name}")) as here:
-        found, workers = measured(here), here.session.workers
+    with connected(config, Place(f"runs/{config.name}"), only_measures=True) as run:
+        found, workers = measured(run), run.session.workers
     lines = [
         f"{stage.name:24} {clock_text(stage.wall(workers))} on {workers} worker{'s' * (workers > 1)}, "
         f"{clock_text(stage.seconds)} of work in {stage.tasks} parallel tasks"
@@ -151,10 +149,10 @@ def score_summary(config: RunConfig, run: str | None = None) -> list[str]:
 
     Returns a line a class: mean difficulties, what share the probe gets wrong, and what share the window holds.
     """
-    with opened(config, run or f"runs/{config.name}") as here:
-        whiten(here)
-        trained = train_experts(here)
-        found, names = scores_before(here, 0, trained, [], StaticScores(here, trained)), here.real.class_names
+    with opened(config, run or f"runs/{config.name}") as open_run:
+        trained = train_experts(open_run)
+        found = scores_before(open_run, 0, trained, Probes(open_run, 0, trained, []))
+        names = open_run.real.class_names
     lines = [f"{'class':16} {'images':>7} {'dynamic':>8} {'static':>8} {'wrong':>6} {'window':>7}"]
     for label, name in enumerate(names):
         mine = found.label == label
@@ -166,16 +164,14 @@ def score_summary(config: RunConfig, run: str | None = None) -> list[str]:
 
 def select(config: RunConfig, method: str, run: str | None = None) -> tuple[Place, str]:
     """Writes a class-balanced selection of real images as an artifact, RUN/METHOD; returns its place and digest."""
-    with opened(config, run or f"runs/{config.name}") as here:
-        whiten(here)
+    with opened(config, run or f"runs/{config.name}") as open_run:
         if method == "random":
-            chosen = random_choice(here, 0)
+            picked = random_choice(open_run, 0)
         else:
-            chosen = selections(here, train_experts(here), [method])[method]
-        (done,) = run_all(here, [Task("selected images", "images", (here.job, chosen), outputs=2)])
-        artifact = artifact_of(here, None, fetch(done.refs[0]))
-        place = here.place / method
-        return place, write_artifact(place, artifact)
+            picked = choices(open_run, train_experts(open_run), [method])[method]
+        (done,) = run_all(open_run, [task("selected images", Worker.images, open_run.job, picked)])
+        place = open_run.place / method
+        return place, write_artifact(place, selected_set(open_run, open_run.pool.fetch(done.refs[0])))
 
 
 def compare(
@@ -194,14 +190,13 @@ def compare(
     """
     plan = Plan(ipcs, selections, labels, networks)
     check(configs, plan)
-    place = Place(run or "runs/comparison")
-    claim_comparison(place)
-    with connected(configs[0], place) as here:
-        rows = Comparison(here, configs, plan).rows()
-    title = f"{configs[0].data.name}; {configs[0].evaluate.seeds} seeds"
-    (place / "table.md").write_text(markdown(rows, title))
-    (place / "table.json").write_json(as_json(rows, title))
-    return Table(place, rows, title)
+    with claimed_comparison(Place(run or "runs/comparison")) as place:
+        with connected(configs[0], place) as open_run:
+            rows = Comparison(open_run, configs, plan).rows()
+        title = f"{configs[0].data.name}; {configs[0].evaluate.seeds} seeds"
+        (place / "table.md").write_text(markdown(rows, title))
+        (place / "table.json").write_json(as_json(rows, title))
+        return Table(place, rows, title)
 
 
 def sweep(plan: Sweep, run: str | None = None, *, resume: bool = False) -> Swept:
@@ -210,24 +205,24 @@ def sweep(plan: Sweep, run: str | None = None, *, resume: bool = False) -> Swept
     With ``resume`` a sweep goes on where it was stopped: trials that are over are not begun again. Only the fair table
     at the end reads the test set. Needs ray[tune]. Writes table.md and table.parquet.
     """
-    from dasm_ray.studies import trials as stage
+    from dasm_ray.studies import trials  # Tune is needed by nothing else
 
-    place = Place(run or f"runs/{plan.name}")
-    with claimed_sweep(place, plan.definition, resume=resume), contextlib.ExitStack() as opened_here:
+    folder = Place(run or f"runs/{plan.name}")
+    with claimed_sweep(folder, plan.definition, resume=resume) as place, contextlib.ExitStack() as own:
         if any(not find(place, trial.number).is_over for trial in plan.trials):
             with Progress() as progress:
-                session = opened_here.enter_context(Session.open(plan.trials[0].config.runtime, progress.note))
+                session = own.enter_context(Session.open(plan.trials[0].config.runtime, progress.note))
                 progress.note(f"{plan.name}: {len(plan.trials)} trials of {session}, results in {place}")
-            stage.run_all_trials(plan, place, session)
-        lines, title = stage.lines(plan, place), f"{plan.name}: {len(plan.trials)} trials"
-        stage.write_table(place, lines)
-        (place / "table.md").write_text(trials.markdown(lines, title))
-        best = trials.best(lines)
+            trials.run_all_trials(plan, place, session)
+        lines, title = trials.lines(plan, place), f"{plan.name}: {len(plan.trials)} trials"
+        trials.write_table(place, lines)
+        (place / "table.md").write_text(standings.markdown(lines, title))
+        best = standings.best(lines)
         if best is None:
             raise RunFailure(f"{place}: no trial could be finished; {place / 'table.md'} says why")
-        config = stage.config_in(place, plan.trials[best.trial])
+        config = trials.config_in(place, plan.trials[best.trial])
         everyone = config.model_copy(update={"runtime": config.runtime.model_copy(update={"workers": None})})
-        return Swept(place, lines, title, distill(everyone, str(trial_place(place, best.trial))))
+        return Swept(place, lines, title, distill(everyone, trial_place(place, best.trial)))
 
 
 def relabel(path: str, to: str, overrides: Iterable[str] = ()) -> tuple[Place, str]:
@@ -242,16 +237,16 @@ def relabel(path: str, to: str, overrides: Iterable[str] = ()) -> tuple[Place, s
     place = Place(path)
     run = place.parent if (place / "dataset.json").exists() else place
     changes, allowed = list(overrides), ("experts.", *AFTERWARDS)
-    _check_allowed(changes, allowed)
+    check_allowed(changes, allowed)
     if not (run / "run.json").exists() and not any(change.startswith("experts.cache=") for change in changes):
         raise ConfigError(
             f"experts.cache: {place} stands alone, away from the run that made it; name the folder where its experts "
             f"are, or shall be trained, by --set experts.cache=FOLDER"
         )
-    with _with_artifact(path, changes, allowed) as (here, artifact, _):
-        images = Images(artifact.pixels, artifact.labels, None, artifact.is_normalised)
-        (logits,) = taught(here, train_experts(here), [training_on(images, artifact.factor)])
-    return target, write_artifact(target, replace(artifact, soft_labels=logits))
+    with opened_again(path, changes, allowed) as kept:
+        training = stored(kept.run, images_of(kept.artifact), kept.artifact.factor)
+        (logits,) = soft_labels(kept.run, train_experts(kept.run), [training])
+    return target, write_artifact(target, replace(kept.artifact, soft_labels=logits))
 
 
 def evaluate(path: str, overrides: Iterable[str] = ()) -> Result:
@@ -263,14 +258,15 @@ def evaluate(path: str, overrides: Iterable[str] = ()) -> Result:
     place, changes = Place(path), list(overrides)
     if (place / "dataset.json").exists():
         return _evaluate_artifact(path, changes)
-    config = _changed(_unbound(RunDir.read(path).config), changes)
+    record = RunDir.read(path)
+    config, place = changed(without_address(record.config), changes), record.place
     stamp = digest(read_artifact(place / "synthetic"))
-    with connected(config, place) as here:
-        whiten(here)
-        trained = train_experts(here)
-        segments, initial = distil_segments(here, trained)
-        sets = {"distilled": flattened(segments), "initial": flattened(initial)}
-        return _reported(here, evaluate_rows(here, sets, config.synthetic.factor, trained, stamp), stamp)
+    with connected(config, place) as run:
+        experts = train_experts(run)
+        made = distil(run, experts)
+        sets = {"distilled": flattened(made.segments), "initial": flattened(made.starts)}
+        rows = evaluate_rows(run, sets, config.synthetic.factor, experts, cells_place(place))
+        return _reported(run, rows, stamp)
 
 
 def learn_incrementally(path: str, steps: int = 5, overrides: Iterable[str] = ()) -> Accuracies:
@@ -279,10 +275,11 @@ def learn_incrementally(path: str, steps: int = 5, overrides: Iterable[str] = ()
     Test accuracies, one a seed, by ("distilled" or "random", "4 classes"). Under changes of evaluate, runtime or
     data.path; in a run directory, cells that are on disk are not computed again.
     """
-    with _with_artifact(path, list(overrides)) as (here, artifact, cells):
-        if not 1 <= steps <= here.classes:
-            raise ConfigError(f"--steps {steps}: there are {here.classes} classes; take 1 to {here.classes} steps")
-        return memory_of(here, artifact, steps, cells)
+    with opened_again(path, list(overrides)) as kept:
+        classes = kept.run.classes
+        if not 1 <= steps <= classes:
+            raise ConfigError(f"--steps {steps}: there are {classes} classes; take 1 to {classes} steps")
+        return incremental.learn_incrementally(kept.run, kept.artifact, steps, kept.cells)
 
 
 def rank(path: str, models: Sequence[Model], overrides: Iterable[str] = ()) -> tuple[Accuracies, dict[str, float]]:
@@ -291,10 +288,10 @@ def rank(path: str, models: Sequence[Model], overrides: Iterable[str] = ()) -> t
     Test accuracies, one a seed, by ("distilled", "random" or "full", network); Spearman's correlation with the full
     data of "distilled" and "random".
     """
-    with _with_artifact(path, list(overrides)) as (here, artifact, cells):
+    with opened_again(path, list(overrides)) as kept:
         for model in models:
-            check_against_data(here.config.model_copy(update={"model": model}), here.real)
-        found = try_networks(here, artifact, models, cells)
+            check_against_data(kept.run.config.model_copy(update={"model": model}), kept.run.real)
+        found = try_networks(kept.run, kept.artifact, models, kept.cells)
     return found, {name: agreement(found, name, models) for name in ("distilled", "random")}
 
 
@@ -304,95 +301,23 @@ def convnets(widths: Sequence[int], depths: Sequence[int], norms: Sequence[str])
     return [parse_config({"model": tree}).model for tree in trees]
 
 
-@contextlib.contextmanager
-def _with_artifact(
-    path: str, changes: list[str], allowed: tuple[str, ...] = AFTERWARDS
-) -> Iterator[tuple[Here, Artifact, Place | None]]:
-    """A session for the artifact in ``path``, a run's or one alone; and where a run keeps its cells."""
-    place = Place(path)
-    folder = place if (place / "dataset.json").exists() else place / "synthetic"
-    artifact = read_artifact(folder)
-    config = _changed(_config_of(artifact, folder), changes, allowed)
-    if config.data.path is None and config.data.name in WITH_PATH:
-        raise ConfigError(f"data.path: {place} does not say where its images lie; name them by --set data.path=FOLDER")
-    whitening = None
-    if artifact.whitening_matrix is not None:
-        whitening = {"mean": artifact.whitening_mean, "matrix": artifact.whitening_matrix}
-    is_of_a_run = (folder.parent / "run.json").exists()
-    with connected(config, folder.parent if is_of_a_run else place) as here:
-        whiten(here, whitening)
-        if (here.real.class_names, here.real.shape) != (artifact.class_names, artifact.pixels.shape[1:]):
-            raise ArtifactError(f"{place}: its classes or image shape are not those of {config.data.name}")
-        yield here, artifact, here.place / "report" / "cells" / "uses" if is_of_a_run else None
-
-
 def _evaluate_artifact(path: str, changes: list[str]) -> Result:
-    with _with_artifact(path, changes) as (here, artifact, _):
-        stamp = digest(artifact)
-        sets = {"distilled": Images(artifact.pixels, artifact.labels, artifact.soft_labels, artifact.is_normalised)}
-        rows = evaluate_rows(here, sets, artifact.factor, None, stamp)
-        return Result(Place(path), stamp, rows, _title(here.config))
-
-
-def _config_of(artifact: Artifact, place: Place) -> RunConfig:
-    """What made the artifact: of its own words only what can change a result.
-
-    Where images and experts lie is known to the run that it lies in, if it does; else it has to be said. Where Ray is
-    has to be said always: a file that came from elsewhere must not choose whom this machine talks to.
-    """
-    kept = artifact.provenance.get("config")
-    if not isinstance(kept, dict):
-        raise ArtifactError(
-            f"{place}: does not say which configuration made it, so there is nothing to compare it with"
-        )
-    try:
-        config = parse_result_keys(kept)
-    except ConfigError as error:
-        raise ArtifactError(f"{place} was made by another version of dasm_ray: {error.problems[0]}") from None
-    if (place.parent / "run.json").exists():
-        config = parse_config(_overlaid(RunDir.read(str(place.parent)).config.model_dump(), what(config)))
-    return _unbound(config)
-
-
-def _overlaid(tree: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """The tree with the values that are given set in it, section by section."""
-    return tree | {
-        name: _overlaid(tree.get(name) or {}, value) if isinstance(value, dict) else value
-        for name, value in values.items()
-    }
-
-
-def _unbound(config: RunConfig) -> RunConfig:
-    """A kept configuration without the cluster that it was once run on; --address or RAY_ADDRESS names one."""
-    return config.model_copy(update={"runtime": config.runtime.model_copy(update={"address": None})})
-
-
-def _changed(config: RunConfig, changes: list[str], allowed: tuple[str, ...] = AFTERWARDS) -> RunConfig:
-    """A kept configuration under changes that leave its artifact what it is."""
-    _check_allowed(changes, allowed)
-    tree = config.model_dump(mode="json")
-    apply_overrides(tree, changes)
-    return parse_config(tree)
-
-
-def _check_allowed(changes: list[str], allowed: tuple[str, ...]) -> None:
-    for change in changes:
-        if not change.strip().startswith(allowed):
-            known = ", ".join(name.removesuffix(".") for name in allowed)
-            raise ConfigError(f"--set {escaped(masked(change), 120)}: after distillation only {known} can be changed")
+    with opened_again(path, changes) as kept:
+        rows = evaluate_rows(kept.run, {"distilled": images_of(kept.artifact)}, kept.artifact.factor, None, None)
+        return Result(Place(path), digest(kept.artifact), rows, _title(kept.run.config))
 
 
 # --- reporting ---------------------------------------------------------------------------------------------------
 
 
-def _reported(here: Here, rows: list[Row], stamp: str) -> Result:
+def _reported(run: Run, rows: list[Row], stamp: str) -> Result:
     """The table on disk and in hand."""
-    title = _title(here.config)
-    report = here.place / "report"
+    title = _title(run.config)
+    report = run.place / "report"
     (report / "table.md").write_text(markdown(rows, title))
     (report / "table.json").write_json({**as_json(rows, title), "digest": stamp})
-    here.progress.note(f"synthetic set {here.place / 'synthetic'}, digest {stamp}")
-    return Result(here.place, stamp, rows, title)
+    run.progress.note(f"synthetic set {run.place / 'synthetic'}, digest {stamp}")
+    return Result(run.place, stamp, rows, title)
 
 
 def _title(config: RunConfig) -> str:
@@ -403,7 +328,7 @@ def _title(config: RunConfig) -> str:
     )
 
 
-def _finished(uri: str, config: RunConfig) -> Result | None:
+def _finished(uri: str | Place, config: RunConfig) -> Result | None:
     """The result of a run that has ended already, without starting anything."""
     place = Place(uri)
     table = place / "report" / "table.json"

@@ -28,6 +28,14 @@ def ray_session() -> Iterator[object]:
 
 
 @pytest.fixture(scope="session")
+def digits() -> object:
+    """The real images of digits, decoded in this process."""
+    from local_pool import local_real, small
+
+    return local_real(small())
+
+
+@pytest.fixture(scope="session")
 def data_folder() -> Path:
     """Where the real sets for tests lie, as Parquet."""
     return Path(__file__).parents[2] / "shared" / "data"

@@ -67,14 +67,7 @@ HEAVY = ("torch", "torchvision", "ray", "sklearn", "pyarrow")
 WITHOUT_TWIN = {
     "__init__.py": "holds names only; what they lead to is tested where it lives",
     "errors.py": "declarations; the one with code, ConfigError, is tested with the configuration",
-}
-WITHOUT_TWIN |= {
-    f"{name}.py": "a part of the whole command, which test_pipeline.py and test_cli.py run as users do"
-    for name in (
-        *("method/choices", "method/dasm", "method/estimate", "method/experts", "method/match", "method/probes"),
-        *("method/run", "method/scores", "method/sets", "studies/cells", "studies/comparison", "studies/incremental"),
-        *("studies/ranking", "studies/rows", "studies/trials", "runtime/autoscaler"),
-    )
+    "runtime/autoscaler.py": "only a real autoscaler can say anything, see test_autoscaling.py",
 }
 """Files of the package that have no test file of their own, and why."""
 
@@ -284,6 +277,8 @@ def unseeded_module(source: Source) -> Iterator[str]:
     yield from (f"imports {name}" for name in source.imports if library(name) == "random")
 
 
+MATCHER_NAMES = {"idc", "dc", "dsa", "dm", "cafe", "mtt", "datm"}
+
 ON_WORKERS = ("core/", "runtime/worker.py")
 
 
@@ -299,6 +294,22 @@ def device_of_the_driver(source: Source) -> Iterator[str]:
             yield f"calls {name}, which may put a tensor on a device"
 
 
+def matcher_by_name(source: Source) -> Iterator[str]:
+    """What a matcher is stands in its row of the table; who asks for it by name or by class has a second table."""
+    if source.path == "config/matchers.py":
+        return
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Compare) and MATCHER_NAMES & set(constants_of(node)):
+            yield f"compares with {sorted(MATCHER_NAMES & set(constants_of(node)))}"
+    for name, call in source.calls:
+        if name == "isinstance" and "Matching" in ast.unparse(call.args[1]):
+            yield f"asks for {ast.unparse(call.args[1])}"
+
+
+def constants_of(node: ast.AST) -> list[str]:
+    return [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+
+
 def no_docstring(source: Source) -> Iterator[str]:
     if source.text.strip() and not ast.get_docstring(source.tree):
         yield "does not open with a docstring that says what it is for"
@@ -312,7 +323,7 @@ def full_init(source: Source) -> Iterator[str]:
 Rule = Callable[[Source], Iterator[str]]
 RULES: tuple[Rule, ...] = (
     *(wrong_way, foreign_library, impure_core, torch_in_store, pickled),
-    *(global_generator, unseeded_module, device_of_the_driver, no_docstring, full_init),
+    *(global_generator, unseeded_module, device_of_the_driver, matcher_by_name, no_docstring, full_init),
 )
 
 
@@ -366,6 +377,8 @@ def test_the_package_keeps_the_rule(rule: Rule) -> None:
         (device_of_the_driver, "method/x.py", "import torch\ntorch.cuda.synchronize()"),
         (device_of_the_driver, "pipeline.py", "def f(here, x):\n    return x.to(here.job.device)"),
         (device_of_the_driver, "runtime/pool.py", "import torch\ndef f(d):\n    return torch.zeros(3, device=d)"),
+        (matcher_by_name, "method/x.py", "def f(config):\n    return config.matcher.name in ('mtt', 'datm')"),
+        (matcher_by_name, "core/x.py", "def f(m):\n    return isinstance(m, GradientMatching)"),
         (no_docstring, "core/x.py", "import torch"),
         (full_init, "core/__init__.py", "from dasm_ray.core.window import window"),
     ],

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pty
 import shutil
+import signal
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -68,7 +75,7 @@ FILES = {
     ),
     "snapshots past the end": ("experts: {epochs: 3}\nmatcher: {snapshots: [[0, 9]]}\n", "matcher.snapshots: [0, 9]"),
     "an empty range": ("matcher: {snapshots: [[3, 3]]}\n", "matcher.snapshots: [3, 3] is empty"),
-    "dc with experts": ("matcher: {name: dc, network: experts}\n", "matcher.network: dc trains its own network"),
+    "dc with experts": ("matcher: {name: dc, network: experts}\n", "matcher.network: experts has no meaning for dc"),
     "dsa without augmentation": ("matcher: {name: dsa, augment: none}\n", "set matcher.name to dc"),
     "one and a half GPUs": ("runtime: {gpus_per_worker: 1.5}\n", "runtime.gpus_per_worker: 1.5"),
     "a table without random": ("evaluate: {rows: [distilled, full]}\n", "evaluate.rows"),
@@ -123,7 +130,7 @@ OPTIONS = {
     ),
     "probes for trajectories": (
         ["--set", "matcher.name=mtt", "--set", "matcher.probe_share=0.5", "--set", "trajectory.starts=[[0,1,1]]"],
-        "matcher.probe_share: mtt starts from experts alone",
+        "matcher.probe_share: has no meaning for mtt; trajectory.by_probe is meant",
     ),
 }
 
@@ -149,9 +156,6 @@ def test_a_missing_recipe(tmp_path: Path) -> None:
 
 
 def test_a_cluster_that_does_not_answer(recipe: Path, tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{closed.getsockname()[1]}"
@@ -421,3 +425,163 @@ def test_inspect_and_export_of_a_good_one(artifact: Path, tmp_path: Path) -> Non
         assert done.stdout.startswith(f"written to {tmp_path / kind}\n")
         assert "\nleft out: " in done.stdout
         assert (tmp_path / kind / name).exists()
+
+
+# --- streams and signals: what only a process of its own can show ---------------------------------------------------
+
+
+def command(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "dasm_ray.cli", *map(str, arguments)]
+    return subprocess.run(words, text=True, timeout=60, check=False, **options)
+
+
+def told_alone(stderr: str, *parts: str) -> None:
+    """One sentence and nothing else."""
+    (said,) = stderr.splitlines()
+    assert said.startswith("dasm-ray: ")
+    for part in parts:
+        assert part in said
+
+
+NEEDS_FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+
+
+@NEEDS_FULL
+@pytest.mark.parametrize(
+    ("words", "buffering"), [(["inspect"], ""), (["--help"], ""), (["--help"], "1"), (["distill", "--help"], "")]
+)
+def test_a_full_disk_behind_stdout(artifact: Path, words: list[str], buffering: str) -> None:
+    given = [*words, artifact] if words == ["inspect"] else words
+    environment = {**os.environ, "PYTHONUNBUFFERED": buffering}
+    with open("/dev/full", "w") as full:
+        done = command(*given, stdout=full, stderr=subprocess.PIPE, env=environment)
+    assert done.returncode == 1, done.stderr
+    told_alone(done.stderr, "standard output cannot be written (No space left on device)")
+
+
+def test_a_reader_of_stdout_that_is_gone(artifact: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = command("inspect", artifact, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert done.returncode == 1
+    told_alone(done.stderr, "standard output cannot be written (Broken pipe)")
+
+
+@pytest.mark.parametrize("where", ["gone", pytest.param("full", marks=NEEDS_FULL)])
+def test_a_reader_of_stderr_that_is_gone_ends_nothing(tmp_path: Path, where: str) -> None:
+    """Progress, notes and errors have nobody to go to; the command goes on and its exit code is its own."""
+    code = (
+        "import sys\n"
+        "from dasm_ray import cli\n"
+        "from dasm_ray.errors import RunFailure\n"
+        "from dasm_ray.runtime.progress import Progress\n"
+        "@cli.main.command()\n"
+        "@cli.click.option('--fail', is_flag=True)\n"
+        "def stub(fail):\n"
+        "    with cli._told():\n"
+        "        with Progress(live=True) as progress:\n"
+        "            progress.stage('work', 2)\n"
+        "            progress.note('a note')\n"
+        "            print('to stderr', file=sys.stderr, flush=True)\n"
+        "            progress.advance()\n"
+        "        if fail:\n"
+        "            raise RunFailure('it did not finish')\n"
+        "        cli.click.echo('the result')\n"
+        "cli.main()\n"
+    )
+    for words, expected in (([], (0, "the result\n")), (["--fail"], (1, ""))):
+        read, write = os.pipe()
+        os.close(read)
+        stderr = write if where == "gone" else os.open("/dev/full", os.O_WRONLY)
+        done = subprocess.run(
+            [sys.executable, "-c", code, "stub", *words], stdout=subprocess.PIPE, stderr=stderr, text=True, check=False
+        )
+        os.close(write)
+        assert (done.returncode, done.stdout) == expected
+
+
+WAITS = (
+    "import sys, time\n"
+    "from dasm_ray import cli\n"
+    "@cli.main.command()\n"
+    "def stub():\n"
+    "    with cli._told():\n"
+    "        try:\n"
+    "            print('ready', flush=True)\n"
+    "            time.sleep(60)\n"
+    "        except BaseException:\n"
+    "            time.sleep(0.3)\n"
+    "            open(sys.argv.pop(), 'w').write('checkpoint')\n"
+    "            raise\n"
+    "cli.main(['stub'])\n"
+)
+"""A command that writes a checkpoint when it is stopped."""
+
+
+def stopped_by(signals: list[int], kept: Path, *, ignored: bool = False) -> tuple[int, str]:
+    """The exit code and stderr of a command at work that gets these signals."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN) if ignored else None
+    try:
+        driver = subprocess.Popen(
+            [sys.executable, "-c", WAITS, str(kept)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        if ignored:
+            signal.signal(signal.SIGHUP, before)
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == "ready\n"
+    for number in signals:
+        driver.send_signal(number)
+        time.sleep(0.1)
+    _, stderr = driver.communicate(timeout=60)
+    return driver.returncode, stderr
+
+
+NEEDS_SIGHUP = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs terminals that can be closed")
+
+
+@NEEDS_SIGHUP
+@pytest.mark.parametrize(
+    ("names", "code"), [(["SIGHUP"], 129), (["SIGHUP", "SIGHUP"], 129), (["SIGTERM"], 130), (["SIGINT"], 130)]
+)
+def test_a_command_that_is_stopped_keeps_its_checkpoint(tmp_path: Path, names: list[str], code: int) -> None:
+    """A closed terminal is told by the shell and by the kernel; the second time must not cut the checkpoint short."""
+    found, stderr = stopped_by([getattr(signal, name) for name in names], tmp_path / "kept")
+    assert found == code
+    told_alone(stderr, "stopped; the same command goes on from the last checkpoint")
+    assert (tmp_path / "kept").read_text() == "checkpoint"
+
+
+@NEEDS_SIGHUP
+def test_under_nohup_a_closed_terminal_is_nothing(tmp_path: Path) -> None:
+    code, _ = stopped_by([signal.SIGHUP, signal.SIGTERM], tmp_path / "kept", ignored=True)
+    assert code == 130
+
+
+@NEEDS_SIGHUP
+def test_a_terminal_that_is_closed_takes_nothing_with_it(tmp_path: Path) -> None:
+    """With the terminal go the streams: the kernel signals, and every write fails."""
+    ours, theirs = pty.openpty()
+    code = WAITS.replace("time.sleep(60)", "print('x', file=sys.stderr, flush=True); time.sleep(60)")
+    driver = subprocess.Popen(
+        [sys.executable, "-c", f"import os; os.setsid(); os.close(os.open({os.ttyname(theirs)!r}, os.O_RDWR))\n{code}",
+         str(tmp_path / "kept")],
+        stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    while b"ready" not in os.read(ours, 1000):
+        pass
+    os.close(ours)
+    assert driver.wait(timeout=60) == 129
+    assert (tmp_path / "kept").read_text() == "checkpoint"
+
+
+def test_a_home_that_cannot_be_written(artifact: Path) -> None:
+    environment = {**os.environ, "HOME": "/proc/nobody"}
+    done = command("inspect", artifact, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "10 stored of 1x8x8" in done.stdout
+    done = command("inspect", "~/set", stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    assert done.returncode == 2
+    told_alone(done.stderr, "/proc/nobody/set")

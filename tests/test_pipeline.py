@@ -21,17 +21,19 @@ import pytest
 
 from dasm_ray import pipeline
 from dasm_ray.config.digests import digest_of, what
-from dasm_ray.config.keys import SELECTION_METHODS, RunConfig
+from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import load_config, parse_config
+from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.errors import ArtifactError, ConfigError
 from dasm_ray.method.estimate import Stage, estimate
 from dasm_ray.method.run import connected
-from dasm_ray.method.sets import artifact_of
+from dasm_ray.method.sets import selected_set
 from dasm_ray.store.artifact import Artifact, digest, read_artifact, write_artifact
 from dasm_ray.store.checkpoints import read_trajectory
 from dasm_ray.store.findings import read_trainings
 from dasm_ray.store.place import Place
 from dasm_ray.store.rundir import RunDir
+from dasm_ray.studies import finished as again
 
 LIMIT = 240
 """Seconds after which a command counts as hanging."""
@@ -51,8 +53,9 @@ evaluate: {epochs: 4, full_epochs: 1, batch: 20, seeds: 1, checkpoints: 2, rows:
 runtime: {compile: false, checkpoint_seconds: 0}
 """
 
-COUPLED = SMALL.replace("rounds: 3, networks: 4", "name: dsa, rounds: 3, networks: 2, steps: 2, inner_steps: 2")
-
+COUPLED = SMALL.replace(
+    "rounds: 3, networks: 4", "name: dsa, rounds: 3, networks: 2, steps: 2, inner_steps: 2"
+).replace("snapshots: [[0, 3]], perturb: 0.1,", "")
 
 TRAJECTORIES = """
 name: walks
@@ -361,7 +364,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_a_comparison_that_was_killed_computes_only_what_is_missing(recipes: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = ["--ipc", "1,2", "--labels", "hard,soft", "--network", "convnet,mlp", "--run", str(run)]
-    options += ["--select", ",".join(["random", *SELECTION_METHODS])]
+    options += ["--select", ",".join(["random", *SELECTIONS])]
     options += ["--set", "evaluate.rows=[distilled, random, full]"]
     call = [sys.executable, "-m", "dasm_ray.cli", "compare", *recipes, *options, "--set", "evaluate.seeds=2"]
 
@@ -380,7 +383,7 @@ def test_a_comparison_that_was_killed_computes_only_what_is_missing(recipes: lis
 
     table = json.loads((run / "table.json").read_text())
     rows = {(row["network"], row["ipc"], row["labels"], row["name"]): row for row in table["rows"]}
-    names = {"small", "features", "random", *SELECTION_METHODS}
+    names = {"small", "features", "random", *SELECTIONS}
     expected = {(n, i, k, s) for n in ("convnet", "mlp") for i in (1, 2) for k in ("hard", "soft") for s in names}
     assert set(rows) == expected | {("convnet", None, "hard", "full"), ("mlp", None, "hard", "full")}
     assert all(len(row["accuracies"]) == 2 for row in rows.values())
@@ -486,10 +489,11 @@ class Reached(Exception):
 
 @pytest.fixture
 def caught_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    def connected(config: RunConfig, place: Place, *_: Any) -> NoReturn:
+    def connected(config: RunConfig, place: Place, *_: Any, **__: Any) -> NoReturn:
         raise Reached(config, place)
 
     monkeypatch.setattr(pipeline, "connected", connected)
+    monkeypatch.setattr(again, "connected", connected)
 
 
 def of_a_stranger(folder: Path, **changes: Any) -> Path:
@@ -603,9 +607,9 @@ def test_an_artifact_whose_configuration_cannot_be_meant(tmp_path: Path, config:
 def test_a_set_that_goes_out_does_not_say_where_and_how_it_was_made() -> None:
     config = parse_config(THEIRS | {"score": {"shards": 7}, "networks": {"mlp": {"lr": 1}}})
     real = SimpleNamespace(class_names=("a",), mean=(0.5,), std=(0.5,), shape=(1, 8, 8), digest="0" * 16)
-    job = SimpleNamespace(device="cpu", whitening=None)
-    here: Any = SimpleNamespace(config=config, real=real, job=job, classes=1)
-    artifact = artifact_of(here, None, np.zeros((1, 1, 8, 8), np.float32))
+    session = SimpleNamespace(device="cpu")
+    run: Any = SimpleNamespace(config=config, real=real, session=session, whitening=None, classes=1)
+    artifact = selected_set(run, np.zeros((1, 1, 8, 8), np.float32))
     assert "theirs" not in json.dumps(artifact.provenance)
     assert artifact.provenance["config"] == what(config)
     assert what(parse_config(artifact.provenance["config"])) == what(config)

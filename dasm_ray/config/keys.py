@@ -6,11 +6,15 @@ byte of the result; a field that cannot (how many workers, where they are) is ma
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field, StrictBool, StrictStr
+from pydantic_core import PydanticCustomError
 
+from dasm_ray.config.matchers import MATCHERS, BaseMatcher, States
+from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.config.shown import INSTEAD, odd_character, secret_in
 from dasm_ray.errors import ConfigError
 
@@ -28,25 +32,29 @@ Number = Annotated[float, pydantic.BeforeValidator(_no_bool), Field(allow_inf_na
 """A finite float. YAML reads 5e-3 as text, so text that spells a number is one; true and false are not."""
 
 
+def one_of(table: Iterable[str]) -> pydantic.AfterValidator:
+    """Accepts the names of a table, as it stands when a value is checked."""
+
+    def check(value: str) -> str:
+        names = [repr(name) for name in table]
+        if value not in table:
+            expected = f"{', '.join(names[:-1])} or {names[-1]}"
+            raise PydanticCustomError("literal_error", "must be {expected}", {"expected": expected})
+        return value
+
+    return pydantic.AfterValidator(check)
+
+
 Count = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
 """What there is at least one of, and no more than a million."""
 
 Whole = Annotated[int, Field(ge=1, strict=True)]
 """The same where a million would be too many: the field says by ``le`` how many there may be."""
 
-
 Natural = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
-
-
 Positive = Annotated[Number, Field(gt=0)]
-
-
 NotNegative = Annotated[Number, Field(ge=0)]
-
-
 Share = Annotated[Number, Field(ge=0, le=1)]
-
-
 Momentum = Annotated[Number, Field(ge=0, lt=1)]
 
 
@@ -79,7 +87,6 @@ def _check_strategy(value: str) -> str:
 
 
 Strategy = Annotated[StrictStr, pydantic.AfterValidator(_check_strategy)]
-
 
 NORMS: dict[str, tuple[str, ...]] = {
     "convnet": ("instance", "batch", "group", "none"),
@@ -117,13 +124,13 @@ class Data(Section):
     )
 
 
-Arch = Literal["convnet", "resnet18", "vgg11", "alexnet", "lenet", "mlp", "vit"]
+Arch = Annotated[StrictStr, one_of(NORMS)]
 
 
 class Model(Section):
     """The network that is matched, probed and evaluated."""
 
-    arch: Arch = Field("convnet", description="a row of core.networks.convnet.MODELS")
+    arch: Arch = Field("convnet", description="a row of core.networks.zoo.ARCHITECTURES")
     width: Whole = Field(
         128, le=10_000, description="channels of every block (convnet; the others have widths of their own)"
     )
@@ -172,7 +179,7 @@ class Experts(TrainRecipe):
 class Matcher(Section):
     """The base matcher: what is compared at which network state, and how the pixels move."""
 
-    name: Literal["idc", "dc", "dsa", "dm", "cafe", "mtt", "datm"] = Field(
+    name: Annotated[StrictStr, one_of(MATCHERS)] = Field(
         "idc",
         description="gradients: idc, dc, dsa; distributions: dm, cafe; trajectories: mtt, datm (learns soft labels)",
     )
@@ -276,24 +283,8 @@ class Probe(TrainRecipe):
     members: Whole = Field(2, le=1000, description="networks of the ensemble")
 
 
-SELECTION_METHODS = ("herding", "k_center", "k_means", "forgetting", "el2n", "grand", "ccs", "window")
-"""Ways to choose real images, beside at random."""
-
-
-RowName = Literal[
-    "distilled",
-    "initial",
-    "random",
-    "herding",
-    "k_center",
-    "k_means",
-    "forgetting",
-    "el2n",
-    "grand",
-    "ccs",
-    "window",
-    "full",
-]
+ROWS = ("distilled", "initial", "random", *SELECTIONS, "full")
+"""Rows that the table can have."""
 
 
 class Evaluate(TrainRecipe):
@@ -304,7 +295,7 @@ class Evaluate(TrainRecipe):
     batch: Count = Field(64, description="samples a step")
     seeds: Whole = Field(3, le=10_000, description="trainings per row")
     checkpoints: Whole = Field(5, le=10_000, description="times that a training looks at the validation split")
-    rows: tuple[RowName, ...] = Field(
+    rows: tuple[Annotated[StrictStr, one_of(ROWS)], ...] = Field(
         ("distilled", "initial", "random", "herding", "k_center", "full"),
         description="rows of the table; of the selection methods the best on validation is shown",
     )
@@ -385,41 +376,34 @@ class RunConfig(Section):
         return self.synthetic.ipc // self.synthetic.segments
 
     @property
-    def is_trajectory(self) -> bool:
-        """Whether trajectories are matched: then the set is kept normalised, and a round couples all classes."""
-        return self.matcher.name in ("mtt", "datm")
+    def base(self) -> BaseMatcher:
+        """The base matcher's row in the table of matchers."""
+        return MATCHERS[self.matcher.name]
 
     @property
-    def is_distribution(self) -> bool:
-        """Whether distributions of features are matched."""
-        return self.matcher.name in ("dm", "cafe")
+    def is_trajectory(self) -> bool:
+        """Whether trajectories are matched: then the set is kept normalised, and a round couples all classes."""
+        return self.base.family == "trajectory"
 
     @property
     def learns_labels(self) -> bool:
         """Whether labels are soft, and learned."""
-        return self.matcher.name == "datm"
+        return self.base.learns_labels
 
     @property
-    def network(self) -> Literal["experts", "random", "real", "synthetic"]:
-        """Where network states come from: expert snapshots, fresh networks, or a net trained on real or on synthetic
-        data as it goes."""
-        if self.is_trajectory:
-            return "experts"
-        if self.matcher.name == "dm":
-            return "experts" if self.matcher.network == "experts" else "random"
-        if self.matcher.name != "idc":
-            return "synthetic"
-        return "real" if self.matcher.network == "train" else "experts"
+    def states(self) -> States:
+        """Where the network states come from that the set is matched at."""
+        return self.base.states[self.matcher.network]
 
     @property
-    def metric(self) -> str:
-        """The gradient distance, with the matcher's own default filled in."""
-        return self.matcher.metric or ("mse" if self.matcher.name == "idc" else "cos")
+    def metric(self) -> str | None:
+        """The gradient distance, with the matcher's own default filled in; None where there is no choice of one."""
+        return self.matcher.metric or self.base.metric
 
     @property
     def augment(self) -> str:
         """The matching augmentation; dc is dsa without one."""
-        return "none" if self.matcher.name == "dc" else self.matcher.augment
+        return self.matcher.augment if self.base.augments else "none"
 
     @property
     def network_name(self) -> str:

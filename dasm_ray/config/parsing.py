@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from dasm_ray.config import plain_yaml
 from dasm_ray.config.keys import RunConfig, Section
-from dasm_ray.config.rules import impossible
+from dasm_ray.config.rules import contradictions
 from dasm_ray.config.shown import escaped, masked
 from dasm_ray.errors import ConfigError
 
@@ -108,7 +108,7 @@ def parse_config(tree: Mapping[str, Any]) -> RunConfig:
         config = RunConfig.model_validate(tree)
     except pydantic.ValidationError as error:
         raise ConfigError(*sentences_of(error, RunConfig)) from None
-    problems = list(impossible(config))
+    problems = list(contradictions(config))
     if problems:
         raise ConfigError(*problems)
     return config

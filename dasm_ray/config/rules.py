@@ -1,80 +1,87 @@
 """Combinations of legal values that contradict one another: a sentence for each, before anything is started.
 
-What must stay true: whatever is accepted here can be run.
+What must stay true: whatever is accepted here can be run, and a key that is set is read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import pydantic
+
 from dasm_ray.config.keys import NORMS, RunConfig
+from dasm_ray.config.matchers import MEANT, keys_without_meaning
 
 
-def impossible(config: RunConfig) -> Iterator[str]:
-    """One sentence for each combination of legal values that cannot be run."""
-    model, synthetic, matcher = config.model, config.synthetic, config.matcher
+def contradictions(config: RunConfig) -> Iterator[str]:
+    """One sentence for each combination of legal values that cannot be run, and for each key that nothing reads."""
+    yield from _of_the_network(config)
+    yield from _of_the_set(config)
+    yield from _of_the_matcher(config)
+    yield from _of_experts_and_scores(config)
+    yield from _of_the_table(config)
+    yield from _without_meaning(config)
+
+
+def _of_the_network(config: RunConfig) -> Iterator[str]:
+    model, gpus = config.model, config.runtime.gpus_per_worker
     if model.norm not in NORMS[model.arch]:
         known = " or ".join(NORMS[model.arch])
         yield f"model.norm: {model.arch} takes {known}, not {model.norm}; set model.norm to {NORMS[model.arch][0]}"
     if model.depth is not None and model.arch != "convnet":
         yield f"model.depth: {model.arch} has a depth of its own; leave the key out"
+    if gpus is not None and gpus > 1 and gpus != int(gpus):
+        yield f"runtime.gpus_per_worker: {gpus} is neither a share of one GPU nor a whole number of them"
+
+
+def _of_the_set(config: RunConfig) -> Iterator[str]:
+    synthetic, matcher = config.synthetic, config.matcher
     if synthetic.ipc % synthetic.segments:
         yield (
             f"synthetic.ipc: {synthetic.ipc} images a class cannot be cut into {synthetic.segments} equal segments; "
             f"make synthetic.ipc a multiple of synthetic.segments"
         )
-    if matcher.batch_syn < synthetic.factor**2:
+    if config.is_trajectory and synthetic.factor != 1:
+        yield f"synthetic.factor: {matcher.name} matches images as they are stored; set it to 1"
+    elif not config.is_trajectory and matcher.batch_syn < synthetic.factor**2:
         yield (
             f"matcher.batch_syn: {matcher.batch_syn} cannot hold the {synthetic.factor**2} images of one slot at "
             f"factor {synthetic.factor}; raise it to at least {synthetic.factor**2}"
         )
+
+
+def _of_the_matcher(config: RunConfig) -> Iterator[str]:
+    base, name, matcher = config.base, config.matcher.name, config.matcher
+    if len(base.states) > 1 and matcher.network not in base.states:
+        others = " or ".join(str(network) for network in base.states if network is not None)
+        yield f"matcher.network: {matcher.network} has no meaning for {name}; leave the key out or say {others}"
+    if matcher.augment == "none" and base.unaugmented is not None:
+        other = base.unaugmented
+        yield f"matcher.augment: {name} without augmentation is {other}; set matcher.name to {other}"
     if config.is_trajectory:
-        yield from _impossible_trajectory(config)
-    elif matcher.name == "dm":
-        if matcher.network == "train":
-            yield "matcher.network: dm trains no network in its loop; leave the key out or say experts"
-    elif matcher.name != "idc" and matcher.network is not None:
-        yield f"matcher.network: {matcher.name} trains its own network on the synthetic set; leave the key out"
-    if config.is_distribution and matcher.metric is not None:
-        yield f"matcher.metric: has no meaning for {matcher.name}; leave the key out"
-    if matcher.name == "cafe" and synthetic.group_size is not None:
-        yield "synthetic.group_size: cafe tells all classes apart, so they are one group; leave the key out"
-    if matcher.name == "dsa" and matcher.augment == "none":
-        yield "matcher.augment: dsa without augmentation is dc; set matcher.name to dc"
-    for first, last in matcher.snapshots:
+        yield from _of_walks(config)
+    elif base.states.get(matcher.network) == "experts":
+        yield from _of_snapshots(config)
+
+
+def _of_snapshots(config: RunConfig) -> Iterator[str]:
+    """Of gradients and distributions at expert states."""
+    if not config.matcher.snapshots:
+        yield "matcher.snapshots: is empty; give at least one range [first, last]"
+    for first, last in config.matcher.snapshots:
         if first >= last:
             yield f"matcher.snapshots: [{first}, {last}] is empty; the first epoch must be below the last"
-        elif last > config.experts.epochs + 1 and config.network == "experts" and not config.is_trajectory:
+        elif last > config.experts.epochs + 1:
             yield (
                 f"matcher.snapshots: [{first}, {last}] reaches past epoch {config.experts.epochs}, the last that "
                 f"experts.epochs trains; lower it or train longer"
             )
-    if not matcher.snapshots:
-        yield "matcher.snapshots: is empty; give at least one range [first, last]"
-    if config.score.early > config.experts.epochs:
-        yield f"score.early: {config.score.early} is more than the {config.experts.epochs} epochs of experts.epochs"
-    if config.score.static == "forgetting" and config.experts.epochs < 2:
-        yield "score.static: forgetting needs at least 2 epochs; raise experts.epochs"
-    if "distilled" not in config.evaluate.rows or "random" not in config.evaluate.rows:
-        yield "evaluate.rows: must hold at least distilled and random"
-    if len(set(config.evaluate.rows)) < len(config.evaluate.rows):
-        yield "evaluate.rows: names a row twice"
-    gpus = config.runtime.gpus_per_worker
-    if gpus is not None and gpus > 1 and gpus != int(gpus):
-        yield f"runtime.gpus_per_worker: {gpus} is neither a share of one GPU nor a whole number of them"
 
 
-def _impossible_trajectory(config: RunConfig) -> Iterator[str]:
-    """The same, of what trajectories ask for."""
-    name, matcher, trajectory = config.matcher.name, config.matcher, config.trajectory
-    if config.synthetic.factor != 1:
-        yield f"synthetic.factor: {name} matches images as they are stored; set it to 1"
-    for key in ("network", "metric"):
-        if getattr(matcher, key) is not None:
-            yield f"matcher.{key}: has no meaning for {name}; leave the key out"
-    if matcher.probe_share > 0:
-        yield f"matcher.probe_share: {name} starts from experts alone; set it to 0 (trajectory.by_probe places them)"
-    if matcher.augment == "none" and trajectory.single:
+def _of_walks(config: RunConfig) -> Iterator[str]:
+    """Of trajectories."""
+    trajectory = config.trajectory
+    if config.matcher.augment == "none" and trajectory.single:
         yield "trajectory.single: there is no augmentation to choose from; set it to false or matcher.augment to some"
     if not trajectory.starts:
         yield "trajectory.starts: is empty; give at least one row [first, open, last]"
@@ -90,3 +97,74 @@ def _impossible_trajectory(config: RunConfig) -> Iterator[str]:
                 f"{last - 1 + trajectory.epochs}, past the {config.experts.epochs} of experts.epochs; "
                 f"lower the last start or train longer"
             )
+
+
+def _of_experts_and_scores(config: RunConfig) -> Iterator[str]:
+    score, experts = config.score, config.experts
+    if score.static != "forgetting" and score.early > experts.epochs:
+        yield f"score.early: {score.early} is more than the {experts.epochs} epochs of experts.epochs"
+    if score.static == "forgetting" and experts.epochs < 2:
+        yield "score.static: forgetting needs at least 2 epochs; raise experts.epochs"
+
+
+def _of_the_table(config: RunConfig) -> Iterator[str]:
+    rows = config.evaluate.rows
+    if "distilled" not in rows or "random" not in rows:
+        yield "evaluate.rows: must hold at least distilled and random"
+    if len(set(rows)) < len(rows):
+        yield "evaluate.rows: names a row twice"
+
+
+# --- keys that nothing reads -------------------------------------------------------------------------------------
+
+
+def _without_meaning(config: RunConfig) -> Iterator[str]:
+    """A sentence for each key that differs from its default and has no meaning beside the others."""
+    changed = set(_changed(config))
+    if config.augment == config.matcher.augment:
+        changed.discard("matcher.augment")  # dc with augmentation none says what is so
+    matcher = config.matcher.name
+    for key in sorted(keys_without_meaning(config.base, config.matcher.network, changed) & changed):
+        meant = MEANT.get(key)
+        hint = f"{meant} is meant, or leave it out" if meant and _has_meaning(config, meant) else "leave the key out"
+        yield f"{key}: has no meaning for {_described(config, key, matcher)}; {hint}"
+    for key, (has_meaning, why) in _conditions(config).items():
+        if key in changed and not has_meaning:
+            yield f"{key}: has no meaning {why}; leave the key out"
+
+
+def _changed(config: RunConfig) -> Iterator[str]:
+    """Every ``section.key`` whose value is not its default."""
+    for name in type(config).model_fields:
+        section = getattr(config, name)
+        if isinstance(section, pydantic.BaseModel):
+            fields = type(section).model_fields.items()
+            yield from (f"{name}.{key}" for key, field in fields if getattr(section, key) != field.default)
+
+
+def _has_meaning(config: RunConfig, key: str) -> bool:
+    return key not in keys_without_meaning(config.base, config.matcher.network, [key])
+
+
+def _described(config: RunConfig, key: str, matcher: str) -> str:
+    """The matcher, and its states where the key would have a meaning at others."""
+    elsewhere = [
+        network for network in config.base.states if key not in keys_without_meaning(config.base, network, [key])
+    ]
+    if not elsewhere or config.matcher.network in elsewhere:
+        return matcher
+    set_to = "unset" if config.matcher.network is None else config.matcher.network
+    return f"{matcher} with matcher.network {set_to}"
+
+
+def _conditions(config: RunConfig) -> dict[str, tuple[bool, str]]:
+    """Keys that have a meaning only beside another key: whether they have, and the words where not."""
+    policy, arch = config.window.policy, config.model.arch
+    return {
+        "model.width": (arch == "convnet", f"for {arch}, which has widths of its own"),
+        "experts.alpha": (config.experts.rho > 0, "while experts.rho is 0"),
+        "score.early": (config.score.static != "forgetting", "for score.static forgetting, which counts all epochs"),
+        "window.w_min": (policy == "frontier", f"for window.policy {policy}"),
+        "window.width": (policy == "quantile", f"for window.policy {policy}"),
+        "window.trim": (policy == "trim", f"for window.policy {policy}"),
+    }

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from fractions import Fraction
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dasm_ray.core.window import easiest_first, exact
 from dasm_ray.errors import DataError
 
 Indices = NDArray[np.int64]
@@ -115,8 +116,8 @@ def ccs(score: Scores, count: int, generator: np.random.Generator, beta: float =
     where n is below ``count``.
     """
     _refuse_small(len(score), count)
-    dropped = min(math.floor(_exact(beta) * len(score)), len(score) - count)
-    kept = _easiest_first(score)[: len(score) - dropped]
+    dropped = min(math.floor(exact(beta) * len(score)), len(score) - count)
+    kept = easiest_first(score)[: len(score) - dropped]
     members = [kept[_strata(score[kept], strata) == stratum] for stratum in range(strata)]
     taken: dict[int, Indices] = {}
     filled = sorted((stratum for stratum in range(strata) if len(members[stratum])), key=lambda s: len(members[s]))
@@ -146,10 +147,10 @@ def window(score: Scores, count: int, start: float, width: float, generator: np.
     it ends there. DataError where n is below ``count``.
     """
     _refuse_small(len(score), count)
-    size = max(count, math.ceil(_exact(width) * len(score)))
-    first = min(math.floor(_exact(start) * len(score)), len(score) - size)
+    size = max(count, math.ceil(exact(width) * len(score)))
+    first = min(math.floor(exact(start) * len(score)), len(score) - size)
     places = np.sort(generator.choice(size, count, replace=False))
-    return _easiest_first(score)[first + places]
+    return easiest_first(score)[first + places]
 
 
 def windows(
@@ -157,6 +158,25 @@ def windows(
 ) -> list[Indices]:
     """A candidate for each of ``starts``, see `window`; which is best is for a validation to say."""
     return [window(score, count, start, width, generator) for start in starts]
+
+
+WINDOW_STARTS = tuple(place / 20 for place in range(20))
+"""Shares of a class, from the easiest on, after which a candidate window may begin."""
+
+Pick = Callable[[NDArray[Any], int, np.random.Generator], list[Indices]]
+"""Candidates of ``ipc`` within-class indices each, from features (n, d) or one score a sample (n,) of one class."""
+
+PICKS: dict[str, Pick] = {
+    "herding": lambda features, ipc, _: [herding(features, ipc)],
+    "k_center": lambda features, ipc, _: [k_center(features, ipc)],
+    "k_means": lambda features, ipc, generator: [k_means(features, ipc, generator)],
+    "forgetting": lambda score, ipc, _: [hardest(score, ipc)],
+    "el2n": lambda score, ipc, _: [hardest(score, ipc)],
+    "grand": lambda score, ipc, _: [hardest(score, ipc)],
+    "ccs": lambda score, ipc, generator: [ccs(score, ipc, generator)],
+    "window": lambda score, ipc, generator: windows(score, ipc, WINDOW_STARTS, 0.0, generator),
+}
+"""The function of every way to choose that ``config.selections.SELECTIONS`` lists."""
 
 
 def ridge_accuracy(
@@ -173,33 +193,6 @@ def ridge_accuracy(
     gram = x @ x.T
     weights = np.linalg.solve(gram + penalty * max(np.trace(gram) / len(x), 1e-12) * np.eye(len(x)), targets)
     return float(np.mean((other @ x.T @ weights).argmax(axis=1) == truth))
-
-
-def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    """Spearman's correlation of two lists of equal length: that of their ranks, of which equal values share the mean.
-
-    NaN where one list is all alike.
-    """
-    ranks = [_ranks(np.asarray(values, np.float64)) for values in (one, other)]
-    centred = [each - each.mean() for each in ranks]
-    length = math.sqrt(float(centred[0] @ centred[0]) * float(centred[1] @ centred[1]))
-    return float(centred[0] @ centred[1]) / length if length else math.nan
-
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(count)
-    ranks: NDArray[np.float64] = (last - (count - 1) / 2)[place]
-    return ranks
-
-
-def _easiest_first(score: Scores) -> Indices:
-    return np.argsort(score, kind="stable").astype(np.int64, copy=False)
-
-
-def _exact(share: float) -> Fraction:
-    """The share as it was written: 0.29 of 100 samples is 29 of them, though ``0.29 * 100 < 29`` in binary."""
-    return Fraction(repr(float(share)))
 
 
 def _refuse_small(present: int, count: int) -> None:

@@ -62,25 +62,25 @@ def everything(policy: keys.Window, standing: Standing) -> Indices:
 
 def quantile(policy: keys.Window, standing: Standing) -> Indices:
     """A share ``width`` of the class by rank under the probe, sliding from the easiest to the hardest."""
-    size = math.ceil(_exact(policy.width) * len(standing))
+    size = math.ceil(exact(policy.width) * len(standing))
     start = math.floor(standing.progress * (len(standing) - size))
-    return _easiest_first(standing.dynamic)[start : start + size]
+    return easiest_first(standing.dynamic)[start : start + size]
 
 
 def frontier(policy: keys.Window, standing: Standing) -> Indices:
     """What the probe gets wrong and the experts get right, easiest first by the static score; where that is less than
     a share ``w_min`` of the class, then the rest, easiest first under the probe, up to that share."""
     learnable = standing.wrong & standing.known
-    by_static, by_dynamic = _easiest_first(standing.static), _easiest_first(standing.dynamic)
+    by_static, by_dynamic = easiest_first(standing.static), easiest_first(standing.dynamic)
     order = np.concatenate([by_static[learnable[by_static]], by_dynamic[~learnable[by_dynamic]]])
-    least = math.ceil(_exact(policy.w_min) * len(standing))
+    least = math.ceil(exact(policy.w_min) * len(standing))
     return order[: max(least, np.count_nonzero(learnable))]
 
 
 def trim(policy: keys.Window, standing: Standing) -> Indices:
     """All but the easiest by the static score; the share dropped grows from 0 to ``trim`` at the last segment."""
-    dropped = math.floor(standing.progress * _exact(policy.trim) * len(standing))
-    return _easiest_first(standing.static)[dropped:]
+    dropped = math.floor(standing.progress * exact(policy.trim) * len(standing))
+    return easiest_first(standing.static)[dropped:]
 
 
 POLICIES: dict[str, Callable[[keys.Window, Standing], Indices]] = {
@@ -91,10 +91,11 @@ POLICIES: dict[str, Callable[[keys.Window, Standing], Indices]] = {
 }
 
 
-def _easiest_first(score: NDArray[np.generic]) -> Indices:
+def easiest_first(score: NDArray[np.generic]) -> Indices:
+    """The order (n,) of scores from the lowest; equal ones keep the order of their indices."""
     return np.argsort(score, kind="stable").astype(np.int64, copy=False)
 
 
-def _exact(share: float) -> Fraction:
+def exact(share: float) -> Fraction:
     """The share as it was written: 0.07 of 100 samples is 7 of them, though ``0.07 * 100 > 7`` in binary."""
     return Fraction(repr(float(share)))

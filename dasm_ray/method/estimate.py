@@ -1,6 +1,6 @@
 """What a run will take, from a few measured steps and from arithmetic on its shapes.
 
-What must stay true: what is counted (bytes, tasks) is exact; what is timed says that it was measured here.
+What must stay true: what is counted (bytes, tasks) is exact; what is timed says that it was measured run.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.core.networks.training import steps_for
-from dasm_ray.method.run import Here, run_all
+from dasm_ray.method.run import Run, run_all
 from dasm_ray.runtime.groups import groups_of
-from dasm_ray.runtime.pool import Task
+from dasm_ray.runtime.pool import task
+from dasm_ray.runtime.worker import Pace, Worker
 
 
 @dataclass(frozen=True)
@@ -42,34 +43,35 @@ class Estimate:
     useful_workers: int
 
 
-def estimate(here: Here) -> Estimate:
+def estimate(run: Run) -> Estimate:
     """Measures a few steps of each kind on a worker, as compiled as they will be, and counts the rest."""
-    here.progress.stage("measure", 3)
+    run.progress.stage("measure", 3)
     tasks = [
-        Task("pace of an expert", "pace", (here.job, "experts")),
-        Task("pace of evaluation", "pace", (here.job, "evaluate")),
-        Task("pace of matching", "pace_matching", (here.job,)),
+        task("pace of an expert", Worker.pace, run.job, "experts"),
+        task("pace of evaluation", Worker.pace, run.job, "evaluate"),
+        task("pace of matching", Worker.pace_matching, run.job),
     ]
-    expert, evaluation, matching = (d.value for d in run_all(here, tasks, lambda _: here.progress.advance()))
-    config, classes = here.config, here.classes
-    count = int(here.real.counts["train"].sum())
+    paces: list[Pace] = [done.value for done in run_all(run, tasks, lambda _: run.progress.advance())]
+    expert, evaluation, matching = paces
+    config, classes = run.config, run.classes
+    count = int(run.real.counts["train"].sum())
     stages = (
         Stage(
-            "experts", config.experts.count, config.experts.count * steps_for(count, config.experts) * expert["seconds"]
+            "experts", config.experts.count, config.experts.count * steps_for(count, config.experts) * expert.seconds
         ),
-        Stage("distil", _parallel(config, classes), _matching_steps(config, classes) * matching["seconds"]),
-        Stage("evaluate", *_evaluation(config, classes, count, evaluation["seconds"])),
+        Stage("distil", _parallel(config, classes), _matching_steps(config, classes) * matching.seconds),
+        Stage("evaluate", *_evaluation(config, classes, count, evaluation.seconds)),
     )
-    decoded = sum(int(counts.sum()) for counts in here.real.counts.values()) * math.prod(here.real.shape)
-    trajectories = config.experts.count * (config.experts.epochs + 1) * expert["parameters"] * 4
-    stored = classes * config.synthetic.ipc * math.prod(here.real.shape) * 4
+    decoded = sum(int(counts.sum()) for counts in run.real.counts.values()) * math.prod(run.real.shape)
+    trajectories = config.experts.count * (config.experts.epochs + 1) * expert.parameters * 4
+    stored = classes * config.synthetic.ipc * math.prod(run.real.shape) * 4
     return Estimate(
         stages=stages,
-        worker_memory=max(found["memory"] for found in (expert, evaluation, matching)),
-        device_memory=max(found["device_memory"] for found in (expert, evaluation, matching)),
+        worker_memory=max(found.memory for found in paces),
+        device_memory=max(found.device_memory for found in paces),
         object_store=decoded + trajectories + 2 * stored,
         disk=trajectories + 4 * stored,
-        moved_each_round=_moved(config, classes, math.prod(here.real.shape)),
+        moved_each_round=_moved(config, classes, math.prod(run.real.shape)),
         useful_workers=max(stage.tasks for stage in stages),
     )
 
@@ -78,7 +80,7 @@ def _parallel(config: RunConfig, classes: int) -> int:
     """Tasks of distillation that run side by side: lanes, or groups."""
     if config.is_trajectory:
         return config.trajectory.lanes
-    return 1 if config.matcher.name == "cafe" else len(groups_of(classes, config.synthetic.group_size))
+    return 1 if config.base.couples == "set" else len(groups_of(classes, config.synthetic.group_size))
 
 
 def _matching_steps(config: RunConfig, classes: int) -> int:
@@ -86,7 +88,7 @@ def _matching_steps(config: RunConfig, classes: int) -> int:
     matcher, segments = config.matcher, config.synthetic.segments
     if config.is_trajectory:
         return segments * matcher.rounds * config.trajectory.lanes * config.trajectory.steps
-    a_state = _parallel(config, classes) if config.is_distribution else classes
+    a_state = classes if config.base.couples == "class" else _parallel(config, classes)
     return segments * matcher.rounds * matcher.networks * matcher.steps * a_state
 
 
@@ -107,5 +109,5 @@ def _moved(config: RunConfig, classes: int, values: int) -> int:
     if config.is_trajectory:
         state = classes * config.segment_ipc * (values + classes * config.learns_labels)
         return state * (8 + 4)
-    largest = classes if config.matcher.name == "cafe" else len(groups_of(classes, config.synthetic.group_size)[0])
+    largest = classes if config.base.couples == "set" else len(groups_of(classes, config.synthetic.group_size)[0])
     return 2 * 8 * largest * config.segment_ipc * values

@@ -1,45 +1,73 @@
-"""A run that is open: its files under lock, its session and workers, the real data, and what every task is told.
+"""A run that is open: its files under lock, its session and workers, the real images, and whitening where it is asked.
 
-What must stay true: a run directory is taken by one command at a time, and whatever was started is closed.
+What must stay true: a run directory is taken by one command at a time, whatever was started is closed, and nobody sees
+images that are not whitened where the configuration says that they are.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from dasm_ray.config.digests import digest_of, what
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.core.networks.convnet import default_depth
+from dasm_ray.core.scoring import shard_ranges
 from dasm_ray.errors import ConfigError, DataError, TaskLost, UserError
 from dasm_ray.runtime.decoding import RealRefs, load_real
 from dasm_ray.runtime.metrics import Metrics
 from dasm_ray.runtime.plan import GIB
-from dasm_ray.runtime.pool import Done, Pool, Task
+from dasm_ray.runtime.pool import Done, ObjectRef, Pool, Task, task
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.session import Session
-from dasm_ray.runtime.worker import Job, Worker
+from dasm_ray.runtime.worker import Answer, Job, Worker
+from dasm_ray.store import tensors
 from dasm_ray.store.place import Place
 from dasm_ray.store.rundir import RunDir
 
+WHITENING_PARTS = 8
+"""Tasks that a fit is cut into: fixed, so that sums do not depend on the number of workers."""
+
 
 @dataclass
-class Here:
+class Run:
     """An open run: its files, its workers, and what every task is told."""
 
     config: RunConfig
     place: Place
-    job: Job
     pool: Pool
     progress: Progress
-    key: str
     session: Session
+    real: RealRefs
+    whitening: ObjectRef | None = None
     said: set[str] = field(default_factory=set)
 
     @property
-    def real(self) -> RealRefs:
-        return self.job.real
+    def job(self) -> Job:
+        """What every task is told."""
+        return Job(self.config, self.real, self.session.device, self.whitening)
+
+    @property
+    def key(self) -> str:
+        """The digest of everything that scores and segments depend on; how they are evaluated is no part of it."""
+        kept = {name: value for name, value in what(self.config).items() if name != "evaluate"}
+        return digest_of(kept, self.real.digest, self.session.device)
+
+    @property
+    def expert_key(self) -> str:
+        """The digest of everything that affects an expert; how many there are does not, so some of them are usable."""
+        config = self.config
+        runtime = (config.runtime.cpus_per_worker, config.runtime.compile, self.session.device)
+        recipe = {name: value for name, value in what(config.experts).items() if name != "count"}
+        return digest_of(recipe, what(config.model), what(config.data), config.seed, runtime, self.real.digest)
+
+    @property
+    def shared_place(self) -> Place:
+        """Where experts and what they need lie: under the key of experts, in the run or a shared cache."""
+        cache = self.config.experts.cache
+        return (Place(cache) if cache else self.place / "experts") / self.expert_key
 
     @property
     def classes(self) -> int:
@@ -49,21 +77,15 @@ class Here:
         """Which segment of how many, for the display."""
         return f"segment {segment + 1} of {self.config.synthetic.segments}"
 
-    def under(self, config: RunConfig, real: RealRefs) -> Here:
-        """The same workers and place for another configuration, unless it asks for workers of another shape."""
-        assert (config.runtime.cpus_per_worker, config.runtime.gpus_per_worker) == (
-            self.config.runtime.cpus_per_worker,
-            self.config.runtime.gpus_per_worker,
-        )
-        device = self.job.device
-        return replace(self, config=config, job=Job(config, real, device), key=distil_key(config, real, device))
-
     def take_notices(self, notices: Sequence[str]) -> None:
         """Says each thing that workers have to say once."""
         for notice in notices:
             if notice not in self.said:
                 self.said.add(notice)
                 self.progress.note(notice)
+
+
+# --- opening -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -75,46 +97,54 @@ class Given:
 
 
 @contextlib.contextmanager
-def opened(config: RunConfig, uri: str, given: Given | None = None, patience: float = 0) -> Iterator[Here]:
+def opened(config: RunConfig, uri: str | Place, given: Given | None = None, patience: float = 0) -> Iterator[Run]:
     """The run directory under lock (waited for up to ``patience`` seconds), a session, the real data and workers.
 
-    A directory made for a run that cannot be meant is taken away again, so that the mended run can have its name.
+    A directory made for a run that cannot be begun is taken away again, so that the mended run can have its name.
     """
-    is_new, was_begun = not Place(uri).exists(), False
-    try:
-        with (
-            RunDir.open(uri, config, patience) as record,
-            connected(config, record.place, record.event, given) as here,
-        ):
-            was_begun = True
-            yield here
-    except UserError:
-        if is_new and not was_begun and Place(uri).exists():
-            Place(uri).delete()
-        raise
+    has_begun = False
+    with RunDir.open(uri, config, patience) as record:
+        try:
+            with connected(config, record.place, record.event, given) as run:
+                has_begun = True
+                yield run
+        except UserError:
+            if not has_begun:
+                record.discard()
+            raise
 
 
 @contextlib.contextmanager
 def connected(
-    config: RunConfig, place: Place, event: Callable[..., None] | None = None, given: Given | None = None
-) -> Iterator[Here]:
-    """The same without a lock: for reading a run that is there."""
+    config: RunConfig,
+    place: Place,
+    event: Callable[..., None] | None = None,
+    given: Given | None = None,
+    *,
+    whitening: Mapping[str, Any] | None = None,
+    only_measures: bool = False,
+) -> Iterator[Run]:
+    """The same without a lock: for reading a run that is there.
+
+    ``whitening``: its arrays, where they are known. ``only_measures`` opens without fitting one, for what keeps
+    nothing.
+    """
     with Progress(event) as progress, contextlib.ExitStack() as own:
         session = given.session if given else own.enter_context(Session.open(config.runtime, progress.note))
         progress.listen(Metrics(config.name))
         progress.note(f"{config.name}: {session}, results in {place}")
         real = given.real if given else load_real(config.data, progress.note, progress)
         check_against_data(config, real)
-        job = Job(config, real, session.device)
-        key = distil_key(config, real, session.device)
         with _pool(config, session, progress) as pool:
-            yield Here(config, place, job, pool, progress, key, session)
+            run = Run(config, place, pool, progress, session, real)
+            yield run if only_measures else whitened(run, whitening)
 
 
-def distil_key(config: RunConfig, real: RealRefs, device: str) -> str:
-    """The digest of everything that scores and segments depend on; how they are evaluated is no part of it."""
-    kept = {name: value for name, value in what(config).items() if name != "evaluate"}
-    return digest_of(kept, real.digest, device)
+def under(run: Run, config: RunConfig, real: RealRefs) -> Run:
+    """The same workers and place for another configuration, unless it asks for workers of another shape."""
+    one, other = run.config.runtime, config.runtime
+    assert (one.cpus_per_worker, one.gpus_per_worker) == (other.cpus_per_worker, other.gpus_per_worker)
+    return whitened(replace(run, config=config, real=real, whitening=None))
 
 
 def _pool(config: RunConfig, session: Session, progress: Progress) -> Pool:
@@ -158,17 +188,49 @@ def check_against_data(config: RunConfig, real: RealRefs) -> None:
             raise DataError(f"{config.data.name}: the {split} split is empty; raise data.{split}_share")
 
 
-def run_all(here: Here, tasks: Sequence[Task], told: Callable[[Done], None] = lambda done: None) -> list[Done]:
-    """Runs tasks to the end; answers in the order of the tasks. ``told`` hears each as it comes."""
+# --- tasks -------------------------------------------------------------------------------------------------------
+
+
+def run_all(run: Run, tasks: Sequence[Task], on_done: Callable[[Done], object] = lambda done: None) -> list[Done]:
+    """Runs tasks to the end; answers in the order of the tasks. ``on_done`` hears each as it comes."""
     answers: dict[str, Done] = {}
-    for done in here.pool.run(tasks):
+    for done in run.pool.run(tasks):
         if done.error is not None:
             raise TaskLost(
                 f"{done.task.name}: what it reads was lost with its node; run the same command again to go on"
             )
         answers[done.task.name] = done
-        if isinstance(done.value, dict):
-            here.take_notices(done.value.get("notices", ()))
-        here.progress.workers(here.pool.alive, here.pool.lost)
-        told(done)
-    return [answers[task.name] for task in tasks]
+        if isinstance(done.value, Answer):
+            run.take_notices(done.value.notices)
+        run.progress.workers(run.pool.alive, run.pool.lost)
+        on_done(done)
+    return [answers[each.name] for each in tasks]
+
+
+# --- whitening ---------------------------------------------------------------------------------------------------
+
+
+def whitened(run: Run, known: Mapping[str, Any] | None = None) -> Run:
+    """The run with its whitening, where the configuration asks for one: ``known``, read from its file, or fitted."""
+    if run.config.data.zca is None:
+        return run
+    return replace(run, whitening=run.pool.put(dict(known)) if known else _whitening(run))
+
+
+def _whitening(run: Run) -> ObjectRef:
+    """Reference to the arrays of the whitening, fitted on all training images, or read."""
+    file, key = run.shared_place / "whitening.safetensors", digest_of(run.config.data.zca, run.real.digest)
+    if file.exists():
+        arrays, note = tensors.read(file)
+        tensors.check_key(file, note, key)
+        return run.pool.put(arrays)
+    count, batch = int(run.real.counts["train"].sum()), run.config.score.batch
+    run.progress.stage("whitening", WHITENING_PARTS + 1)
+    tasks = [
+        task(f"whitening, images {first} to {last - 1}", Worker.whitening_sums, run.job, first, last)
+        for first, last in shard_ranges(count, batch, WHITENING_PARTS)
+    ]
+    parts = tuple(done.refs[0] for done in run_all(run, tasks, lambda _: run.progress.advance()))
+    (fitted,) = run_all(run, [task("whitening", Worker.fit_whitening, run.job, file, key, parts)])
+    run.progress.advance(WHITENING_PARTS + 1 - len(tasks))
+    return fitted.refs[0]

@@ -1,19 +1,22 @@
-"""What a synthetic set holds on its way: segments, their images as one set, and the artifact made of them.
+"""What a synthetic set holds on its way: segments, their images as one set, what is trained on, and the artifact.
 
-What must stay true: images stand by class, then segment, wherever a set is flat.
+What must stay true: images stand by class, then segment, wherever a set is flat; and a training has the digest of all
+that it sees.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dasm_ray.config.digests import digest_of, what
-from dasm_ray.method.run import Here
-from dasm_ray.runtime.pool import fetch, put
+from dasm_ray.method.run import Run
+from dasm_ray.runtime.worker import Chosen, Stored
 from dasm_ray.store.artifact import Artifact
 from dasm_ray.store.rundir import versions
 
@@ -42,12 +45,6 @@ class Images(NamedTuple):
     is_normalised: bool
 
 
-def training_on(images: Images, factor: int = 1, is_soft: bool = False) -> tuple[str, Any]:
-    """The images as ``Worker.evaluate`` takes them, with their hard or their soft labels."""
-    labels = images.logits if is_soft else images.labels
-    return "synthetic", ((put(images.pixels),), labels, factor, images.is_normalised)
-
-
 def flattened(segments: Segments) -> Images:
     """The images of segments, by class, then segment."""
     together = np.concatenate([each.pixels for each in segments], axis=1)
@@ -62,37 +59,76 @@ def labels_of(pixels: Pixels) -> Indices:
     return np.repeat(np.arange(len(pixels), dtype=np.int64), pixels.shape[1])
 
 
-def artifact_of(here: Here, segments: Segments | None, images: Pixels | None = None) -> Artifact:
-    """The finished set: distilled segments, or ipc real ``images`` (N, C, H, W) of each class."""
-    config, real = here.config, here.real
-    if segments is not None:
-        pixels, labels, logits, is_normalised = flattened(segments)
-        numbers = np.tile(np.repeat(np.arange(len(segments), dtype=np.int32), config.segment_ipc), here.classes)
-        step_size = segments[-1].step_size
-    else:
-        assert images is not None
-        pixels, labels = images, np.repeat(np.arange(here.classes), config.synthetic.ipc)
-        logits, is_normalised, numbers, step_size = None, False, np.zeros(len(images), np.int32), None
-    whitening = fetch(here.job.whitening) if is_normalised and here.job.whitening is not None else {}
+# --- what is trained on ------------------------------------------------------------------------------------------
+
+
+def stored(run: Run, images: Images, factor: int = 1, is_soft: bool = False) -> Stored:
+    """To train on images of a synthetic set, with their hard or their soft labels."""
+    labels = images.logits if is_soft else images.labels
+    assert labels is not None
+    digest = _digest(images.pixels, labels, factor, images.is_normalised)
+    return Stored(run.pool.put(images.pixels), labels, factor, images.is_normalised, digest)
+
+
+def chosen(indices: Indices, logits: Pixels | None = None) -> Chosen:
+    """To train on real images by global index (N,), with their own labels or logits (N, K) of soft ones."""
+    return Chosen(indices, logits, _digest(indices, logits))
+
+
+def _digest(*parts: NDArray[np.generic] | int | None) -> str:
+    """16 hex digits over arrays and numbers."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(b"none" if part is None else np.ascontiguousarray(part).tobytes() + repr(np.shape(part)).encode())
+    return total.hexdigest()[:16]
+
+
+# --- the artifact ------------------------------------------------------------------------------------------------
+
+
+def distilled_set(run: Run, segments: Segments) -> Artifact:
+    """The finished set of distilled segments."""
+    images, ipc = flattened(segments), run.config.segment_ipc
+    numbers = np.tile(np.repeat(np.arange(len(segments), dtype=np.int32), ipc), run.classes)
+    return _artifact(run, images, numbers, run.config.synthetic.factor, segments[-1].step_size)
+
+
+def selected_set(run: Run, pixels: Pixels) -> Artifact:
+    """The finished set of ipc real images of each class, pixels (N, C, H, W) class by class."""
+    labels = np.repeat(np.arange(run.classes), run.config.synthetic.ipc)
+    images = Images(pixels, labels, None, is_normalised=False)
+    return _artifact(run, images, np.zeros(len(pixels), np.int32), 1, None)
+
+
+def images_of(artifact: Artifact, which: Sequence[bool] | NDArray[np.bool_] | slice = slice(None)) -> Images:
+    """The images of a finished set, all or some."""
+    logits = None if artifact.soft_labels is None else artifact.soft_labels[which]
+    return Images(artifact.pixels[which], artifact.labels[which], logits, artifact.is_normalised)
+
+
+def _artifact(run: Run, images: Images, segments: NDArray[np.int32], factor: int, step_size: float | None) -> Artifact:
+    config, real = run.config, run.real
+    is_whitened = images.is_normalised and run.whitening is not None
+    whitening = run.pool.fetch(run.whitening) if is_whitened else {}
     return Artifact(
-        pixels=np.ascontiguousarray(pixels),
-        labels=labels,
-        segments=numbers,
-        soft_labels=logits,
+        pixels=np.ascontiguousarray(images.pixels),
+        labels=images.labels,
+        segments=segments,
+        soft_labels=images.logits,
         class_names=real.class_names,
         mean=real.mean,
         std=real.std,
-        factor=config.synthetic.factor if segments is not None else 1,
+        factor=factor,
         step_size=step_size,
         recipe={"model": what(config.model), "image_size": list(real.shape[1:]), "training": what(config.evaluate)},
         provenance={
             "config": what(config),
             "config_digest": digest_of(what(config)),
             "data_digest": real.digest,
-            "device": here.job.device,
+            "device": run.session.device,
             "versions": versions(),
         },
-        is_normalised=is_normalised,
+        is_normalised=images.is_normalised,
         whitening_mean=whitening.get("mean"),
         whitening_matrix=whitening.get("matrix"),
     )

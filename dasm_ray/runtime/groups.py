@@ -10,18 +10,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
-from ray import ObjectRef
 
 from dasm_ray.core.matching.round import Assignment
 from dasm_ray.errors import NonFinite, TaskLost
-from dasm_ray.runtime.pool import Done, Pool, Task
+from dasm_ray.runtime.pool import Done, ObjectRef, Pool, task
 from dasm_ray.runtime.progress import Progress
-from dasm_ray.runtime.worker import Around, Job
+from dasm_ray.runtime.worker import Job, RoundInputRefs, RoundMetrics, Worker
 from dasm_ray.store.checkpoints import read_group, write_group
 from dasm_ray.store.place import Place
 
@@ -34,11 +32,7 @@ def groups_of(classes: int, group_size: int | None) -> list[tuple[int, ...]]:
     return [tuple(range(first, min(first + size, classes))) for first in range(0, classes, size)]
 
 
-Surrounding = Callable[[tuple[ObjectRef, ...]], Around]
-"""Gives a round its surroundings, told the groups' states that it may read."""
-
-
-@dataclass
+@dataclass(eq=False)
 class _Group:
     """One group on its way: how many rounds are done, where its state is, and which round is on disk."""
 
@@ -58,15 +52,16 @@ class SegmentRun:
     ) -> None:
         self._job, self._pool, self._progress = job, pool, progress
         self._place, self._key, self._segment = place, key, segment
-        self._is_coupled = job.config.network == "synthetic"
+        self._is_coupled = job.config.states == "synthetic"
+        """Whether a round reads what every group was after the round before: then a round is a barrier."""
         self._rounds = job.config.matcher.rounds
         self._base: dict[int, tuple[ObjectRef, ...]] = {}
-        self._given: set[int] = set()
+        self._given: dict[str, _Group] = {}
         self._losses: dict[int, str] = {}
         """Groups whose last task lost what it reads, with its name; they go back when all that is out is home."""
         self._lost = 0
         self._saved_at = time.monotonic()
-        is_one = job.config.matcher.name == "cafe"  # it tells all classes apart
+        is_one = job.config.base.couples == "set"
         sizes = groups_of(len(initial), len(initial) if is_one else job.config.synthetic.group_size)
         self._groups = [self._open(number, classes, initial) for number, classes in enumerate(sizes)]
         if self._is_coupled:
@@ -82,42 +77,47 @@ class SegmentRun:
         """Rounds in all."""
         return self._rounds * len(self._groups)
 
-    def run(self, surroundings: Callable[[], Surrounding]) -> Pixels:
-        """Does what is left. ``surroundings`` is asked at the beginning, and again after some went with a node.
+    def run(self, inputs: RoundInputRefs, renewed: Callable[[], RoundInputRefs]) -> Pixels:
+        """Does what is left. ``inputs``: what rounds read; ``renewed`` makes it again after some went with a node.
 
         Returns the pixels (K, m, C, H, W). Raises NonFinite at the first distance that is no number.
         """
         try:
-            around = surroundings()
-            self._give(around)
-            for done in self._pool.results():
-                self._take(done)
-                self._progress.workers(self._pool.alive, self._pool.lost)
-                if self._losses and not self._given:  # surroundings may need the pool, so nothing else is out
-                    self._go_back()
-                    around = surroundings()
-                if not self._losses:
-                    self._give(around)
+            while not self._all_done(inputs):
+                self._go_back()
+                assert not self._given, "to make inputs again needs the pool, so nothing else may be out"
+                inputs = renewed()
         except BaseException:
             self._save()
             raise
         self._save()
-        return np.concatenate([ray.get(group.state)[0] for group in self._groups])
+        return np.concatenate([self._pool.fetch(group.state)[0] for group in self._groups])
+
+    def _all_done(self, inputs: RoundInputRefs) -> bool:
+        """Gives rounds and takes them home until all are done, or until some lost what they read: then False."""
+        self._give(inputs)
+        for done in self._pool.results():
+            self._take(done)
+            self._progress.workers(self._pool.alive, self._pool.lost)
+            if not self._losses:
+                self._give(inputs)
+        return not self._losses
 
     # --- giving and taking ---------------------------------------------------------------------------------------
 
-    def _give(self, around: Surrounding) -> None:
+    def _give(self, inputs: RoundInputRefs) -> None:
         """Submits the next round of every group that may begin it."""
         slowest = min(group.round for group in self._groups)
         for group in self._groups:
             waits = self._is_coupled and group.round > slowest
-            if group.round >= self._rounds or waits or group.number in self._given:
+            name = f"segment {self._segment + 1}, group {group.number}, round {group.round}"
+            if group.round >= self._rounds or waits or name in self._given:
                 continue
             where = Assignment(self._segment, group.number, group.round, group.classes)
-            name = f"segment {self._segment + 1}, group {group.number}, round {group.round}"
-            beside = self._states_of(group.round) if self._is_coupled else ()
-            self._pool.submit(Task(name, "distil", (self._job, where, around(beside), group.state), outputs=2))
-            self._given.add(group.number)
+            current = self._states_of(group.round) if self._is_coupled else ()
+            reads = replace(inputs, current=current)
+            self._pool.submit(task(name, Worker.distil, self._job, where, reads, group.state))
+            self._given[name] = group
 
     def _states_of(self, round: int) -> tuple[ObjectRef, ...]:
         """All groups' states before ``round``, fixed when its first task is given."""
@@ -127,18 +127,16 @@ class SegmentRun:
 
     def _take(self, done: Done) -> None:
         """Swaps the group's reference for the new one, or notes that what the task reads was lost."""
-        where: Assignment = done.task.args[1]
-        group = self._groups[where.group]
-        self._given.discard(group.number)
+        group = self._given.pop(done.task.name)
         if done.error is not None:
             self._losses[group.number] = done.task.name
             return
-        for notice in done.value["notices"]:
+        metrics: RoundMetrics = done.value
+        for notice in metrics.notices:
             self._progress.note(notice)
-        self._check_finite(done)
+        self._check_finite(done.task.name, metrics.distances)
         group.state, group.round = done.refs[0], group.round + 1
-        distances = done.value["distances"]
-        self._progress.advance(samples=done.value["samples"], distance=sum(distances) / len(distances))
+        self._progress.advance(samples=metrics.samples, distance=sum(metrics.distances) / len(metrics.distances))
         if time.monotonic() - self._saved_at >= self._job.config.runtime.checkpoint_seconds:
             self._save()
 
@@ -154,8 +152,8 @@ class SegmentRun:
         before = self.rounds_done
         for group in self._groups if self._is_coupled else [self._groups[number] for number in self._losses]:
             kept = read_group(self._place, self._segment, group.number, self._key)
-            arrays, group.round = kept or (_begun(group.initial), 0)
-            group.state, group.saved_round = ray.put((arrays["pixels"], arrays["velocity"])), group.round
+            arrays, group.round = kept or (_at_rest(group.initial), 0)
+            group.state, group.saved_round = self._pool.put((arrays["pixels"], arrays["velocity"])), group.round
         if self._is_coupled:
             self._align()
         self._base.clear()
@@ -163,11 +161,10 @@ class SegmentRun:
         self._progress.note(f"{name}: what it reads was lost with its node; going on from the last checkpoint")
         self._progress.advance(self.rounds_done - before)
 
-    def _check_finite(self, done: Done) -> None:
-        distances: Sequence[float] = done.value["distances"]
+    def _check_finite(self, name: str, distances: Sequence[float]) -> None:
         if not np.isfinite(distances[-1]):
             raise NonFinite(
-                f"{done.task.name}, network state {len(distances) - 1}: the matching distance is {distances[-1]}; "
+                f"{name}, network state {len(distances) - 1}: the matching distance is {distances[-1]}; "
                 f"the last good state is kept; lower matcher.lr_img "
                 f"(now {self._job.config.matcher.lr_img:g}) in a new run"
             )
@@ -177,15 +174,15 @@ class SegmentRun:
     def _open(self, number: int, classes: tuple[int, ...], initial: Pixels) -> _Group:
         """A group as its checkpoint says, or at its beginning."""
         kept = read_group(self._place, self._segment, number, self._key)
-        arrays, round = kept or (_begun(initial[list(classes)]), 0)
-        state = ray.put((arrays["pixels"], arrays["velocity"]))
+        arrays, round = kept or (_at_rest(initial[list(classes)]), 0)
+        state = self._pool.put((arrays["pixels"], arrays["velocity"]))
         return _Group(number, classes, arrays["initial"], round, state, round)
 
     def _align(self) -> None:
         """Rounds that are barriers go on together: from the beginning unless all groups stand at the same round."""
         if len({group.round for group in self._groups}) > 1:
             for group in self._groups:
-                group.state = ray.put((group.initial, np.zeros_like(group.initial)))
+                group.state = self._pool.put((group.initial, np.zeros_like(group.initial)))
                 group.round = group.saved_round = 0
 
     def _save(self) -> None:
@@ -194,13 +191,13 @@ class SegmentRun:
             return
         for group in self._groups:
             if group.round > group.saved_round:
-                pixels, velocity = ray.get(group.state)
+                pixels, velocity = self._pool.fetch(group.state)
                 arrays = {"pixels": pixels, "velocity": velocity, "initial": group.initial}
                 write_group(self._place, self._segment, group.number, arrays, group.round, self._key)
                 group.saved_round = group.round
         self._saved_at = time.monotonic()
 
 
-def _begun(initial: Pixels) -> dict[str, Pixels]:
+def _at_rest(initial: Pixels) -> dict[str, Pixels]:
     """A group before its first round."""
     return {"pixels": initial, "velocity": np.zeros_like(initial), "initial": initial}

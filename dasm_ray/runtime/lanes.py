@@ -7,30 +7,25 @@ order. What must stay true: workers may come and go without changing a byte, and
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import ray
-from numpy.typing import NDArray
-from ray import ObjectRef
 
-from dasm_ray.core.matching.lane import start_of
+from dasm_ray.core.matching.lane import SetState, draw_start
 from dasm_ray.errors import NonFinite, TaskLost
-from dasm_ray.runtime.pool import Done, InputLost, Pool, Task
+from dasm_ray.runtime.pool import Done, InputLost, ObjectRef, Pool, Task, task
 from dasm_ray.runtime.progress import Progress
-from dasm_ray.runtime.worker import Job
+from dasm_ray.runtime.worker import Job, Worker
 from dasm_ray.store.checkpoints import read_group, write_group
 from dasm_ray.store.place import Place
-
-State = Mapping[str, NDArray[np.float32]]
 
 
 class LaneRun:
     """Segment ``segment`` from its state ``initial`` (see core.matching.lane) to the distilled one.
 
-    ``earlier``: reference to the frozen segments' (pixels, labels); ``experts`` gives references to trajectories
-    (E+1, P), and new ones, read from their files, after some went with a node; ``shift``: epochs by which the range of
-    start epochs is moved.
+    ``earlier``: reference to the frozen segments' (pixels, labels); ``experts``: references to trajectories (E+1, P);
+    ``renewed`` gives new ones, read from their files, after some went with a node; ``shift``: epochs by which the range
+    of start epochs is moved.
     """
 
     def __init__(
@@ -41,15 +36,16 @@ class LaneRun:
         place: Place,
         key: str,
         segment: int,
-        initial: State,
+        initial: SetState,
         earlier: ObjectRef,
-        experts: Callable[[], Sequence[ObjectRef]],
+        experts: Sequence[ObjectRef],
+        renewed: Callable[[], Sequence[ObjectRef]],
         shift: int,
     ) -> None:
         self._job, self._pool, self._progress = job, pool, progress
         self._place, self._key, self._segment = place, key, segment
         self._initial, self._earlier, self._shift = initial, earlier, shift
-        self._read_experts, self._experts = experts, experts()
+        self._experts, self._renewed = experts, renewed
         self._state, self._round = self._begin()
         self._saved_round, self._saved_at = self._round, time.monotonic()
         self._lost, self._unused = 0, 0
@@ -64,7 +60,7 @@ class LaneRun:
         """Rounds in all."""
         return self._job.config.matcher.rounds
 
-    def run(self) -> State:
+    def run(self) -> SetState:
         """Does what is left and returns the state. Raises NonFinite where the walk or the set explodes."""
         try:
             while self._round < self.rounds_total:
@@ -73,7 +69,7 @@ class LaneRun:
             self._save()
             raise
         self._save()
-        state: State = ray.get(self._state)
+        state: SetState = self._pool.fetch(self._state)
         return state
 
     # --- a round -------------------------------------------------------------------------------------------------
@@ -82,28 +78,27 @@ class LaneRun:
         """All lanes, then the step; a round whose input was lost is begun again from the disk."""
         try:
             lanes = self._all([self._lane(lane) for lane in range(self._job.config.trajectory.lanes)])
-            distances = [done.value["distance"] for done in lanes]
+            distances = [done.value.distance for done in lanes]
             self._check(distances)
             name = f"segment {self._segment + 1}, step of round {self._round}"
             gradients = tuple(done.refs[0] for done in lanes)
-            arguments = (self._job, self._state, distances, gradients)
-            (step,) = self._all([Task(name, "move_set", arguments, outputs=2)])
+            (step,) = self._all([task(name, Worker.move_set, self._job, self._state, distances, gradients)])
         except InputLost as lost:
             self._go_back(str(lost))
             return
         self._state, self._round = step.refs[0], self._round + 1
-        samples = sum(done.value["samples"] for done in lanes)
-        self._progress.advance(samples=samples, distance=float(np.mean(distances)), rate=step.value["rate"])
+        samples = sum(done.value.samples for done in lanes)
+        self._progress.advance(samples=samples, distance=float(np.mean(distances)), rate=step.value.rate)
         if time.monotonic() - self._saved_at >= self._job.config.runtime.checkpoint_seconds:
             self._save()
 
     def _lane(self, lane: int) -> Task:
         """The task of one lane: which expert and start epoch is drawn here, where references are held."""
         where = (self._segment, self._round, lane)
-        who, when = start_of(self._job.config, *where, len(self._experts), self._shift)
+        who, when = draw_start(self._job.config, *where, len(self._experts), self._shift)
         name = f"segment {self._segment + 1}, round {self._round}, lane {lane}"
-        arguments = (self._job, where, (self._state, self._earlier, self._experts[who]), when)
-        return Task(name, "walk", arguments, outputs=2)
+        inputs = (self._state, self._earlier, self._experts[who])
+        return task(name, Worker.walk, self._job, where, inputs, when)
 
     def _all(self, tasks: Sequence[Task]) -> list[Done]:
         """Runs tasks to the end, in their order; InputLost if what one of them reads is gone."""
@@ -115,7 +110,7 @@ class LaneRun:
         for done in in_order:
             if done.error is not None:
                 raise done.error
-            for notice in done.value["notices"]:
+            for notice in done.value.notices:
                 self._progress.note(notice)
         return in_order
 
@@ -141,8 +136,8 @@ class LaneRun:
 
     def _begin(self) -> tuple[ObjectRef, int]:
         kept = read_group(self._place, self._segment, 0, self._key)
-        arrays, round = kept or (self._initial, 0)
-        return ray.put(dict(arrays)), round
+        state, round = (SetState(**kept[0]), kept[1]) if kept else (self._initial, 0)
+        return self._pool.put(state), round
 
     def _go_back(self, what: str) -> None:
         """To the last state on disk."""
@@ -155,13 +150,13 @@ class LaneRun:
         before = self._round
         self._state, self._round = self._begin()
         self._saved_round = self._round
-        self._experts = self._read_experts()
+        self._experts = self._renewed()
         self._progress.note(f"{what}: what it reads was lost with its node; going on from round {self._round}")
         self._progress.advance(self._round - before)
 
     def _save(self) -> None:
         if self._round > self._saved_round:
-            state = ray.get(self._state)
-            write_group(self._place, self._segment, 0, state, self._round, self._key)
+            state: SetState = self._pool.fetch(self._state)
+            write_group(self._place, self._segment, 0, state._asdict(), self._round, self._key)
             self._saved_round = self._round
         self._saved_at = time.monotonic()

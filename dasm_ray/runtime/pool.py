@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
 from ray.exceptions import (
@@ -30,7 +30,7 @@ from dasm_ray.errors import DasmError, SessionError, TaskFailed
 from dasm_ray.runtime.ledger import Ledger
 
 ObjectRef = Any
-"""A ``ray.ObjectRef``."""
+"""A reference to an object in the store, a ``ray.ObjectRef``."""
 
 TICK_SECONDS = 1.0
 """Longest pause between looks at deadlines and draining nodes."""
@@ -42,8 +42,8 @@ START_LIMIT_SECONDS = 300.0
 """Without a single worker for this long (or a task's longest time, if that is more), give up."""
 
 
-Ref = ObjectRef
-"""A reference to an object in the store; one name for it outside this layer."""
+Parameters = ParamSpec("Parameters")
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,27 @@ class Task:
     method: str
     args: tuple[Any, ...]
     outputs: int = 1
+
+
+def outputs(count: int) -> Callable[[Method], Method]:
+    """Marks a worker's method that returns a tuple of ``count``: the first is fetched, the others stay in the store."""
+
+    def mark(method: Method) -> Method:
+        method.outputs = count  # type: ignore[attr-defined]
+        return method
+
+    return mark
+
+
+def task(
+    name: str,
+    method: Callable[Concatenate[Any, Parameters], Any],
+    *args: Parameters.args,
+    **named: Parameters.kwargs,
+) -> Task:
+    """The task ``name`` that calls ``method``, given as ``Worker.distil`` so that its arguments are checked."""
+    assert not named, "arguments travel by position"
+    return Task(name, method.__name__, args, getattr(method, "outputs", 1))
 
 
 class InputLost(Exception):
@@ -79,16 +100,6 @@ class Loss:
 
     cause: str
     advice: str
-
-
-def put(value: Any) -> ObjectRef:
-    """Puts a value into the object store; whoever gets the reference reads the node's one copy."""
-    return ray.put(value)
-
-
-def fetch(ref: ObjectRef) -> Any:
-    """What a reference refers to; arrays are read-only views."""
-    return ray.get(ref)
 
 
 # --- what an error means -----------------------------------------------------------------------------------------
@@ -203,6 +214,16 @@ class Pool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @staticmethod
+    def put(value: Any) -> ObjectRef:
+        """Puts a value into the object store; whoever gets the reference reads the node's one copy."""
+        return ray.put(value)
+
+    @staticmethod
+    def fetch(ref: ObjectRef) -> Any:
+        """What a reference refers to; arrays are read-only views."""
+        return ray.get(ref)
 
     @property
     def alive(self) -> int:

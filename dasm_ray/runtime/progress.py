@@ -5,6 +5,7 @@ What must stay true: nothing is written to stdout, which belongs to results; and
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from dasm_ray.runtime.streams import onlooking
 
 Events = Callable[..., None]
 
@@ -78,7 +81,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._listeners = [events] if events else []
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or _console()
         self._clock = clock
         self._stage: _Stage | None = None
         self._workers = self._lost = 0
@@ -196,6 +199,13 @@ class Progress:
         line.add_row(Text(stage.title, "bold"), bar, stage.count, self._crew(), stage.speed(now), stage.left(now))
         numbers = stage.numbers()
         return Group(line, Text(f"  {numbers}", "dim", no_wrap=True, overflow="ellipsis")) if numbers else line
+
+
+def _console() -> Console:
+    """Stderr as long as somebody reads it; a closed terminal or pipe ends the display, not the run."""
+    if sys.stderr is None:
+        return Console(stderr=True, highlight=False)
+    return Console(file=onlooking(sys.stderr), highlight=False)
 
 
 def clock_text(seconds: float) -> str:

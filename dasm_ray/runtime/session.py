@@ -24,10 +24,8 @@ from dasm_ray.runtime.plan import GIB, Plan, Room, Shape, memory_for_workers, pl
 
 Log = Callable[[str], None]
 
-
 PROBE_SECONDS = 5.0
 """Longest wait for a sign of life from a cluster's port."""
-
 
 logger = logging.getLogger(__name__)
 

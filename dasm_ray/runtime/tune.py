@@ -95,7 +95,7 @@ def run_trials(
         tune_config=tune.TuneConfig(scheduler=_scheduler(stopping, known), reuse_actors=True),
         run_config=tune.RunConfig(
             name="session",
-            storage_path=str(scratch),
+            storage_path=scratch.uri,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=retries),
             callbacks=[_Listener(told)],

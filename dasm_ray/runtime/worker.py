@@ -18,20 +18,18 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
-from ray import ObjectRef
 
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.core import selection
 from dasm_ray.core.augment import draw
 from dasm_ray.core.blocks import Blocks
-from dasm_ray.core.matching.distribution import Distribution
-from dasm_ray.core.matching.gradient import Matching
-from dasm_ray.core.matching.lane import moved, walk_lane
-from dasm_ray.core.matching.round import Assignment, Surroundings, distil_round, matching_of
+from dasm_ray.core.matching.lane import SetGradient, SetState, moved, walk_lane
+from dasm_ray.core.matching.round import Assignment, Matching, RoundInputs, distil_round, matching_of
+from dasm_ray.core.matching.step import StepInputs
 from dasm_ray.core.matching.trajectory import Student
 from dasm_ray.core.networks import compiled
 from dasm_ray.core.networks.evaluate import Labels, Outcome, evaluate_on, synthetic_samples
-from dasm_ray.core.networks.expert import Trajectory, spread, taught, train_expert
+from dasm_ray.core.networks.expert import Trajectory, expert_labels, spread, train_expert
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.reading import mean_loss, read_all, statistics_of
 from dasm_ray.core.networks.samples import RealSamples, Samples, TensorSamples
@@ -41,6 +39,7 @@ from dasm_ray.core.seed import numpy_generator, torch_generator
 from dasm_ray.core.start import initial_pixels
 from dasm_ray.core.whiten import Sums, Whitening, fit, sums_of
 from dasm_ray.runtime.decoding import RealRefs
+from dasm_ray.runtime.pool import ObjectRef, outputs
 from dasm_ray.store import tensors
 from dasm_ray.store.checkpoints import read_trajectory, write_trajectory
 from dasm_ray.store.place import Place
@@ -48,8 +47,11 @@ from dasm_ray.store.place import Place
 PACE_STEPS = 6
 """Steps that are timed, the first of which compiles and does not count."""
 
-Metrics = dict[str, Any]
 Pixels = NDArray[np.float32]
+Indices = NDArray[np.int64]
+
+
+# --- what a task is given ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -60,37 +62,125 @@ class Job:
     real: RealRefs
     device: str
     whitening: ObjectRef | None = None
-    """Of a dict of arrays ``mean`` and ``matrix``."""
-
-    def network(self) -> Network:
-        """The run's network, without parameters."""
-        real, config = self.real, self.config
-        whitening = None
-        if self.whitening is not None:
-            whitening = Whitening(**{name: torch.tensor(array) for name, array in ray.get(self.whitening).items()})
-        classes, compile_it = len(real.class_names), config.runtime.compile
-        return Network(config.model, real.shape, classes, real.mean, real.std, self.device, compile_it, whitening)
+    """Of a dict of arrays ``mean`` and ``matrix``; there wherever the configuration asks for whitening."""
 
 
 @dataclass(frozen=True)
-class Around:
-    """References behind a ``core.matching.round.Surroundings``: nothing here is fetched before a worker needs it."""
+class RoundInputRefs:
+    """References behind a ``core.matching.round.RoundInputs``: nothing is fetched before a worker needs it."""
 
     windows: ObjectRef
     earlier: ObjectRef
-    beside: tuple[ObjectRef, ...]  # pixels of every group, in class order; empty where nobody trains on the set
     experts: tuple[ObjectRef, ...]
     probes: tuple[ObjectRef, ...]
+    current: tuple[ObjectRef, ...] = ()
+    """States of every group, in class order; empty where nobody trains on the set."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """To train on: stored images of a synthetic set. ``digest`` is of all that the training sees."""
+
+    pixels: ObjectRef  # (N, C, H, W)
+    labels: Labels  # (N,), or logits (N, K)
+    factor: int
+    is_normalised: bool
+    digest: str
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """To train on: real images by global index, with their own labels or ``logits`` of soft ones."""
+
+    indices: Indices  # (N,)
+    logits: NDArray[np.float32] | None  # (N, K)
+    digest: str
+
+
+@dataclass(frozen=True)
+class Everything:
+    """To train on: all training images."""
+
+    digest: str = "full"
+
+
+Training = Stored | Chosen | Everything
+
+
+# --- what a worker answers ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a worker says beside its result: sentences for whoever watches the run."""
+
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ExpertMetrics(Answer):
+    """Of an expert: validation accuracy in [0, 1] and loss in nats after each epoch, and the epochs trained now."""
+
+    accuracy: list[float]
+    loss: list[float]
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Pace(Answer):
+    """Seconds of one step, parameters of the network, and the most memory in bytes of process and device so far."""
+
+    seconds: float
+    parameters: int
+    memory: int
+    device_memory: int
+
+
+@dataclass(frozen=True)
+class RoundMetrics(Answer):
+    """Of a round of a group: the matching distance at each network state, and real images worked on."""
+
+    distances: list[float]
+    samples: int
+
+
+@dataclass(frozen=True)
+class LaneMetrics(Answer):
+    """Of a lane: the distance of student and expert, and synthetic images worked on."""
+
+    distance: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class SetMetrics(Answer):
+    """Of a step of the set: the student's rate after it."""
+
+    rate: float
+
+
+@dataclass(frozen=True)
+class Evaluated(Answer):
+    """Of one training on a set."""
+
+    outcome: Outcome
+
+
+# --- the worker --------------------------------------------------------------------------------------------------
 
 
 class Worker:
-    """A process that does tasks. ``threads`` are its torch threads, which are part of what a result depends on."""
+    """A process that does tasks. ``threads`` are its torch threads, which are part of what a result depends on.
 
-    def __init__(self, threads: int) -> None:
+    ``fetch`` gives what a reference, or each of a list of them, refers to.
+    """
+
+    def __init__(self, threads: int, fetch: Callable[[Any], Any] = ray.get) -> None:
         torch.set_num_threads(threads)
+        self._fetch = fetch
         self._splits: dict[tuple[ObjectRef, ...], Blocks] = {}
         self._networks: dict[str, Network] = {}
-        self._matchings: dict[str, Matching | Distribution] = {}
+        self._matchings: dict[str, Matching] = {}
         self._students: dict[tuple[int, bool], Student] = {}
 
     def nap(self, seconds: float) -> int:
@@ -98,37 +188,41 @@ class Worker:
         time.sleep(seconds)
         return os.getpid()
 
-    # --- whitening ----------------------------------------------------------------------------------------------
+    # --- whitening -----------------------------------------------------------------------------------------------
 
-    def whitening_sums(self, job: Job, first: int, last: int) -> tuple[None, Sums]:
+    @outputs(2)
+    def whitening_sums(self, job: Job, first: int, last: int) -> tuple[Answer, Sums]:
         """What the whitening needs of the training images [first, last)."""
         real, size = self._real(self._network(job), job, "train"), job.config.score.batch
         chunks = (np.arange(start, min(start + size, last)) for start in range(first, last, size))
-        return None, sums_of(real.take(chunk)[0] for chunk in chunks)
+        return _answer(), sums_of(real.take(chunk)[0] for chunk in chunks)
 
-    def whitening(
+    @outputs(2)
+    def fit_whitening(
         self, job: Job, place: Place, key: str, parts: tuple[ObjectRef, ...]
-    ) -> tuple[None, dict[str, NDArray[np.float32]]]:
+    ) -> tuple[Answer, dict[str, NDArray[np.float32]]]:
         """Fits the whitening and writes its file: arrays ``mean`` (D,) and ``matrix`` (D, D)."""
         assert job.config.data.zca is not None
-        fitted = fit(ray.get(list(parts)), job.config.data.zca)
+        fitted = fit(self._all(parts), job.config.data.zca)
         arrays = {"mean": fitted.mean.cpu().numpy(), "matrix": fitted.matrix.cpu().numpy()}
         tensors.write(place, arrays, {"key": key})
-        return None, arrays
+        return _answer(), arrays
 
     # --- experts, probes, scores ---------------------------------------------------------------------------------
 
+    @outputs(3)
     def expert(
         self, job: Job, place: Place, key: str, number: int
-    ) -> tuple[Metrics, NDArray[np.float32], NDArray[np.float32]]:
+    ) -> tuple[ExpertMetrics, NDArray[np.float32], NDArray[np.float32]]:
         """Trains expert ``number`` and writes its file, going on from the epochs that are in a file already.
 
         Returns metrics, its snapshots (E+1, P) and the one after the first epoch (P,).
         """
+        assert (job.whitening is None) == (job.config.data.zca is None), "experts see images as the run does"
         config, kept = job.config, read_trajectory(place, number, key)
         expert = None if kept is None else Trajectory(**kept)
-        begun_at = 0 if expert is None else expert.epochs
-        if begun_at < config.experts.epochs:
+        kept_epochs = 0 if expert is None else expert.epochs
+        if kept_epochs < config.experts.epochs:
             network, saved_at = self._network(job), time.monotonic()
             real, validation = self._real(network, job, "train"), self._real(network, job, "val")
             generator_of = partial(torch_generator, config.seed, "expert", number)
@@ -139,15 +233,11 @@ class Worker:
                     write_trajectory(place, number, key, vars(expert), config.experts.epochs)
                     saved_at = time.monotonic()
         assert expert is not None
-        metrics = {
-            "accuracy": expert.accuracy.tolist(),
-            "loss": expert.loss.tolist(),
-            "epochs": expert.epochs - begun_at,
-        }
-        return {**metrics, **_noted()}, expert.snapshots, expert.snapshots[1]
+        accuracy, loss = expert.accuracy.tolist(), expert.loss.tolist()
+        return ExpertMetrics(_notices(), accuracy, loss, expert.epochs - kept_epochs), *_snapshots(expert)
 
-    def pace(self, job: Job, section: str = "experts") -> Metrics:
-        """Seconds of one step of a training as a section of the config says, compiled if it is; parameters; memory."""
+    def pace(self, job: Job, section: str = "experts") -> Pace:
+        """The pace of a training as a section of the configuration says, compiled if it is."""
         network, recipe = self._network(job), getattr(job.config, section)
         flatness = (recipe.rho, recipe.alpha) if section == "experts" else (0.0, 0.0)
         training = train(
@@ -158,73 +248,81 @@ class Worker:
             generator=torch_generator("pace"),
             flatness=flatness,
         )
-        seconds = _median_seconds(lambda: float(next(training).loss))  # the number waits for the device
-        return {"seconds": seconds, "parameters": sum(network.layout.sizes), **_memory(job), **_noted()}
+        return _paced(job, network, lambda: next(training).loss)
 
-    def pace_matching(self, job: Job) -> Metrics:
-        """Seconds of one matching step (of one class, for gradients), or of one student step of a walk; memory."""
-        network, config = self._network(job), job.config
-        generator, device = torch_generator("pace"), job.device
+    def pace_matching(self, job: Job) -> Pace:
+        """The pace of one matching step (of one class, for gradients), or of one student step of a walk."""
+        network = self._network(job)
+        step = self._student_step(network, job) if job.config.is_trajectory else self._matching_step(network, job)
+        return _paced(job, network, step)
+
+    def _student_step(self, network: Network, job: Job) -> Callable[[], torch.Tensor]:
+        """A student's step there and back, on noise."""
+        generator, config = torch_generator("pace"), job.config
         flat = network.initial(generator)
-        if config.is_trajectory:
-            size = min(config.trajectory.batch, network.classes * config.synthetic.ipc)
-            images = torch.rand(size, *network.shape, generator=generator).to(device)
-            labels = torch.rand(size, network.classes, generator=generator).to(device)
-            student, step = self._student(job), torch.tensor(0.01, device=device)
+        size = min(config.trajectory.batch, network.classes * config.synthetic.ipc)
+        images = torch.rand(size, *network.shape, generator=generator).to(job.device)
+        labels = torch.rand(size, network.classes, generator=generator).to(job.device)
+        student, step = self._student(job), torch.tensor(0.01, device=job.device)
 
-            def once() -> object:
-                after = student.forward(flat, images, labels, step)
-                return float(student.backward(flat, images, labels, step, after)[0].sum())
-        else:
-            together = network.classes if config.is_distribution else 1
-            slots = min(config.segment_ipc, max(1, config.matcher.batch_syn // config.synthetic.factor**2))
-            shape = (together,) if config.is_distribution else ()
-            pixels = torch.rand(*shape, slots, *network.shape, generator=generator).to(device)
-            real = (*shape, config.matcher.batch_real, *network.shape)
-            images = torch.randint(0, 256, real, generator=generator, dtype=torch.uint8).to(device)
-            earlier = torch.zeros((), device=device) if config.is_distribution else torch.zeros_like(flat)
-            told = (torch.tensor(0, device=device), draw(1, generator).to(device), earlier)
-            settings = torch.tensor([0.1, 1.0], device=device)
-            matching = self._matching(job)
+        def once() -> torch.Tensor:
+            after = student.forward(flat, images, labels, step)
+            return student.backward(flat, images, labels, step, after)[0].sum()
 
-            def once() -> object:
-                return float(matching.step(flat, pixels, torch.zeros_like(pixels), images, *told, settings)[2])
+        return once
 
-        return {"seconds": _median_seconds(once), **_memory(job), **_noted()}
+    def _matching_step(self, network: Network, job: Job) -> Callable[[], torch.Tensor]:
+        """A matching step on noise."""
+        generator, config, matching = torch_generator("pace"), job.config, self._matching(job)
+        flat = network.initial(generator)
+        slots = min(config.segment_ipc, max(1, config.matcher.batch_syn // config.synthetic.factor**2))
+        front = (network.classes,) if matching.at_once else ()
+        pixels = torch.rand(*front, slots, *network.shape, generator=generator).to(job.device)
+        real = (*front, config.matcher.batch_real, *network.shape)
+        inputs = StepInputs(
+            flat=flat,
+            pixels=pixels,
+            velocity=torch.zeros_like(pixels),
+            images=torch.randint(0, 256, real, generator=generator, dtype=torch.uint8).to(job.device),
+            label=torch.tensor(0, device=job.device),
+            draws=draw(1, generator).to(job.device),
+            earlier=matching.nothing(flat),
+            settings=torch.tensor([0.1, 1.0], device=job.device),
+        )
+        return lambda: matching.step(inputs).distance
 
+    @outputs(2)
     def probe(
         self, job: Job, segment: int, member: int, pixels: tuple[ObjectRef], labels: Labels
-    ) -> tuple[Metrics, NDArray[np.float32]]:
-        """Trains one member on the earlier segments' ``pixels`` (N, C, H, W): metrics, parameters (P,)."""
-        network, config = self._network(job), job.config
-        samples = synthetic_samples(
-            network, ray.get(pixels[0]), labels, config.synthetic.factor, is_normalised=config.is_trajectory
-        )
-        recipe = job.config.probe
-        generator = torch_generator(job.config.seed, "probe", segment, member)
+    ) -> tuple[Answer, NDArray[np.float32]]:
+        """Trains one member on the earlier segments' ``pixels`` (N, C, H, W): its parameters (P,)."""
+        network, config, recipe = self._network(job), job.config, job.config.probe
+        stored = self._fetch(pixels[0])
+        samples = synthetic_samples(network, stored, labels, config.synthetic.factor, config.is_trajectory)
+        generator = torch_generator(config.seed, "probe", segment, member)
         steps = steps_for(len(samples), recipe)
         for state in train(network, samples, recipe, steps=steps, generator=generator, decay=True):
             last = state
-        return {"loss": float(last.loss), **_noted()}, last.flat.cpu().numpy()
+        return _answer(), last.flat.cpu().numpy()
 
     def score(self, job: Job, probes: tuple[ObjectRef, ...], first: int, last: int) -> Scored:
         """Scores the training images [first, last) under the probes."""
         network, recipe = self._network(job), job.config.score
-        ensemble = [torch.tensor(probe, device=job.device) for probe in ray.get(list(probes))]
+        ensemble = self._on_device(job, probes)
         return score_range(network, self._blocks(job, "train"), ensemble, recipe.dynamic, first, last, recipe.batch)
 
     def score_statically(self, job: Job, experts: tuple[ObjectRef, ...], first: int, last: int) -> Scored:
         """Scores the training images [first, last) under the experts."""
         network, recipe = self._network(job), job.config.score
-        trained = [torch.tensor(snapshots, device=job.device) for snapshots in ray.get(list(experts))]
-        blocks = self._blocks(job, "train")
+        trained, blocks = self._on_device(job, experts), self._blocks(job, "train")
         return static_range(network, blocks, trained, recipe.static, recipe.early, first, last, recipe.batch)
 
     # --- distillation --------------------------------------------------------------------------------------------
 
+    @outputs(2)
     def initialise(
-        self, job: Job, segment: int, windows: Sequence[NDArray[np.int64]], used: Sequence[NDArray[np.int64]]
-    ) -> tuple[list[NDArray[np.int64]], NDArray[np.float32]]:
+        self, job: Job, segment: int, windows: Sequence[Indices], used: Sequence[Indices]
+    ) -> tuple[list[Indices], Pixels]:
         """Where a segment starts: the within-class indices used, and pixels (K, m, C, H, W).
 
         For trajectories the pixels are normalised.
@@ -235,108 +333,104 @@ class Worker:
             pixels = self._network(job).normalise(images).cpu().numpy().reshape(pixels.shape)
         return chosen, pixels
 
-    def teach(self, job: Job, experts: tuple[ObjectRef, ...], training: tuple[str, Any]) -> NDArray[np.float32]:
-        """Soft labels by the experts' last snapshots for images as `evaluate` takes them: logits (N, K).
+    def label_softly(self, job: Job, experts: tuple[ObjectRef, ...], training: Stored | Chosen) -> NDArray[np.float32]:
+        """Soft labels by the experts' last snapshots for the images of a training: logits (N, K).
 
         Of a stored image that is decoded to several it is the mean of theirs.
         """
         network = self._network(job)
-        last = [torch.tensor(snapshots[-1], device=job.device) for snapshots in ray.get(list(experts))]
+        last = [torch.tensor(snapshots[-1], device=job.device) for snapshots in self._all(experts)]
         samples = self._training_samples(network, job, training)
         assert isinstance(samples, TensorSamples)
-        decoded = training[1][2] ** 2 if training[0] == "synthetic" else 1
-        logits = taught(network, last, self._real(network, job, "train"), samples.images, samples.labels)
+        logits = expert_labels(network, last, self._real(network, job, "train"), samples.images, samples.labels)
+        decoded = len(samples) // len(training.labels if isinstance(training, Stored) else training.indices)
         return logits.view(-1, decoded, network.classes).mean(1).cpu().numpy()
 
     def loss_of(self, job: Job, probes: tuple[ObjectRef, ...]) -> float:
         """The mean loss of probes on the training images by which experts' losses are recorded."""
         network = self._network(job)
         real = self._real(network, job, "train")
-        flats = [torch.tensor(probe, device=job.device) for probe in ray.get(list(probes))]
+        flats = self._on_device(job, probes)
         losses = [mean_loss(network, flat, statistics_of(network, flat, real), spread(real)) for flat in flats]
         return float(np.mean(losses))
 
+    @outputs(2)
     def walk(
-        self, job: Job, where: tuple[int, int, int], around: tuple[ObjectRef, ObjectRef, ObjectRef], start: int
-    ) -> tuple[Metrics, dict[str, NDArray[np.float32]]]:
+        self, job: Job, where: tuple[int, int, int], inputs: tuple[ObjectRef, ObjectRef, ObjectRef], start: int
+    ) -> tuple[LaneMetrics, SetGradient]:
         """One lane of a round from start epoch ``start``: metrics, and the gradient of the segment.
 
-        ``where``: segment, round, lane. ``around``: the segment's state, the earlier segments, one expert.
+        ``where``: segment, round, lane. ``inputs``: the segment's state, the earlier segments, one expert.
         """
-        state, earlier, expert = ray.get(list(around))
+        state, earlier, expert = self._all(inputs)
         target, trajectory = expert[start + job.config.trajectory.epochs], job.config.trajectory
         distance, gradient = walk_lane(self._student(job), job.config, where, state, earlier, expert[start], target)
-        return {"distance": distance, "samples": trajectory.steps * trajectory.batch, **_noted()}, gradient
+        return LaneMetrics(_notices(), distance, trajectory.steps * trajectory.batch), gradient
 
+    @outputs(2)
     def move_set(
-        self, job: Job, state: Any, distances: Sequence[float], gradients: tuple[ObjectRef, ...]
-    ) -> tuple[Metrics, dict[str, NDArray[np.float32]]]:
+        self, job: Job, state: SetState, distances: Sequence[float], gradients: tuple[ObjectRef, ...]
+    ) -> tuple[SetMetrics, SetState]:
         """The step that ends a round: metrics, and the segment's new state."""
-        after = moved(job.config, state, distances, ray.get(list(gradients)))
-        return {"rate": float(np.exp(after["log_step"])), **_noted()}, after
+        after = moved(job.config, state, distances, self._all(gradients))
+        return SetMetrics(_notices(), float(np.exp(after.log_step))), after
 
+    @outputs(2)
     def distil(
-        self, job: Job, where: Assignment, around: Around, state: tuple[Pixels, Pixels]
-    ) -> tuple[Metrics, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        self, job: Job, where: Assignment, refs: RoundInputRefs, state: tuple[Pixels, Pixels]
+    ) -> tuple[RoundMetrics, tuple[Pixels, Pixels]]:
         """One round of one group: metrics, and new (pixels, velocity) (classes, m, C, H, W) each."""
-        began = time.perf_counter()
         pixels, velocity = state
-        surroundings = Surroundings(
+        groups = [group for group, _ in self._all(refs.current)]
+        inputs = RoundInputs(
             blocks=self._blocks(job, "train"),
-            windows=ray.get(around.windows),
-            earlier=ray.get(around.earlier),
-            beside=np.concatenate([group[0] for group in ray.get(list(around.beside))])
-            if around.beside
-            else np.empty((0, 0), np.float32),
-            experts=ray.get(list(around.experts)),
-            probes=ray.get(list(around.probes)),
+            windows=self._fetch(refs.windows),
+            earlier=self._fetch(refs.earlier),
+            current=np.concatenate(groups) if groups else np.empty((0, 0), np.float32),
+            experts=self._all(refs.experts),
+            probes=self._all(refs.probes),
         )
-        pixels, velocity, distances = distil_round(
-            self._matching(job), job.config, where, surroundings, pixels, velocity
-        )
+        pixels, velocity, distances = distil_round(self._matching(job), job.config, where, inputs, pixels, velocity)
         matcher = job.config.matcher
         samples = len(distances) * matcher.steps * len(where.classes) * matcher.batch_real
-        seconds = time.perf_counter() - began
-        return {"distances": distances, "samples": samples, "seconds": seconds, **_noted()}, (pixels, velocity)
+        return RoundMetrics(_notices(), distances, samples), (pixels, velocity)
 
     # --- baselines and evaluation --------------------------------------------------------------------------------
 
     def select(
         self, job: Job, methods: Sequence[str], label: int, experts: tuple[ObjectRef, ...]
-    ) -> dict[str, NDArray[np.int64]]:
+    ) -> dict[str, Indices]:
         """Within-class indices (ipc,) that each of ``methods`` chooses from one class by an expert's features."""
         network = self._network(job)
-        flat = torch.tensor(ray.get(list(experts))[0][-1], device=job.device)
+        flat = torch.tensor(self._fetch(experts[0])[-1], device=job.device)
         features = features_of(network, self._blocks(job, "train"), flat, label, job.config.score.batch)
-        ipc, generator = job.config.synthetic.ipc, numpy_generator(job.config.seed, "k_means", label)
-        choices = {
-            "herding": lambda: selection.herding(features, ipc),
-            "k_center": lambda: selection.k_center(features, ipc),
-            "k_means": lambda: selection.k_means(features, ipc, generator),
+        ipc, seed = job.config.synthetic.ipc, job.config.seed
+        return {
+            method: selection.PICKS[method](features, ipc, numpy_generator(seed, method, label))[0]
+            for method in methods
         }
-        return {method: choices[method]() for method in methods}
 
-    def judge(
-        self, job: Job, experts: tuple[ObjectRef, ...], choices: Sequence[NDArray[np.int64]]
-    ) -> tuple[Metrics, list[float]]:
+    @outputs(2)
+    def judge(self, job: Job, experts: tuple[ObjectRef, ...], choices: Sequence[Indices]) -> tuple[Answer, list[float]]:
         """How well each of ``choices``, global indices (N,), tells the validation images apart by expert features."""
         network = self._network(job)
         real = self._real(network, job, "train")
-        flat = torch.tensor(ray.get(list(experts))[0][-1], device=job.device)
+        flat = torch.tensor(self._fetch(experts[0])[-1], device=job.device)
         statistics = statistics_of(network, flat, real)
 
-        def features(samples: RealSamples) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        def features(samples: RealSamples) -> tuple[NDArray[np.float32], Indices]:
             read = [(seen, labels) for _, seen, labels in read_all(network, flat, statistics, samples)]
-            return tuple(torch.cat(column).cpu().numpy() for column in zip(*read, strict=True))  # type: ignore[return-value]
+            seen, labels = (torch.cat(column).cpu().numpy() for column in zip(*read, strict=True))
+            return seen, labels
 
         seen, truth = features(self._real(network, job, "val"))
         chosen = [features(RealSamples(network, self._blocks(job, "train"), choice)) for choice in choices]
-        shares = [selection.ridge_accuracy(*each, network.classes, seen, truth) for each in chosen]
-        return _noted(), shares
+        return _answer(), [selection.ridge_accuracy(*each, network.classes, seen, truth) for each in chosen]
 
-    def images(self, job: Job, indices: NDArray[np.int64]) -> tuple[None, NDArray[np.float32]]:
+    @outputs(2)
+    def images(self, job: Job, indices: Indices) -> tuple[Answer, Pixels]:
         """Training images at global indices, as pixels (N, C, H, W) in [0, 1]."""
-        return None, self._blocks(job, "train").take(indices).astype(np.float32) / np.float32(255)
+        return _answer(), self._blocks(job, "train").take(indices).astype(np.float32) / np.float32(255)
 
     def evaluate(
         self,
@@ -344,14 +438,13 @@ class Worker:
         row: str,
         seed: int,
         steps: int,
-        training: tuple[str, Any],
+        training: Training,
         classes: tuple[int, ...] | None = None,
         reads_test: bool = True,
-    ) -> tuple[Outcome, Metrics]:
+    ) -> Evaluated:
         """One training of one row of the table; ``classes``: which are asked for (unset: all).
 
-        ``training``: ("synthetic", ((pixels,), labels, factor, is_normalised)), ("real", (indices (N,), None or logits
-        (N, K) of soft labels)) or ("full", None). Without ``reads_test`` it is judged by validation alone.
+        Without ``reads_test`` it is judged by validation alone.
         """
         network, recipe = self._network(job), job.config.evaluate
         outcome = evaluate_on(
@@ -364,46 +457,59 @@ class Worker:
             test=self._real(network, job, "test", classes) if reads_test else None,
             generator=torch_generator(job.config.seed, "evaluate", row, seed),
         )
-        return outcome, _noted()
+        return Evaluated(_notices(), outcome)
 
     # --- what a worker keeps -------------------------------------------------------------------------------------
+
+    def _all(self, refs: Sequence[ObjectRef]) -> list[Any]:
+        """What each of several references refers to, brought here side by side."""
+        return list(self._fetch(list(refs))) if refs else []
+
+    def _on_device(self, job: Job, refs: Sequence[ObjectRef]) -> list[torch.Tensor]:
+        """Copies of the arrays that references refer to."""
+        return [torch.tensor(array, device=job.device) for array in self._all(refs)]
 
     def _blocks(self, job: Job, split: str) -> Blocks:
         """A split in place: views of the node's one copy in shared memory, and what of it is on the device already."""
         refs = job.real.splits[split]
         if refs not in self._splits:
-            self._splits[refs] = Blocks(ray.get(list(refs)))
+            self._splits[refs] = Blocks(self._all(refs))
         return self._splits[refs]
 
     def _real(self, network: Network, job: Job, split: str, classes: tuple[int, ...] | None = None) -> RealSamples:
         blocks = self._blocks(job, split)
-        return RealSamples(
-            network, blocks, None if classes is None else np.flatnonzero(np.isin(blocks.labels, classes))
-        )
+        chosen = None if classes is None else np.flatnonzero(np.isin(blocks.labels, classes))
+        return RealSamples(network, blocks, chosen)
 
-    def _training_samples(self, network: Network, job: Job, training: tuple[str, Any]) -> Samples:
-        kind, content = training
-        if kind == "full":
-            return self._real(network, job, "train")
-        if kind == "real":
-            indices, logits = content
-            images, hard = self._real(network, job, "train").take(indices)
-            return TensorSamples(images, hard if logits is None else torch.tensor(logits, device=job.device).softmax(1))
-        (pixels,), labels, factor, is_normalised = content
-        return synthetic_samples(network, ray.get(pixels), labels, factor, is_normalised)
+    def _training_samples(self, network: Network, job: Job, training: Training) -> Samples:
+        """What a training is to see."""
+        match training:
+            case Everything():
+                return self._real(network, job, "train")
+            case Chosen(indices, logits):
+                images, hard = self._real(network, job, "train").take(indices)
+                labels = hard if logits is None else torch.tensor(logits, device=job.device).softmax(1)
+                return TensorSamples(images, labels)
+            case Stored(pixels, labels, factor, is_normalised):
+                return synthetic_samples(network, self._fetch(pixels), labels, factor, is_normalised)
 
     def _network(self, job: Job) -> Network:
-        key = repr(
-            (job.config.model, job.config.data, job.real.digest, job.device, job.config.runtime.compile, job.whitening)
-        )
+        real, config = job.real, job.config
+        key = repr((config.model, config.data, real.digest, job.device, config.runtime.compile, job.whitening))
         if key not in self._networks:
-            self._networks[key] = job.network()
+            arrays = {} if job.whitening is None else self._fetch(job.whitening)
+            whitening = Whitening(**{name: torch.tensor(array) for name, array in arrays.items()}) if arrays else None
+            classes, compile_it = len(real.class_names), config.runtime.compile
+            self._networks[key] = Network(
+                config.model, real.shape, classes, real.mean, real.std, job.device, compile_it, whitening
+            )
         return self._networks[key]
 
-    def _matching(self, job: Job) -> Matching | Distribution:
-        key = repr((job.config.matcher, job.config.synthetic, job.config.model, job.config.data, job.real.digest))
+    def _matching(self, job: Job) -> Matching:
+        network = self._network(job)
+        key = repr((id(network), job.config.matcher, job.config.synthetic))
         if key not in self._matchings:
-            self._matchings[key] = matching_of(self._network(job), job.config)
+            self._matchings[key] = matching_of(network, job.config)
         return self._matchings[key]
 
     def _student(self, job: Job) -> Student:
@@ -412,23 +518,28 @@ class Worker:
         return self._students.setdefault(key, Student(network, job.config.learns_labels))
 
 
-def _median_seconds(once: Callable[[], object]) -> float:
-    """Of a few calls, the first of which compiles and does not count."""
+def _snapshots(expert: Trajectory) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """All snapshots (E+1, P), and the one after the first epoch (P,)."""
+    return expert.snapshots, expert.snapshots[1]
+
+
+def _paced(job: Job, network: Network, once: Callable[[], torch.Tensor]) -> Pace:
+    """The median time of a few calls, the first of which compiles and does not count."""
     took = []
     for _ in range(PACE_STEPS):
         began = time.perf_counter()
-        once()
+        float(once())  # the number waits for the device
         took.append(time.perf_counter() - began)
-    return float(np.median(took[1:]))
+    memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    device_memory = torch.cuda.max_memory_allocated() if job.device != "cpu" else 0
+    return Pace(_notices(), float(np.median(took[1:])), sum(network.layout.sizes), memory, device_memory)
 
 
-def _memory(job: Job) -> Metrics:
-    """The most memory in bytes that this process has had: its own, and on its device."""
-    own = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"memory": own, "device_memory": torch.cuda.max_memory_allocated() if job.device != "cpu" else 0}
+def _answer() -> Answer:
+    return Answer(_notices())
 
 
-def _noted() -> Metrics:
+def _notices() -> tuple[str, ...]:
     """What this process has to say since it was last asked."""
-    notices, compiled.fallbacks[:] = list(compiled.fallbacks), []
-    return {"notices": notices, "pid": os.getpid()}
+    notices, compiled.fallbacks[:] = tuple(compiled.fallbacks), []
+    return notices

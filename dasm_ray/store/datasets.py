@@ -397,7 +397,7 @@ def _footer(file: Place) -> _Footer:
     with _readable(str(file)), file.open() as source:
         parquet = pq.ParquetFile(source)
         schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
-    return _Footer(str(file), rows, _columns(schema, file), _names_in(schema))
+    return _Footer(file.uri, rows, _columns(schema, file), _names_in(schema))
 
 
 @contextlib.contextmanager
@@ -543,7 +543,7 @@ def _tree(place: Place, class_names: Sequence[str] | None = None) -> tuple[Label
             raise DataError(f"{place / path} lies in no class folder; move it into one")
         if name not in numbers:
             raise DataError(f"{place / name} is no class of the training images; remove it (it holds {rest})")
-        images.append((str(place / path), numbers[name]))
+        images.append(((place / path).uri, numbers[name]))
     if not class_names:
         raise DataError(f"data.path: {place} holds no class folders; lay the images out as {place}/CLASS/IMAGE")
     return sorted(images, key=lambda image: (image[1], image[0])), class_names
@@ -557,7 +557,7 @@ def _annotated(place: Place, wnids: Sequence[str]) -> Labelled:
         fields = line.split("\t")
         if len(fields) < 2 or fields[1] not in numbers:
             raise DataError(f"{place / 'val_annotations.txt'}: line {number} names no class that is trained; mend it")
-        images.append((str(place / "images" / fields[0]), numbers[fields[1]]))
+        images.append(((place / "images" / fields[0]).uri, numbers[fields[1]]))
     return images
 
 

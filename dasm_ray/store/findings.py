@@ -22,9 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dasm_ray.errors import RunDirError, UserError
+from dasm_ray.store import claims
 from dasm_ray.store.checked import read_checked_json, read_json, write_checked_json
 from dasm_ray.store.place import Place
-from dasm_ray.store.rundir import LOCK, release_lock, take_lock, versions
+from dasm_ray.store.rundir import remove_temporaries, versions
 
 SWEEP = "sweep.json"
 
@@ -46,31 +47,43 @@ class Finding:
 
 
 @contextlib.contextmanager
-def claimed_sweep(place: Place, definition: Mapping[str, Any], *, resume: bool) -> Iterator[None]:
-    """The folder of one sweep, kept from other drivers meanwhile.
+def claimed_sweep(place: Place, definition: Mapping[str, Any], *, resume: bool) -> Iterator[Place]:
+    """The folder of one sweep, kept from other drivers meanwhile, and writable only while it is.
 
-    A folder made for a sweep that cannot be meant is taken away again, so that the mended one can have its name.
+    What was made for a sweep that is contradictory is taken away again, so that the mended one can have its name.
     Raises RunDirError if it is in use, holds something else, another sweep, or one that was not to be gone on with.
     """
-    mark = place / SWEEP
-    if not mark.exists():
-        foreign = [name for name in place.names() if name != LOCK]
-        if foreign:
-            raise RunDirError(f"{place} holds {foreign[0]} and no {SWEEP}, so it is no sweep; choose another --run")
-    elif not resume:
-        raise RunDirError(f"{place} holds a sweep already; go on with it by --resume, or choose another --run")
-    is_new = not place.exists()
-    place.make_dir()
-    lock = take_lock(place)
+    if (place / SWEEP).exists():
+        if not resume:
+            raise RunDirError(f"{place} holds a sweep already; go on with it by --resume, or choose another --run")
+    else:
+        _check_free(place, SWEEP, "sweep")
+    with _held(place, SWEEP) as held:
+        _enter_sweep(held / SWEEP, definition)
+        yield held
+
+
+@contextlib.contextmanager
+def _held(place: Place, mark: str) -> Iterator[Place]:
+    """A folder that this driver alone may work in. If the user must mend something before anything else than ``mark``
+    was written to it, that is taken away again."""
+    claim = claims.take(place)
+    is_new = not (place / mark).exists()
     try:
-        _enter_sweep(mark, definition)
-        yield
+        remove_temporaries(claim.place)
+        yield claim.place
     except UserError:
-        if is_new and set(place.names()) <= {SWEEP, LOCK}:
-            place.delete()
+        if is_new and not [name for name in place.names() if name != mark and not claims.is_own(name)]:
+            claim.discard([mark])
         raise
     finally:
-        release_lock(lock)
+        claim.release()
+
+
+def _check_free(place: Place, mark: str, kind: str) -> None:
+    foreign = [name for name in place.names() if not claims.is_own(name)]
+    if foreign:
+        raise RunDirError(f"{place} holds {foreign[0]} and no {mark}, so it is no {kind}; choose another --run")
 
 
 def _enter_sweep(mark: Place, definition: Mapping[str, Any]) -> None:
@@ -178,18 +191,20 @@ TRAINING_COLUMNS = pa.schema(
     }
 )
 
-
 COMPARISON = "comparison.json"
 
 
-def claim_comparison(place: Place) -> None:
-    """Makes ``place`` the folder of a comparison; RunDirError if it holds something else."""
-    foreign = [] if (place / COMPARISON).exists() else place.names()
-    if foreign:
-        raise RunDirError(
-            f"{place} holds {foreign[0]} and no {COMPARISON}, so it is no comparison; choose another --run"
-        )
-    (place / COMPARISON).write_json({"versions": versions()})
+@contextlib.contextmanager
+def claimed_comparison(place: Place) -> Iterator[Place]:
+    """The folder of one comparison, kept from other drivers meanwhile, and writable only while it is.
+
+    Raises RunDirError if it is in use or holds something else.
+    """
+    if not (place / COMPARISON).exists():
+        _check_free(place, COMPARISON, "comparison")
+    with _held(place, COMPARISON) as held:
+        (held / COMPARISON).write_json({"versions": versions()})
+        yield held
 
 
 def write_trainings(place: Place, rows: Sequence[Mapping[str, Any]]) -> None:

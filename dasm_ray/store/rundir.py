@@ -1,101 +1,105 @@
-"""The folder of one run: its configuration, a lock while a driver works on it, and a log of events.
+"""The folder of one run: its configuration, a claim while a driver works on it, and a log of events.
 
-What must stay true: a run directory never serves two runs or two configurations.
+What must stay true: a run directory never serves two runs or two configurations, and what a run has computed is gone
+on with as long as either run.json or config.yaml says whose it is.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
-import json
 import os
 import platform
 import time
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 from dasm_ray.config import plain_yaml
 from dasm_ray.config.digests import digest_of, what
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config, to_yaml
-from dasm_ray.errors import ConfigError, RunDirError
+from dasm_ray.errors import ConfigError, DasmError, RunDirError
+from dasm_ray.store import claims
 from dasm_ray.store.checked import read_at_most
+from dasm_ray.store.claims import Claim
+from dasm_ray.store.events import EVENTS, PARTS, EventLog
 from dasm_ray.store.place import Place
 
-CONFIG, RECORD, EVENTS, LOCK = "config.yaml", "run.json", "events.jsonl", ".lock"
+CONFIG, RECORD = "config.yaml", "run.json"
 
+SHARED = ("experts", "trials", "sets")
+"""Folders in a run, a sweep or a comparison in which another run may be writing at this moment."""
+
+SHARED_SECONDS = 3600.0
+"""A file in them that has been temporary for so long was left by a writer that was killed."""
 
 VERSIONS_OF = ("dasm-ray", "torch", "torchvision", "numpy", "pyarrow", "ray")
 
 
-LOCK_SECONDS = 0.2
-"""Between two tries for a lock that another process has."""
-
-
-EVENT_SECONDS = 10.0
-"""Least time between two uploads of the event file where files cannot be appended to."""
-
-
 class RunDir:
-    """The folder of one run: its configuration, a lock while a driver works on it, and a log of events.
+    """The folder of one run: its configuration, a claim while a driver works on it, and a log of events.
 
-    Make one with ``open`` (to work on it) or ``read`` (to look at it).
+    Make one with ``open`` (to work on it) or ``read`` (to look at it). ``place`` writes only while the directory is
+    there and this driver's own.
     """
 
-    def __init__(self, place: Place, config: RunConfig, lock: IO[str] | None = None) -> None:
+    def __init__(self, place: Place, config: RunConfig, claim: Claim | None = None, made: tuple[str, ...] = ()) -> None:
         self.place = place
         self.config = config
-        self._lock = lock
-        self._unsent: list[str] = []
-        self._sent_at = 0.0
+        self._claim = claim
+        self._made = made
+        self._events = EventLog(place)
 
     @classmethod
-    def open(cls, uri: str | os.PathLike[str], config: RunConfig, patience: float = 0) -> RunDir:
+    def open(cls, uri: str | os.PathLike[str] | Place, config: RunConfig, patience: float = 0) -> RunDir:
         """Makes or re-enters the run directory, and keeps other drivers out until ``close``.
 
         Raises RunDirError if it cannot be written, belongs to another configuration, or is in use for longer than
         ``patience`` seconds.
         """
         place = Place(uri)
-        if not (place / RECORD).exists():
-            _check_free(place)
-        place.make_dir()
-        lock = take_lock(place, patience)
+        _is_of_a_run(place, config)  # before anything is made in a folder of somebody else
+        claim = claims.take(place, patience)
         try:
-            _enter(place, config)
+            made = _enter(claim.place, config)
+            remove_temporaries(claim.place)
         except BaseException:
-            release_lock(lock)
+            claim.discard(())
             raise
-        return cls(place, config, lock)
+        return cls(claim.place, config, claim, made)
 
     @classmethod
-    def read(cls, uri: str | os.PathLike[str]) -> RunDir:
+    def read(cls, uri: str | os.PathLike[str] | Place) -> RunDir:
         """An existing run directory, to look at; RunDirError if there is none."""
         place = Place(uri)
         if not (place / RECORD).exists():
-            raise RunDirError(f"{place} is no run directory: it holds no {RECORD}; name one that a run has written")
-        return cls(place, _read_config(place))
+            again = "; the command that made it writes it again" if (place / CONFIG).exists() else ""
+            raise RunDirError(
+                f"{place} is no run directory: it holds no {RECORD}{again}; name one that a run has written"
+            )
+        return cls(place.within(RECORD), _read_config(place))
 
     def event(self, **fields: Any) -> None:
-        """Appends one line to events.jsonl: the time (seconds since 1970) and the fields."""
-        line = json.dumps({"time": round(time.time(), 3), **fields}, default=_plain) + "\n"
-        target = self.place / EVENTS
-        if target.local is not None:
-            with target._trouble("be written"), target.local.open("a", encoding="utf-8") as file:
-                file.write(line)
-            return
-        self._unsent.append(line)
-        if time.monotonic() - self._sent_at >= EVENT_SECONDS:
-            self._send()
+        """Adds one line to the log: the time (seconds since 1970) and the fields; ``read_events`` reads them.
+
+        Raises StorageError if the run directory is gone, and nothing else: the log is no reason to stop.
+        """
+        self._events.add(fields)
+
+    def discard(self) -> None:
+        """Lets go of a directory for a run that could not begin: removes what this start has made, and nothing else."""
+        if self._claim is not None:
+            self._claim.discard(self._made)
+            self._claim = None
 
     def close(self) -> None:
-        """Sends events still held, and lets other drivers in."""
-        try:
-            self._send()
-        finally:
-            release_lock(self._lock)
-            self._lock = None
+        """Writes events still held, and lets other drivers in."""
+        if self._claim is not None:
+            try:
+                self._events.send()
+            finally:
+                self._claim.release()
+                self._claim = None
 
     def __enter__(self) -> RunDir:
         return self
@@ -103,71 +107,85 @@ class RunDir:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _send(self) -> None:
-        """Object stores cannot append: the whole file is written again, with the lines that it lacks."""
-        if self._unsent:
-            target = self.place / EVENTS
-            before = target.read_text() if target.exists() else ""
-            target.write_text(before + "".join(self._unsent))
-            self._unsent.clear()
-            self._sent_at = time.monotonic()
+
+def remove_temporaries(place: Place) -> None:
+    """Removes what killed writes have left below a folder that this driver holds."""
+    now = time.time()
+    for path, when in place.temporaries().items():
+        if path.partition("/")[0] not in SHARED or now - when > SHARED_SECONDS:
+            with contextlib.suppress(DasmError):  # somebody else may have removed it, and it does no harm
+                (place / path).delete()
 
 
-def take_lock(place: Place, patience: float = 0) -> IO[str] | None:
-    """An exclusive lock that dies with the process, tried for ``patience`` seconds; RunDirError if another has it.
+# --- whose it is -------------------------------------------------------------------------------------------------
 
-    Object stores have none: two drivers there are the user's care.
+
+def _enter(place: Place, config: RunConfig) -> tuple[str, ...]:
+    """Makes the folder this configuration's own, or finds that it is. ``run.json`` is written last.
+
+    Returns the names of what is made by this start in a folder that no run had yet.
     """
-    path = (place / LOCK).local
-    if path is None:
-        return None
-    until = time.monotonic() + patience
-    with (place / LOCK)._trouble("be locked"):
-        file = path.open("a")
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return file
-            except BlockingIOError:
-                if time.monotonic() >= until:
-                    file.close()
-                    break
-            time.sleep(LOCK_SECONDS)
-    raise RunDirError(f"{place} is in use by another run; wait for it, or choose another --run")
-
-
-def release_lock(lock: IO[str] | None) -> None:
-    if lock is not None:
-        lock.close()
-
-
-def _enter(place: Place, config: RunConfig) -> None:
-    """Checks that the folder is this configuration's own, or makes it so. ``run.json`` is written last."""
-    if (place / RECORD).exists():
-        _check_same(place, config)
-    else:
-        _check_free(place)
+    before = {CONFIG, RECORD, EVENTS, PARTS} if _is_of_a_run(place, config) else set(place.names())
     (place / CONFIG).write_text(to_yaml(config))
-    if not (place / RECORD).exists():
-        digest = digest_of(what(config))
-        (place / RECORD).write_json({"digest": digest, "versions": versions()})
+    if _recorded(place) is None:
+        (place / RECORD).write_json({"digest": digest_of(what(config)), "versions": versions()})
+    return tuple(name for name in (CONFIG, RECORD, EVENTS, PARTS) if name not in before)
 
 
-def _check_free(place: Place) -> None:
-    foreign = [name for name in place.names() if name not in (CONFIG, LOCK)]
-    if foreign:
+def _is_of_a_run(place: Place, config: RunConfig) -> bool:
+    """Whether the folder holds a run of this configuration already; RunDirError if it holds anything else.
+
+    Where run.json was lost or damaged, the configuration that the run has written beside it says whose it is.
+    """
+    digest = _recorded(place)
+    if digest is not None:
+        if digest != digest_of(what(config)):
+            raise _of_another(place, _read_config(place), config)
+        return True
+    names = place.names()
+    foreign = [name for name in names if name not in (CONFIG, RECORD, EVENTS, PARTS) and not claims.is_own(name)]
+    if not foreign:
+        return False
+    state = "a damaged" if RECORD in names else "no"
+    if CONFIG not in names:
         raise RunDirError(
-            f"{place} holds {foreign[0]} and no {RECORD}, so it is not a run directory; choose another --run"
+            f"{place} holds {foreign[0]} and {state} {RECORD}, so it is not a run directory; choose another --run"
         )
+    kept = _own_config(place)
+    if kept is None:
+        raise RunDirError(
+            f"{place} holds {state} {RECORD}, and its {CONFIG} is not as a run has written it, so nobody can tell "
+            f"whose {foreign[0]} is; choose another --run"
+        )
+    if digest_of(what(kept)) != digest_of(what(config)):
+        raise _of_another(place, kept, config)
+    return True
 
 
-def _check_same(place: Place, config: RunConfig) -> None:
-    record = (place / RECORD).read_json()
-    if isinstance(record, dict) and record.get("digest") == digest_of(what(config)):
-        return
-    keys = list(_different(what(_read_config(place)), what(config)))
+def _recorded(place: Place) -> str | None:
+    """The digest of the configuration that the folder belongs to; None where run.json is not there or damaged."""
+    file = place / RECORD
+    if not file.exists():
+        return None
+    with contextlib.suppress(RunDirError):
+        record = file.read_json()
+        digest = record.get("digest") if isinstance(record, dict) else None
+        return digest if isinstance(digest, str) and digest else None
+    return None
+
+
+def _own_config(place: Place) -> RunConfig | None:
+    """The configuration in the folder, if a run has written it: somebody's own recipe looks different."""
+    with contextlib.suppress(RunDirError):
+        kept = _read_config(place)
+        return kept if (place / CONFIG).read_text() == to_yaml(kept) else None
+    return None
+
+
+def _of_another(place: Place, kept: RunConfig, config: RunConfig) -> RunDirError:
+    keys = list(_different(what(kept), what(config)))
     why = f"another configuration ({', '.join(keys)} differ)" if keys else "another version of the configuration"
-    raise RunDirError(f"{place} belongs to {why}; choose another --run")
+    return RunDirError(f"{place} belongs to {why}; choose another --run")
 
 
 def _different(one: dict[str, Any], other: dict[str, Any], above: str = "") -> Iterator[str]:
@@ -200,8 +218,3 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
-
-
-def _plain(value: Any) -> Any:
-    """Numbers out of numpy or torch as plain ones; anything else as its text."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)

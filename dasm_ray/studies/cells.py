@@ -1,28 +1,29 @@
 """Cells of a table: each one training on one set from one seed, a task; what is on disk is not computed again.
 
-What must stay true: the file of a cell is named by all that the cell depends on.
+What must stay true: the file of a cell is named by all that the cell depends on, and by nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from dasm_ray.config.digests import digest_of, what
 from dasm_ray.config.keys import RunConfig
-from dasm_ray.method.run import Here, run_all
-from dasm_ray.runtime.pool import Done, Task
-from dasm_ray.runtime.worker import Job
-from dasm_ray.store.artifact import Artifact, digest
+from dasm_ray.method.run import Run, run_all
+from dasm_ray.runtime.pool import Done, Task, task
+from dasm_ray.runtime.worker import Job, Training, Worker
 from dasm_ray.store.place import Place
-
-Training = tuple[str, Any]
-"""What is trained on, as ``Worker.evaluate`` takes it."""
 
 Found = dict[str, Any]
 """Of a cell: test (None: not read) and validation accuracy in [0, 1], and the step that validation chose."""
+
+Accuracies = dict[tuple[str, str], list[float]]
+"""Test accuracies in [0, 1], one a seed, by set and by what it was tried on."""
+
+OF_THE_TABLE = ("seeds", "rows", "epochs", "full_epochs")
+"""Keys of ``evaluate`` that say which trainings there are and for how many steps; a cell has its own."""
 
 
 @dataclass(frozen=True)
@@ -36,71 +37,97 @@ class Cell:
     """With the seed, what the training's random numbers are drawn by."""
     seed: int
     steps: int
-    training: Callable[[], Training]
+    training: Training
     classes: tuple[int, ...] | None = None
     """Whose images are asked for; unset: of all."""
     reads_test: bool = True
     """Whether the test set is read; validation always is."""
 
 
-def evaluate_cells(here: Here, cells: Sequence[Cell]) -> list[Found]:
+def cells_for(
+    run: Run,
+    name: str,
+    training_of: Callable[[int], Training],
+    steps: int,
+    folder: Place | None,
+    *,
+    label: str | None = None,
+    config: RunConfig | None = None,
+    classes: tuple[int, ...] | None = None,
+    reads_test: bool = True,
+) -> list[Cell]:
+    """A cell for every seed of one set: ``training_of`` gives what each is trained on, for ``steps`` steps.
+
+    ``folder``: where outcomes are kept. ``label`` unset: trainings on the same images draw the same numbers, whatever
+    they are called. ``config``: another network or recipe than the run's own.
+    """
+    config = config or run.config
+    cells = []
+    for seed in range(config.evaluate.seeds):
+        training = training_of(seed)
+        cell = Cell(
+            name=f"{name}, seed {seed}",
+            file=None,
+            job=replace(run.job, config=config),
+            label=label or digest_of(training.digest, steps),
+            seed=seed,
+            steps=steps,
+            training=training,
+            classes=classes,
+            reads_test=reads_test,
+        )
+        cells.append(cell if folder is None else replace(cell, file=folder / f"{_key(cell)}.json"))
+    return cells
+
+
+def _key(cell: Cell) -> str:
+    """The digest of all that an outcome depends on."""
+    config, real = cell.job.config, cell.job.real
+    recipe = {name: value for name, value in what(config.evaluate).items() if name not in OF_THE_TABLE}
+    runtime = (config.runtime.cpus_per_worker, config.runtime.compile, cell.job.device)
+    of_the_set = (cell.training.digest, cell.label, cell.steps, cell.classes, cell.reads_test)
+    of_the_run = (what(config.model), recipe, what(config.data), config.seed, runtime, real.digest)
+    return digest_of(of_the_set, cell.seed, of_the_run)
+
+
+def evaluate_cells(run: Run, cells: Sequence[Cell]) -> list[Found]:
     """The outcome of every cell, in their order; the longest are computed first, so that none ends alone."""
     found: dict[str, Found] = {}
     for cell in cells:
         if cell.file is not None and cell.file.exists():
             found[cell.name] = cell.file.read_json()
-    here.progress.stage("evaluate", len(cells), done=len(found))
+    run.progress.stage("evaluate", len(cells), done=len(found))
     missing = {cell.name: cell for cell in sorted(cells, key=lambda cell: -cell.steps) if cell.name not in found}
 
-    def told(done: Done) -> None:
-        (outcome, metrics), cell = done.value, missing[done.task.name]
-        here.take_notices(metrics["notices"])
+    def on_done(done: Done) -> None:
+        outcome, cell = done.value.outcome, missing[done.task.name]
         found[cell.name] = {"validation": outcome.validation, "test": outcome.test, "step": outcome.step}
         if cell.file is not None:
             cell.file.write_json(found[cell.name])
-        here.progress.advance(samples=cell.steps * cell.job.config.evaluate.batch)
+        run.progress.advance(samples=cell.steps * cell.job.config.evaluate.batch)
 
-    run_all(here, [_task(cell) for cell in missing.values()], told)
+    run_all(run, [_task(cell) for cell in missing.values()], on_done)
     return [found[cell.name] for cell in cells]
 
 
 def _task(cell: Cell) -> Task:
-    told = (cell.job, cell.label, cell.seed, cell.steps, cell.training(), cell.classes, cell.reads_test)
-    return Task(cell.name, "evaluate", told)
+    return task(
+        cell.name,
+        Worker.evaluate,
+        cell.job,
+        cell.label,
+        cell.seed,
+        cell.steps,
+        cell.training,
+        cell.classes,
+        cell.reads_test,
+    )
 
 
-Accuracies = dict[tuple[str, str], list[float]]
-"""Test accuracies in [0, 1], one a seed, by set and by what it was tried on."""
-
-
-def cells_of_set(
-    here: Here,
-    config: RunConfig,
-    label: str,
-    steps: int,
-    training: Callable[[int], Training],
-    artifact: Artifact,
-    place: Place | None,
-) -> list[Cell]:
-    """A cell for every seed of one set under one configuration."""
-    key = digest_of(digest(artifact), what(config.model), what(config.evaluate), here.real.digest, label, config.seed)
-    return [
-        Cell(
-            name=f"evaluate {label}, seed {seed}",
-            file=place and place / f"{key}_{seed}.json",
-            job=replace(here.job, config=config),
-            label=label,
-            seed=seed,
-            steps=steps,
-            training=partial(training, seed),
-        )
-        for seed in range(config.evaluate.seeds)
-    ]
-
-
-def accuracies_of(here: Here, tasks: Sequence[tuple[tuple[str, str], Cell]]) -> Accuracies:
-    outcomes = evaluate_cells(here, [cell for _, cell in tasks])
+def accuracies_of(run: Run, cells: Sequence[tuple[tuple[str, str], Cell]]) -> Accuracies:
+    """Test accuracies of cells by (set, what it was tried on), in the order of the cells."""
+    outcomes = evaluate_cells(run, [cell for _, cell in cells])
     found: Accuracies = {}
-    for (key, _), outcome in zip(tasks, outcomes, strict=True):
+    for (key, _), outcome in zip(cells, outcomes, strict=True):
         found.setdefault(key, []).append(outcome["test"])
     return found

@@ -6,34 +6,31 @@ by the digest of what it depends on.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 
-import numpy as np
-from numpy.typing import NDArray
-
-from dasm_ray.config.digests import digest_of, what
-from dasm_ray.config.keys import SELECTION_METHODS, Evaluate, RunConfig
+from dasm_ray.config.digests import digest_of
+from dasm_ray.config.keys import Evaluate, RunConfig
 from dasm_ray.config.parsing import parse_config
+from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.core.networks.training import steps_for
 from dasm_ray.errors import ConfigError
-from dasm_ray.method.choices import random_choice, selections
-from dasm_ray.method.dasm import distil_segments
-from dasm_ray.method.experts import Experts, taught, train_experts, whiten
-from dasm_ray.method.run import Here, check_against_data, distil_key
-from dasm_ray.method.sets import Images, Indices, artifact_of, training_on
+from dasm_ray.method.choices import choices, random_choice
+from dasm_ray.method.dasm import distil
+from dasm_ray.method.experts import Experts, soft_labels, train_experts
+from dasm_ray.method.run import Run, check_against_data
+from dasm_ray.method.sets import Images, Indices, chosen, distilled_set, images_of, stored
 from dasm_ray.report.table import Row
+from dasm_ray.runtime.worker import Everything
 from dasm_ray.store.artifact import digest, read_artifact, write_artifact
 from dasm_ray.store.findings import write_trainings
-from dasm_ray.store.place import Place
 from dasm_ray.store.rundir import RunDir
-from dasm_ray.studies.cells import Cell, Found, Training, evaluate_cells
-from dasm_ray.studies.rows import row_of
+from dasm_ray.studies.cells import Cell, Found, cells_for, evaluate_cells
+from dasm_ray.studies.rows import TrainingOf, always, row_of
 
-SELECTIONS = ("random", *SELECTION_METHODS)
+CHOICES = ("random", *SELECTIONS)
 LABELS = ("hard", "soft")
 
 
@@ -54,7 +51,7 @@ class Entry:
     name: str
     ipc: int | None
     labels: str
-    training: Callable[[int], Training]
+    training_of: TrainingOf
     digest: str
     bytes: int
 
@@ -65,7 +62,7 @@ class Entry:
 def check(configs: Sequence[RunConfig], plan: Plan) -> None:
     """ConfigError where recipes cannot stand in one fair table, at a size, or under a network; before Ray starts."""
     names = [config.name for config in configs]
-    for name in {name for name in names if names.count(name) > 1 or name in SELECTIONS or name == "full"}:
+    for name in {name for name in names if names.count(name) > 1 or name in CHOICES or name == "full"}:
         raise ConfigError(f"name: {name!r} names more than one row of the table; give each recipe a name of its own")
     for config in configs[1:]:
         for section in ("data", "model", "evaluate", "runtime", "seed"):
@@ -76,7 +73,7 @@ def check(configs: Sequence[RunConfig], plan: Plan) -> None:
                     f"comparable; make them agree, by --set for both"
                 )
     for kind, wanted, known in (
-        ("--select", plan.selections, SELECTIONS),
+        ("--select", plan.selections, CHOICES),
         ("--labels", plan.labels, LABELS),
     ):
         for name in wanted:
@@ -106,29 +103,29 @@ def _with_cache(config: RunConfig, cache: str) -> RunConfig:
 
 
 class Comparison:
-    """A comparison in folder ``here.place``: sets/ (a run each), experts/, cells/ and the table."""
+    """A comparison in folder ``run.place``: sets/ (a run each), experts/, cells/ and the table."""
 
-    def __init__(self, here: Here, configs: Sequence[RunConfig], plan: Plan) -> None:
+    def __init__(self, run: Run, configs: Sequence[RunConfig], plan: Plan) -> None:
         self._plan, self.config = plan, configs[0]
         self._networks = plan.networks or (self.config.network_name,)
         sizes = plan.ipcs or (self.config.synthetic.ipc,)
         # Experts that recipes have in common are trained once.
-        cache = str(here.place / "experts")
+        cache = (run.place / "experts").uri
         self._recipes = {ipc: [_with_cache(at_size(config, ipc), cache) for config in configs] for ipc in sizes}
-        self._here = self._of(self._recipes[sizes[0]][0], here.place, here)
+        # Whitening follows from what recipes agree on, so the run's holds for all of them.
+        self._run = replace(run, config=self._recipes[sizes[0]][0])
         self._under = {name: self.config.under(name) for name in self._networks}
         for recipes in self._recipes.values():
             for config in recipes:
-                check_against_data(config, here.real)
+                check_against_data(config, run.real)
 
     def rows(self) -> list[Row]:
         """All rows; sets and cells that are on disk are read. Writes table.parquet."""
-        whiten(self._here)  # what recipes agree on decides it, so it holds for all of them
         entries = [entry for ipc in self._recipes for entry in self._entries(ipc)]
         if "full" in self.config.evaluate.rows:
-            entries.append(Entry("full", None, "hard", lambda seed: ("full", None), "full", self._real_bytes))
+            entries.append(Entry("full", None, "hard", always(Everything()), "full", self._real_bytes))
         cells = {(entry, network): self._cells(entry, network) for network in self._networks for entry in entries}
-        found = iter(evaluate_cells(self._here, [cell for row in cells.values() for cell in row]))
+        found = iter(evaluate_cells(self._run, [cell for row in cells.values() for cell in row]))
         outcomes = {key: [next(found) for _ in row] for key, row in cells.items()}
         self._write(cells, outcomes)
         return [
@@ -149,103 +146,87 @@ class Comparison:
     def _entries(self, ipc: int) -> list[Entry]:
         """Every set of one size under every kind of labels."""
         made = {config.name: self._distilled(config) for config in self._recipes[ipc]}
-        there = self._of(self._recipes[ipc][0], self._here.place, self._here)
+        at_this_size = replace(self._run, config=self._recipes[ipc][0])
         methods = [method for method in self._plan.selections if method != "random"]
-        picked = selections(there, self._experts, methods) if methods else {}
-        seeds = range(self.config.evaluate.seeds)
-        chosen = {"random": [random_choice(there, seed) for seed in seeds]}
-        chosen |= {method: [indices] for method, indices in picked.items()}
+        found = choices(at_this_size, self._experts, methods) if methods else {}
+        picked = {"random": [random_choice(at_this_size, seed) for seed in range(self.config.evaluate.seeds)]}
+        picked |= {method: [indices] for method, indices in found.items()}
         entries = []
         for kind in self._plan.labels:
             for name, (images, factor) in made.items():
-                entries.append(self._learned(name, ipc, kind, images, factor))
-            entries += [self._real(name, ipc, kind, indices) for name, indices in chosen.items()]
+                entries.append(self._synthetic(name, ipc, kind, images, factor))
+            entries += [self._real(name, ipc, kind, indices) for name, indices in picked.items()]
         return entries
 
     def _distilled(self, config: RunConfig) -> tuple[Images, int]:
         """The set of a recipe, distilled in a run of its own, and its factor."""
-        with RunDir.open(str(self._here.place / "sets" / f"{config.name}_ipc{config.synthetic.ipc}"), config) as record:
+        with RunDir.open(self._run.place / "sets" / f"{config.name}_ipc{config.synthetic.ipc}", config) as record:
             place = record.place / "synthetic"
             if not (place / "dataset.json").exists():
-                there = self._of(config, record.place, self._here)
-                segments, _ = distil_segments(there, train_experts(there))
-                write_artifact(place, artifact_of(there, segments))
+                of_its_own = replace(self._run, config=config, place=record.place)
+                made = distil(of_its_own, train_experts(of_its_own))
+                write_artifact(place, distilled_set(of_its_own, made.segments))
         kept = read_artifact(place)
-        self._here.progress.note(f"{config.name} at {config.synthetic.ipc} images a class: digest {digest(kept)}")
-        return Images(kept.pixels, kept.labels, kept.soft_labels, kept.is_normalised), kept.factor
-
-    @staticmethod
-    def _of(config: RunConfig, place: Place, here: Here) -> Here:
-        """The session of ``here`` on another recipe and folder."""
-        key = distil_key(config, here.real, here.job.device)
-        return replace(here, config=config, place=place, job=replace(here.job, config=config), key=key)
+        self._run.progress.note(f"{config.name} at {config.synthetic.ipc} images a class: digest {digest(kept)}")
+        return images_of(kept), kept.factor
 
     @cached_property
     def _experts(self) -> Experts:
-        return train_experts(self._here)
+        return train_experts(self._run)
 
-    def _learned(self, name: str, ipc: int, kind: str, images: Images, factor: int) -> Entry:
+    def _synthetic(self, name: str, ipc: int, kind: str, images: Images, factor: int) -> Entry:
         """A distilled set; its soft labels are its own where it learned some, else the experts'."""
         if kind == "soft" and images.logits is None:
-            (logits,) = taught(self._here, self._experts, [training_on(images, factor)])
+            (logits,) = soft_labels(self._run, self._experts, [stored(self._run, images, factor)])
             images = images._replace(logits=logits)
-        training = training_on(images, factor, kind == "soft")
-        stamp = _stamp(images.pixels, images.labels, images.logits if kind == "soft" else None, factor)
-        return Entry(name, ipc, kind, lambda seed: training, stamp, images.pixels.nbytes + self._label_bytes(ipc, kind))
+        training = stored(self._run, images, factor, kind == "soft")
+        size = images.pixels.nbytes + self._label_bytes(ipc, kind)
+        return Entry(name, ipc, kind, always(training), training.digest, size)
 
-    def _real(self, name: str, ipc: int, kind: str, chosen: Sequence[Indices]) -> Entry:
+    def _real(self, name: str, ipc: int, kind: str, picked: Sequence[Indices]) -> Entry:
         """A selection, one for each seed or one for all."""
-        pairs: list[tuple[Indices, NDArray[np.float32] | None]] = [(indices, None) for indices in chosen]
+        trainings = [chosen(indices) for indices in picked]
         if kind == "soft":
-            pairs = list(
-                zip(chosen, taught(self._here, self._experts, [("real", pair) for pair in pairs]), strict=True)
-            )
-        stamp = _stamp(*(part for pair in pairs for part in pair))
-        size = len(chosen[0]) * math.prod(self._here.real.shape) + self._label_bytes(ipc, kind)
-        return Entry(name, ipc, kind, lambda seed: ("real", pairs[seed % len(pairs)]), stamp, size)
+            logits = soft_labels(self._run, self._experts, trainings)
+            trainings = [chosen(*pair) for pair in zip(picked, logits, strict=True)]
+        size = len(picked[0]) * math.prod(self._run.real.shape) + self._label_bytes(ipc, kind)
+        digests = digest_of(*(training.digest for training in trainings))
+        return Entry(name, ipc, kind, lambda seed: trainings[seed % len(trainings)], digests, size)
 
     @cached_property
     def _real_bytes(self) -> int:
         """The training split: a byte for each value, and its labels."""
-        count = int(self._here.real.counts["train"].sum())
-        return count * (math.prod(self._here.real.shape) + self._one_label)
+        count = int(self._run.real.counts["train"].sum())
+        return count * (math.prod(self._run.real.shape) + self._one_label)
 
     def _label_bytes(self, ipc: int, kind: str) -> int:
         """Hard labels in whole bytes, soft ones as float32."""
-        return ipc * self._here.classes * (self._one_label if kind == "hard" else 4 * self._here.classes)
+        return ipc * self._run.classes * (self._one_label if kind == "hard" else 4 * self._run.classes)
 
     @property
     def _one_label(self) -> int:
-        return 1 if self._here.classes <= 256 else 2
+        return 1 if self._run.classes <= 256 else 2
 
     # --- cells ---------------------------------------------------------------------------------------------------
 
     def _cells(self, entry: Entry, network: str) -> list[Cell]:
         """A cell for every seed of one set under one network."""
-        config, here = self._under[network], self._here
-        recipe, steps = config.evaluate, self._steps(config.evaluate, entry.ipc)
-        runtime = (config.runtime.cpus_per_worker, config.runtime.compile, here.job.device)
-        of_all_seeds = (entry.digest, what(config.model), what(recipe), what(config.data), config.seed, runtime)
-        key = digest_of(*of_all_seeds, here.real.digest, entry.labels, steps)
-        return [
-            Cell(
-                name=f"evaluate {network} on {entry.name} of {entry.ipc}, {entry.labels} labels, seed {seed}",
-                file=here.place / "cells" / f"{key}_{seed}.json",
-                job=replace(here.job, config=config),
-                label=key,  # not by name: two names of one set are one training
-                seed=seed,
-                steps=steps,
-                training=partial(entry.training, seed),
-            )
-            for seed in range(recipe.seeds)
-        ]
+        config = self._under[network]
+        return cells_for(
+            self._run,
+            f"evaluate {network} on {entry.name} of {entry.ipc}, {entry.labels} labels",
+            entry.training_of,
+            self._steps(config.evaluate, entry.ipc),
+            self._run.place / "cells",
+            config=config,
+        )
 
     def _steps(self, recipe: Evaluate, ipc: int | None) -> int:
         """As many for every set of one size: those of the one that decodes to the most images."""
         if ipc is None:
-            return steps_for(int(self._here.real.counts["train"].sum()), recipe, recipe.full_epochs)
+            return steps_for(int(self._run.real.counts["train"].sum()), recipe, recipe.full_epochs)
         largest = max(config.synthetic.factor for config in self._recipes[ipc])
-        return steps_for(self._here.classes * ipc * largest**2, recipe)
+        return steps_for(self._run.classes * ipc * largest**2, recipe)
 
     def _write(
         self, cells: dict[tuple[Entry, str], list[Cell]], outcomes: dict[tuple[Entry, str], list[Found]]
@@ -265,12 +246,4 @@ class Comparison:
             for (entry, network), row in cells.items()
             for cell, found in zip(row, outcomes[entry, network], strict=True)
         ]
-        write_trainings(self._here.place / "table.parquet", lines)
-
-
-def _stamp(*parts: NDArray[np.generic] | int | None) -> str:
-    """16 hex digits over arrays and numbers."""
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(b"none" if part is None else np.ascontiguousarray(part).tobytes() + repr(np.shape(part)).encode())
-    return total.hexdigest()[:16]
+        write_trainings(self._run.place / "table.parquet", lines)

@@ -5,50 +5,50 @@ What must stay true: both memories hold as many images and are trained on alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-
 import numpy as np
 
 from dasm_ray.core.networks.training import steps_for
 from dasm_ray.core.seed import numpy_generator
 from dasm_ray.method.choices import random_choice
-from dasm_ray.method.run import Here
-from dasm_ray.method.sets import Images, Indices, training_on
+from dasm_ray.method.run import Run
+from dasm_ray.method.sets import Indices, chosen, images_of, stored
+from dasm_ray.runtime.worker import Training
 from dasm_ray.store.artifact import Artifact
 from dasm_ray.store.place import Place
-from dasm_ray.studies.cells import Accuracies, Cell, Training, accuracies_of, cells_of_set
+from dasm_ray.studies.cells import Accuracies, Cell, accuracies_of, cells_for
+from dasm_ray.studies.rows import TrainingOf, always
 
 
-def learn_incrementally(here: Here, artifact: Artifact, steps: int, cells: Place | None) -> Accuracies:
+def learn_incrementally(run: Run, artifact: Artifact, steps: int, folder: Place | None) -> Accuracies:
     """Classes come in ``steps`` parts; after each a fresh network is trained on the memory alone (GDumb, Prabhu 2020).
 
     The memory holds the set's images of the classes so far, or as many random ones; the test images are those of the
     classes so far. The order of classes follows from the run's seed. Keys: ("distilled" or "random", "4 classes").
     """
-    order = numpy_generator(here.config.seed, "class order").permutation(here.classes)
-    tasks: list[tuple[tuple[str, str], Cell]] = []
+    order = numpy_generator(run.config.seed, "class order").permutation(run.classes)
+    cells: list[tuple[tuple[str, str], Cell]] = []
     count = 0
     for part in np.array_split(order, steps):
         count += len(part)
-        seen = np.sort(order[:count])
-        many = steps_for(count * here.config.synthetic.ipc * artifact.factor**2, here.config.evaluate)
-        for name, training in _memories(here, artifact, seen).items():
-            for cell in cells_of_set(here, here.config, f"{name}, {count} classes", many, training, artifact, cells):
-                tasks.append(((name, f"{count} classes"), replace(cell, classes=tuple(seen.tolist()))))
-    return accuracies_of(here, tasks)
+        known = np.sort(order[:count])
+        many = steps_for(count * run.config.synthetic.ipc * artifact.factor**2, run.config.evaluate)
+        for name, training_of in _memories(run, artifact, known).items():
+            row = f"{name}, {count} classes"
+            made = cells_for(
+                run, f"evaluate {row}", training_of, many, folder, label=row, classes=tuple(known.tolist())
+            )
+            cells += [((name, f"{count} classes"), cell) for cell in made]
+    return accuracies_of(run, cells)
 
 
-def _memories(here: Here, artifact: Artifact, seen: Indices) -> dict[str, Callable[[int], Training]]:
-    """What the memory may hold of the ``seen`` classes."""
-    mine = np.isin(artifact.labels, seen)
-    logits = None if artifact.soft_labels is None else artifact.soft_labels[mine]
-    images = Images(artifact.pixels[mine], artifact.labels[mine], logits, artifact.is_normalised)
-    distilled = training_on(images, artifact.factor, logits is not None)
-    label_of = np.repeat(np.arange(here.classes), here.real.counts["train"])
+def _memories(run: Run, artifact: Artifact, known: Indices) -> dict[str, TrainingOf]:
+    """What the memory may hold of the ``known`` classes."""
+    images = images_of(artifact, np.isin(artifact.labels, known))
+    distilled = stored(run, images, artifact.factor, images.logits is not None)
+    label_of = np.repeat(np.arange(run.classes), run.real.counts["train"])
 
     def at_random(seed: int) -> Training:
-        chosen = random_choice(here, seed)
-        return "real", (chosen[np.isin(label_of[chosen], seen)], None)
+        picked = random_choice(run, seed)
+        return chosen(picked[np.isin(label_of[picked], known)])
 
-    return {"distilled": lambda seed: distilled, "random": at_random}
+    return {"distilled": always(distilled), "random": at_random}

@@ -5,54 +5,62 @@ What must stay true: the set stands beside random images of the same number, tra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 
 import numpy as np
 
 from dasm_ray.config.keys import Model
 from dasm_ray.core.networks.training import steps_for
-from dasm_ray.core.selection import rank_correlation
 from dasm_ray.method.choices import random_choice
-from dasm_ray.method.run import Here
-from dasm_ray.method.sets import Images, training_on
+from dasm_ray.method.run import Run
+from dasm_ray.method.sets import chosen, images_of, stored
+from dasm_ray.runtime.worker import Everything
 from dasm_ray.store.artifact import Artifact
 from dasm_ray.store.place import Place
-from dasm_ray.studies.cells import Accuracies, Training, accuracies_of, cells_of_set
+from dasm_ray.studies.cells import Accuracies, accuracies_of, cells_for
+from dasm_ray.studies.rows import TrainingOf, always
 
 
-def try_networks(here: Here, artifact: Artifact, models: Sequence[Model], cells: Place | None) -> Accuracies:
+def try_networks(run: Run, artifact: Artifact, models: Sequence[Model], folder: Place | None) -> Accuracies:
     """Every network trained on the set, on random images and on the full data. Keys: (set, name of the network)."""
-    config, factor = here.config, artifact.factor
-    whole = steps_for(int(here.real.counts["train"].sum()), config.evaluate, config.evaluate.full_epochs)
-    small = steps_for(len(artifact.labels) * factor**2, config.evaluate)
-    images = Images(artifact.pixels, artifact.labels, artifact.soft_labels, artifact.is_normalised)
-    distilled = training_on(images, factor, artifact.soft_labels is not None)
-    sets: dict[str, tuple[int, Callable[[int], Training]]] = {
-        "distilled": (small, lambda seed: distilled),
-        "random": (small, lambda seed: ("real", (random_choice(here, seed), None))),
-        "full": (whole, lambda seed: ("full", None)),
+    config, count = run.config, int(run.real.counts["train"].sum())
+    whole = steps_for(count, config.evaluate, config.evaluate.full_epochs)
+    small = steps_for(len(artifact.labels) * artifact.factor**2, config.evaluate)
+    images = images_of(artifact)
+    sets: dict[str, tuple[int, TrainingOf]] = {
+        "distilled": (small, always(stored(run, images, artifact.factor, images.logits is not None))),
+        "random": (small, lambda seed: chosen(random_choice(run, seed))),
+        "full": (whole, always(Everything())),
     }
-    tasks = [
+    cells = [
         ((name, name_of(model)), cell)
         for model in models
-        for name, (steps, training) in sets.items()
-        for cell in cells_of_set(
-            here,
-            config.model_copy(update={"model": model}),
-            f"{name}, {name_of(model)}",
+        for name, (steps, training_of) in sets.items()
+        for cell in cells_for(
+            run,
+            f"evaluate {name}, {name_of(model)}",
+            training_of,
             steps,
-            training,
-            artifact,
-            cells,
+            folder,
+            label=f"{name}, {name_of(model)}",
+            config=config.model_copy(update={"model": model}),
         )
     ]
-    return accuracies_of(here, tasks)
+    return accuracies_of(run, cells)
 
 
 def agreement(found: Accuracies, name: str, models: Sequence[Model]) -> float:
-    """Spearman's correlation of the networks' mean accuracies on a set and on the full data."""
+    """Spearman's correlation of the networks' mean accuracies on a set and on the full data.
+
+    NaN where all networks are alike on one of the two.
+    """
+    from scipy.stats import spearmanr  # loaded here: it takes a second, and nothing else needs it
+
     ours, theirs = ([float(np.mean(found[row, name_of(model)])) for model in models] for row in (name, "full"))
-    return rank_correlation(ours, theirs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scipy warns of constant input, and says NaN
+        return float(spearmanr(ours, theirs).statistic)
 
 
 def name_of(model: Model) -> str:

@@ -16,11 +16,11 @@ from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.space import Sweep, Trial
 from dasm_ray.core.networks.training import steps_for
 from dasm_ray.errors import ConfigError, NonFinite, RunFailure, SessionError
-from dasm_ray.method.dasm import distil_segments
-from dasm_ray.method.experts import shared_place, train_experts, whiten
-from dasm_ray.method.run import Given, Here, check_against_data, connected, opened
-from dasm_ray.method.scores import StaticScores, static_name
-from dasm_ray.method.sets import Segments, flattened, training_on
+from dasm_ray.method.dasm import distil
+from dasm_ray.method.experts import train_experts
+from dasm_ray.method.run import Given, Run, check_against_data, connected, opened, under
+from dasm_ray.method.scores import static_name, static_scores
+from dasm_ray.method.sets import Segments, flattened, stored
 from dasm_ray.report.standings import Line
 from dasm_ray.runtime.autoscaler import grows
 from dasm_ray.runtime.decoding import RealRefs, load_real
@@ -30,7 +30,8 @@ from dasm_ray.runtime.tune import Report, Stopping, Told, run_trials
 from dasm_ray.store.checkpoints import trajectory_name
 from dasm_ray.store.findings import find, keep, keep_stopped, trial_place, write_trials
 from dasm_ray.store.place import Place
-from dasm_ray.studies.cells import Cell, evaluate_cells
+from dasm_ray.studies.cells import cells_for, evaluate_cells
+from dasm_ray.studies.rows import always, label_of
 
 PATIENCE = 120.0
 """Seconds that a trial waits for its run directory: what a killed driver left behind may still have it."""
@@ -60,7 +61,7 @@ def run_all_trials(sweep: Sweep, place: Place, session: Session) -> None:
 def config_in(place: Place, trial: Trial) -> RunConfig:
     """A trial's configuration as it is run: its experts are the sweep's, at an absolute place."""
     own = trial.config.experts.cache
-    experts = trial.config.experts.model_copy(update={"cache": str(Place(own) if own else place / "experts")})
+    experts = trial.config.experts.model_copy(update={"cache": (Place(own) if own else place / "experts").uri})
     name = f"{trial.config.name}_{trial.number:03d}"  # tells the trials' metrics apart
     return trial.config.model_copy(update={"name": name, "experts": experts})
 
@@ -109,18 +110,19 @@ def _make_shared(trials: Sequence[Trial], place: Place, session: Session, real: 
         parts = (config.experts, config.model, config.data, config.score, config.runtime)
         shared.setdefault(digest_of(*map(what, parts), config.seed), config)
     first = next(iter(shared.values()))
-    with connected(first, place, given=Given(session, real[_data_key(first)])) as here:
+    given = Given(session, real[_data_key(first)])
+    with connected(first, place, given=given, only_measures=True) as run:
         for config in shared.values():
-            there = here.under(config, real[_data_key(config)])
-            if not _is_made(there):
-                whiten(there)
-                StaticScores(there, train_experts(there)).get()
+            of_its_own = replace(run, config=config, real=real[_data_key(config)])
+            if not _is_made(of_its_own):
+                of_its_own = under(run, config, of_its_own.real)
+                static_scores(of_its_own, train_experts(of_its_own))
 
 
-def _is_made(here: Here) -> bool:
+def _is_made(run: Run) -> bool:
     """Whether all that trials share is on disk."""
-    wanted = {trajectory_name(number) for number in range(here.config.experts.count)} | {static_name(here)}
-    return wanted <= set(shared_place(here).names())
+    wanted = {trajectory_name(number) for number in range(run.config.experts.count)} | {static_name(run)}
+    return wanted <= set(run.shared_place.names())
 
 
 # --- the trials --------------------------------------------------------------------------------------------------
@@ -188,9 +190,9 @@ def run_trial(number: int, sweeping: Sweeping, report: Report) -> None:
     found = replace(before, begun=before.begun + 1)
     keep(place, number, found)
 
-    def told(here: Here, frozen: Segments) -> None:
+    def after_each(run: Run, frozen: Segments) -> None:
         nonlocal found
-        accuracies = (*found.accuracies[: len(frozen) - 1], _validated(here, frozen))
+        accuracies = (*found.accuracies[: len(frozen) - 1], _validated(run, frozen))
         found = replace(found, accuracies=accuracies, seconds=before.seconds + time.monotonic() - began)
         keep(place, number, found)
         if len(frozen) < config.synthetic.segments:
@@ -198,9 +200,8 @@ def run_trial(number: int, sweeping: Sweeping, report: Report) -> None:
 
     given = Given(sweeping.session, sweeping.real[_data_key(config)])
     try:
-        with opened(config, str(trial_place(place, number)), given, PATIENCE) as here:
-            whiten(here)
-            distil_segments(here, train_experts(here), lambda frozen: told(here, frozen))
+        with opened(config, trial_place(place, number), given, PATIENCE) as run:
+            distil(run, train_experts(run), lambda frozen: after_each(run, frozen))
     except (ConfigError, NonFinite) as error:
         keep(place, number, replace(found, failed=str(error)))
         return
@@ -208,28 +209,23 @@ def run_trial(number: int, sweeping: Sweeping, report: Report) -> None:
     report(len(found.accuracies), fmean(found.accuracies[-1]))
 
 
-def _validated(here: Here, frozen: Segments) -> tuple[float, ...]:
+def _validated(run: Run, frozen: Segments) -> tuple[float, ...]:
     """Validation accuracy, one a seed, of networks trained on the segments so far as the fair table trains them.
 
     After the last segment these are the very trainings of the table's row, but for the test set.
     """
-    recipe, factor, images = here.config.evaluate, here.config.synthetic.factor, flattened(frozen)
+    factor, images = run.config.synthetic.factor, flattened(frozen)
     is_soft = images.logits is not None
-    training = training_on(images, factor, is_soft)
-    cells = [
-        Cell(
-            name=f"validate after segment {len(frozen)}, seed {seed}",
-            file=here.place / "validation" / f"segment_{len(frozen) - 1:03d}_seed_{seed}.json",
-            job=here.job,
-            label="distilled, soft labels" if is_soft else "distilled",
-            seed=seed,
-            steps=steps_for(len(images.labels) * factor**2, recipe),
-            training=lambda: training,
-            reads_test=False,
-        )
-        for seed in range(recipe.seeds)
-    ]
-    return tuple(cell["validation"] for cell in evaluate_cells(here, cells))
+    cells = cells_for(
+        run,
+        f"validate after segment {len(frozen)}",
+        always(stored(run, images, factor, is_soft)),
+        steps_for(len(images.labels) * factor**2, run.config.evaluate),
+        run.place / "validation",
+        label=label_of("distilled", "soft" if is_soft else "hard"),
+        reads_test=False,
+    )
+    return tuple(cell["validation"] for cell in evaluate_cells(run, cells))
 
 
 # --- after the trials --------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from dasm_ray.runtime.groups import SegmentRun
 from dasm_ray.runtime.pool import Pool
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.session import Session
-from dasm_ray.runtime.worker import Around, Job, Worker
+from dasm_ray.runtime.worker import Job, RoundInputRefs, RoundMetrics, Worker
 from dasm_ray.store.place import Place
 
 HOSTS = 4
@@ -43,10 +43,10 @@ class Host:
     async def __ray_call__(self, function: Any, *args: Any) -> Any:
         return function(self, *args)
 
-    async def distil(self, pause: float, *told: Any) -> tuple[dict[str, Any], Any]:
-        pixels, velocity = told[-1]
+    async def distil(self, pause: float, *arguments: Any) -> tuple[RoundMetrics, Any]:
+        pixels, velocity = arguments[-1]
         await asyncio.sleep(pause)
-        return {"notices": (), "distances": [1.0], "samples": 64}, (pixels + 1, velocity)
+        return RoundMetrics((), [1.0], 64), (pixels + 1, velocity)
 
 
 class Simulated:
@@ -84,23 +84,23 @@ class SimulatedPool(Pool):
 
 
 def coordinated(hosts: list[Any], job: Job, workers: int, pause: float, folder: str) -> tuple[float, float, float]:
-    """Seconds of all rounds; bytes that the driver grew by; bytes of what one task is told."""
+    """Seconds of all rounds; bytes that the driver grew by; bytes of a task's arguments."""
     settings = {"count": workers, "max_lost": 1, "task_seconds": 600, "idle_seconds": 600, "notice": print}
     initial = np.zeros((workers, *SHAPE[1:]), np.float32)
     windows = ray.put([[np.arange(100)] * workers])
-    around = Around(windows, ray.put(np.empty((workers, 0, *SHAPE[2:]), np.float32)), (), (), ())
+    inputs = RoundInputRefs(windows, ray.put(np.empty((workers, 0, *SHAPE[2:]), np.float32)), (), ())
     memory = psutil.Process().memory_info().rss
     progress = Progress(live=False)
     with SimulatedPool(hosts, pause, **settings) as pool:
         run = SegmentRun(job, pool, progress, Place(folder), "key", 0, initial)
         progress.stage("distil", run.rounds_total)
         start = time.perf_counter()
-        pixels = run.run(lambda: lambda beside: around)
+        pixels = run.run(inputs, lambda: inputs)
         seconds = time.perf_counter() - start
     assert (pixels == job.config.matcher.rounds).all()  # every round of every group was done, once
     grown = psutil.Process().memory_info().rss - memory
-    told = (job, Assignment(0, 0, 0, (0,)), around, windows)
-    size = len(ray._private.worker.global_worker.get_serialization_context().serialize(told).to_bytes())
+    arguments = (job, Assignment(0, 0, 0, (0,)), inputs, windows)
+    size = len(ray._private.worker.global_worker.get_serialization_context().serialize(arguments).to_bytes())
     return seconds, grown, size
 
 
@@ -111,8 +111,8 @@ def alone(hosts: list[Any], job: Job, workers: int, pause: float) -> float:
 
     def give(number: int, round: int, state: Any) -> None:
         host = hosts[number % len(hosts)]
-        told = (pause, job, Assignment(0, number, round, (number,)), None, state)
-        value, state = host.distil.options(num_returns=2).remote(*told)
+        arguments = (pause, job, Assignment(0, number, round, (number,)), None, state)
+        value, state = host.distil.options(num_returns=2).remote(*arguments)
         waiting[value] = (number, round, state)
 
     start = time.perf_counter()
@@ -146,12 +146,12 @@ def main(workers: int = 1000, rounds: int = 10, pause: float = 1.0) -> None:
         blocks = {name: tuple(ray.put(block) for block in ray.get(list(of))) for name, of in real.splits.items()}
         job = Job(config, replace(real, splits=blocks), "cpu")
         plain = alone(hosts, job, workers, pause)
-        ours, grown, told = coordinated(hosts, job, workers, pause, folder)
+        ours, grown, size = coordinated(hosts, job, workers, pause, folder)
     tasks = workers * rounds
     print(
         f"{workers} workers, {tasks} tasks of {pause:g} s: Ray alone {tasks / plain:.0f} a second, coordinator "
         f"{tasks / ours:.0f} a second, ratio {plain / ours:.2f}; driver grew by {grown / 2**20:.0f} MiB "
-        f"({grown / workers / 1024:.0f} KiB a worker); {told} bytes told to a task"
+        f"({grown / workers / 1024:.0f} KiB a worker); {size} bytes of arguments a task"
     )
 
 

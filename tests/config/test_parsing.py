@@ -159,7 +159,8 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
         {},
         {"matcher": {"name": "dc"}},
         {"matcher": {"name": "dsa", "metric": "l1"}},
-        {"matcher": {"network": "train", "snapshots": [[0, 2], [2, 4]]}, "model": {"depth": 2}},
+        {"matcher": {"snapshots": [[0, 2], [2, 4]]}, "model": {"depth": 2}},
+        {"matcher": {"network": "train", "inner_samples": 7}},
         {"name": "läuft", "data": {"name": "parquet", "path": "s3://bucket/a b"}},
         {"runtime": {"gpus_per_worker": 0.1}, "matcher": {"lr_img": 1e-7}},
     ],
@@ -404,7 +405,8 @@ def test_every_count_has_a_largest_value() -> None:
     ],
 )
 def test_the_bounds_are_above_what_anybody_runs(override: str) -> None:
-    load_config(None, [override, "synthetic.segments=1"])
+    matcher = ["matcher.name=mtt"] * override.startswith("trajectory.")
+    load_config(None, [override, "synthetic.segments=1", *matcher])
 
 
 # --- a configuration that came with somebody's files ---------------------------------------------------------------

@@ -16,8 +16,6 @@ from dasm_ray.config.parsing import parse_config
 from dasm_ray.errors import ConfigError
 
 PACKAGE = Path(dasm_ray.__file__).parent
-
-
 PROJECT = PACKAGE.parent
 
 

@@ -24,7 +24,6 @@ from dasm_ray.core.selection import (
     k_center,
     k_means,
     random,
-    rank_correlation,
     ridge_accuracy,
     window,
     windows,
@@ -324,13 +323,3 @@ def test_ridge_accuracy_is_that_of_scikit_learn() -> None:
     assert found == pytest.approx(float(expected))
     assert 0.5 < found < 1
     assert ridge_accuracy(np.zeros((3, 2)), np.arange(3), 3, np.zeros((4, 2)), np.zeros(4, np.int64)) in (0, 1)
-
-
-def test_rank_correlation_by_hand() -> None:
-    assert rank_correlation([1, 2, 3], [10, 20, 30]) == pytest.approx(1)
-    assert rank_correlation([1, 2, 3], [9, 5, -1]) == pytest.approx(-1)
-    # No ties: 1 - 6 D / (n (n^2 - 1)) with D the squared differences of ranks, 1 2 3 4 5 and 2 1 4 5 3: D = 8.
-    assert rank_correlation([1, 2, 3, 4, 5], [2, 1, 3, 6, 2.5]) == pytest.approx(1 - 6 * 8 / 120)
-    # Ties share the mean rank: ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4 are correlated by 4.5 / sqrt(4.5 * 5).
-    assert rank_correlation([1, 5, 5, 9], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
-    assert math.isnan(rank_correlation([1, 1], [1, 2]))

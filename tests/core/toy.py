@@ -12,16 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dasm_ray.config.keys import Model, RunConfig, TrainRecipe
+from dasm_ray.config.matchers import MATCHERS, keys_without_meaning
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.core.blocks import Blocks
 from dasm_ray.core.networks.network import Network
 
 COUNTS, SHAPE = (12, 9, 10, 11), (3, 8, 8)
-
-
 MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.3, 0.2)
-
-
 RECIPE = TrainRecipe(epochs=2, batch=8, lr=0.05, augment="none", cutmix=0.0)
 
 
@@ -96,6 +93,9 @@ def config_of(segments: int = 2, ipc: int | None = None, **matcher: Any) -> RunC
         "snapshots": [[0, 2], [3, 5]],
         "lr_img": 1.0,
     }
+    base = MATCHERS[matcher.get("name", "idc")]
+    for key in keys_without_meaning(base, matcher.get("network"), [f"matcher.{name}" for name in defaults]):
+        defaults.pop(key.partition(".")[2], None)
     return parse_config(
         {
             "seed": seed,

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import ray
+import torch
+from local_pool import LocalPool, local_real
 
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.core.blocks import Blocks
+from dasm_ray.core.networks.network import Network
 from dasm_ray.core.start import initial_pixels
 from dasm_ray.errors import NonFinite, TaskLost
 from dasm_ray.runtime.decoding import RealRefs, load_real
-from dasm_ray.runtime.groups import SegmentRun, Surrounding, groups_of
-from dasm_ray.runtime.pool import Done, InputLost, Pool, Task
+from dasm_ray.runtime.groups import SegmentRun, groups_of
+from dasm_ray.runtime.pool import Done, InputLost, Pool
 from dasm_ray.runtime.progress import Progress
-from dasm_ray.runtime.worker import Around, Job, Worker
+from dasm_ray.runtime.worker import Job, RoundInputRefs, Worker
 from dasm_ray.store.checkpoints import read_group
 from dasm_ray.store.place import Place
 
@@ -39,12 +41,45 @@ def config_with(**matcher: object) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def real(ray_session: object) -> RealRefs:
-    return load_real(config_with().data, lambda text: None)
+def real() -> RealRefs:
+    return local_real(config_with())
 
 
 @pytest.fixture
-def pool(ray_session: object) -> Iterator[Pool]:
+def pool() -> LocalPool:
+    return LocalPool()
+
+
+class Run:
+    """A segment run of digits with everything around it, on a pool in this process or on Ray's."""
+
+    def __init__(self, real: RealRefs, pool: Any, folder: Path, config: RunConfig) -> None:
+        self.progress, self.asked = Progress(live=False), 0
+        self.progress.stage("distil", 1)
+        self.pool = pool
+        job = Job(config, real, "cpu")
+        blocks = Blocks(pool.fetch(list(real.splits["train"])))
+        windows = [np.arange(count) for count in blocks.counts]
+        self.start, _ = initial_pixels(config, blocks, windows, [np.empty(0, np.int64)] * 10, 0)
+        network = Network(config.model, real.shape, 10, real.mean, real.std, compile=False)
+        states = [network.initial(torch.Generator().manual_seed(seed)).numpy() for seed in range(5)]
+        self.snapshots = pool.put(np.stack(states))
+        earlier = pool.put(np.empty((10, 0, 1, 8, 8), np.float32))
+        self.inputs = RoundInputRefs(pool.put([windows]), earlier, (self.snapshots,), ())
+        self.segment = SegmentRun(job, pool, self.progress, Place(folder), "key", 0, self.start)
+
+    def go(self) -> np.ndarray:
+        return self.segment.run(self.inputs, self.renewed)
+
+    def renewed(self) -> RoundInputRefs:
+        assert not self.segment._given, "inputs are made again while rounds are out"
+        self.asked += 1
+        return self.inputs
+
+
+def test_rounds_on_workers_are_rounds_in_this_process(ray_session: object, real: RealRefs, tmp_path: Path) -> None:
+    config = config_with(name="dsa", steps=2)
+    here = Run(real, LocalPool(), tmp_path / "here", config).go()
     with Pool(
         Worker,
         (1,),
@@ -55,38 +90,14 @@ def pool(ray_session: object) -> Iterator[Pool]:
         task_seconds=120,
         idle_seconds=60,
         notice=lambda text: None,
-    ) as workers:
-        yield workers
-
-
-class Run:
-    """A segment run of digits with everything around it."""
-
-    def __init__(self, real: RealRefs, pool: Pool, folder: Path, config: RunConfig) -> None:
-        self.progress, self.asked = Progress(live=False), 0
-        self.progress.stage("distil", 1)
-        job = Job(config, real, "cpu")
-        blocks = Blocks(ray.get(list(real.splits["train"])))
-        windows = [np.arange(count) for count in blocks.counts]
-        self.start, _ = initial_pixels(config, blocks, windows, [np.empty(0, np.int64)] * 10, 0)
-        network = job.network()
-        self.snapshots = ray.put(
-            np.stack([network.initial(__import__("torch").Generator().manual_seed(s)).numpy() for s in range(5)])
+    ) as pool:
+        assert (
+            Run(load_real(config.data, lambda text: None), pool, tmp_path / "there", config).go().tobytes()
+            == here.tobytes()
         )
-        self.around = Around(
-            ray.put([windows]), ray.put(np.empty((10, 0, 1, 8, 8), np.float32)), (), (self.snapshots,), ()
-        )
-        self.segment = SegmentRun(job, pool, self.progress, Place(folder), "key", 0, self.start)
-
-    def go(self) -> np.ndarray:
-        return self.segment.run(self.surroundings)
-
-    def surroundings(self) -> Surrounding:
-        self.asked += 1
-        return lambda beside: replace(self.around, beside=beside)
 
 
-def test_all_rounds_are_done_and_on_disk(real: RealRefs, pool: Pool, tmp_path: Path) -> None:
+def test_all_rounds_are_done_and_on_disk(real: RealRefs, pool: LocalPool, tmp_path: Path) -> None:
     run = Run(real, pool, tmp_path, config_with())
     pixels = run.go()
     assert pixels.shape == (10, 1, 1, 8, 8)
@@ -100,27 +111,16 @@ def test_all_rounds_are_done_and_on_disk(real: RealRefs, pool: Pool, tmp_path: P
         assert arrays["initial"].tobytes() == run.start[list(classes)].tobytes()
 
 
-def test_a_finished_segment_gives_no_tasks(real: RealRefs, pool: Pool, tmp_path: Path) -> None:
+def test_a_finished_segment_gives_no_tasks(real: RealRefs, pool: LocalPool, tmp_path: Path) -> None:
     pixels = Run(real, pool, tmp_path, config_with()).go()
     again = Run(real, pool, tmp_path, config_with())
     assert again.segment.rounds_done == again.segment.rounds_total == 3 * ROUNDS
-    again.segment._pool = None  # type: ignore[assignment]  # would fail if it were asked for anything but results
-    again.segment._pool = _NoPool()  # type: ignore[assignment]
+    before = len(pool.done)
     assert again.go().tobytes() == pixels.tobytes()
+    assert len(pool.done) == before
 
 
-class _NoPool:
-    alive = 0
-    lost = 0
-
-    def submit(self, task: Task) -> None:
-        raise AssertionError(f"{task.name} was given")
-
-    def results(self) -> Iterator[Done]:
-        return iter(())
-
-
-def test_going_on_from_any_round_gives_the_same_bytes(real: RealRefs, pool: Pool, tmp_path: Path) -> None:
+def test_going_on_from_any_round_gives_the_same_bytes(real: RealRefs, pool: LocalPool, tmp_path: Path) -> None:
     whole = Run(real, pool, tmp_path / "whole", config_with()).go()
     short = Run(real, pool, tmp_path / "cut", config_with())
     short.segment._rounds = 1
@@ -131,10 +131,10 @@ def test_going_on_from_any_round_gives_the_same_bytes(real: RealRefs, pool: Pool
 @pytest.mark.parametrize("name", ["idc", "dsa"])
 @pytest.mark.parametrize("seconds", [0, 1000], ids=["each round on disk", "nothing on disk"])
 def test_lost_inputs_send_a_group_back_to_disk(
-    real: RealRefs, pool: Pool, tmp_path: Path, name: str, seconds: int
+    real: RealRefs, pool: LocalPool, tmp_path: Path, name: str, seconds: int
 ) -> None:
     """A node goes with what all groups read in their second round: with barriers that is one loss, not three."""
-    config = config_with(name=name, steps=2, inner_steps=1)
+    config = config_with(name=name, steps=2, **({"inner_steps": 1} if name == "dsa" else {}))
     whole = Run(real, pool, tmp_path / "whole", config).go()
     runtime = config.runtime.model_copy(update={"max_lost": 1 if name == "dsa" else 3, "checkpoint_seconds": seconds})
     run = Run(real, pool, tmp_path / "lossy", config.model_copy(update={"runtime": runtime}))
@@ -150,15 +150,15 @@ def test_lost_inputs_send_a_group_back_to_disk(
     run.segment._take = lossy  # type: ignore[method-assign]
     assert run.go().tobytes() == whole.tobytes()
     assert lost == {0, 1, 2}
-    assert run.asked == 1 + run.segment._lost
+    assert run.asked == run.segment._lost
 
 
 @pytest.mark.parametrize("name", ["idc", "dsa"])
 def test_what_comes_home_after_a_loss_counts_for_the_round_that_it_is_of(
-    real: RealRefs, pool: Pool, tmp_path: Path, name: str
+    real: RealRefs, pool: LocalPool, tmp_path: Path, name: str
 ) -> None:
     """One group loses its input in the last round, while others come home from it; nothing was on disk."""
-    config = config_with(name=name, steps=2, inner_steps=1)
+    config = config_with(name=name, steps=2, **({"inner_steps": 1} if name == "dsa" else {}))
     whole = Run(real, pool, tmp_path / "whole", config).go()
     runtime = config.runtime.model_copy(update={"checkpoint_seconds": 1000})
     run = Run(real, pool, tmp_path / "lossy", config.model_copy(update={"runtime": runtime}))
@@ -172,10 +172,10 @@ def test_what_comes_home_after_a_loss_counts_for_the_round_that_it_is_of(
 
     run.segment._take = lossy  # type: ignore[method-assign]
     assert run.go().tobytes() == whole.tobytes()
-    assert (len(lost), run.asked) == (1, 2)
+    assert (len(lost), run.asked) == (1, 1)
 
 
-def test_inputs_lost_again_and_again_end_the_run(real: RealRefs, pool: Pool, tmp_path: Path) -> None:
+def test_inputs_lost_again_and_again_end_the_run(real: RealRefs, pool: LocalPool, tmp_path: Path) -> None:
     run = Run(real, pool, tmp_path, config_with())
     run.segment._job = replace(
         run.segment._job,
@@ -187,10 +187,12 @@ def test_inputs_lost_again_and_again_end_the_run(real: RealRefs, pool: Pool, tmp
         run.go()
 
 
-def test_a_distance_that_is_no_number_stops_at_the_last_good_state(real: RealRefs, pool: Pool, tmp_path: Path) -> None:
+def test_a_distance_that_is_no_number_stops_at_the_last_good_state(
+    real: RealRefs, pool: LocalPool, tmp_path: Path
+) -> None:
     run = Run(real, pool, tmp_path, config_with())
-    spoiled = np.full_like(ray.get(run.snapshots), np.nan)
-    run.around = replace(run.around, experts=(ray.put(spoiled),))
+    spoiled = np.full_like(pool.fetch(run.snapshots), np.nan)
+    run.inputs = replace(run.inputs, experts=(pool.put(spoiled),))
     with pytest.raises(NonFinite, match=r"segment 1, group \d, round 0.*lower matcher.lr_img"):
         run.go()
     assert read_group(Place(tmp_path), 0, 0, "key") is None

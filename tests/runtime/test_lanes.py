@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
+from local_pool import LocalPool, local_real
 
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config
-from dasm_ray.core.matching.lane import begun, moved, start_of, walk_lane
+from dasm_ray.core.matching.lane import SetState, draw_start, moved, walk_lane
 from dasm_ray.core.matching.trajectory import Student
+from dasm_ray.core.networks.network import Network
 from dasm_ray.errors import NonFinite, TaskLost
 from dasm_ray.runtime.decoding import RealRefs, load_real
 from dasm_ray.runtime.lanes import LaneRun
@@ -42,12 +43,74 @@ def config_with(**trajectory: object) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def real(ray_session: object) -> RealRefs:
-    return load_real(config_with().data, lambda text: None)
+def real() -> RealRefs:
+    return local_real(config_with())
 
 
 @pytest.fixture
-def pool(ray_session: object) -> Iterator[Pool]:
+def pool() -> LocalPool:
+    return LocalPool()
+
+
+class Run:
+    """A segment of digits with two experts, and the same by hand."""
+
+    def __init__(self, real: RealRefs, pool: Any, folder: Path, config: RunConfig, spoil: float = 0.0) -> None:
+        self.config, self.job, self.pool = config, Job(config, real, "cpu"), pool
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randn(10, M, 1, 8, 8, generator=generator).numpy()
+        logits = torch.randn(10, M, 10, generator=generator).numpy()
+        self.state = SetState.at_rest(pixels, logits, -3.0)
+        self.earlier = (pixels[:, :1] / 2, logits[:, :1] / 2)
+        self.network = Network(config.model, real.shape, 10, real.mean, real.std, compile=False)
+        ways = [torch.stack([self.network.initial(generator) for _ in range(5)]) for _ in range(2)]
+        self.experts = [way.numpy() + np.float32(spoil) for way in ways]
+        progress = Progress(live=False)
+        progress.stage("distil", 1)
+        self.read = 0
+        self.run = LaneRun(
+            self.job,
+            pool,
+            progress,
+            Place(folder),
+            "key",
+            0,
+            self.state,
+            pool.put(self.earlier),
+            self.references(),
+            self.references,
+            0,
+        )
+
+    def references(self) -> list[Any]:
+        """The experts, as if from their files."""
+        self.read += 1
+        return [self.pool.put(expert) for expert in self.experts]
+
+    def by_hand(self) -> SetState:
+        """All rounds one lane after another, in this process."""
+        state, student = self.state, Student(self.network, soft=True)
+        for round in range(ROUNDS):
+            lanes = []
+            for lane in range(2):
+                who, when = draw_start(self.config, 0, round, lane, 2, 0)
+                way = self.experts[who]
+                lanes.append(
+                    walk_lane(student, self.config, (0, round, lane), state, self.earlier, way[when], way[when + 2])
+                )
+            state = moved(self.config, state, [lane[0] for lane in lanes], [lane[1] for lane in lanes])
+        return state
+
+
+def assert_same(one: Any, other: Any) -> None:
+    one, other = (each._asdict() if isinstance(each, SetState) else each for each in (one, other))
+    assert set(one) == set(other)
+    for name in one:
+        assert one[name].tobytes() == other[name].tobytes(), name
+
+
+def test_lanes_on_workers_are_lanes_by_hand(ray_session: object, tmp_path: Path) -> None:
+    config = config_with()
     with Pool(
         Worker,
         (1,),
@@ -59,80 +122,26 @@ def pool(ray_session: object) -> Iterator[Pool]:
         idle_seconds=60,
         notice=lambda text: None,
     ) as workers:
-        yield workers
-
-
-class Run:
-    """A segment of digits with two experts, and the same by hand."""
-
-    def __init__(self, real: RealRefs, pool: Any, folder: Path, config: RunConfig, spoil: float = 0.0) -> None:
-        self.config, self.job = config, Job(config, real, "cpu")
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.randn(10, M, 1, 8, 8, generator=generator).numpy()
-        logits = torch.randn(10, M, 10, generator=generator).numpy()
-        self.state = begun(pixels, logits, -3.0)
-        self.earlier = (pixels[:, :1] / 2, logits[:, :1] / 2)
-        ways = [torch.stack([self.job.network().initial(generator) for _ in range(5)]) for _ in range(2)]
-        self.experts = [way.numpy() + np.float32(spoil) for way in ways]
-        progress = Progress(live=False)
-        progress.stage("distil", 1)
-        self.read = 0
-        self.run = LaneRun(
-            self.job, pool, progress, Place(folder), "key", 0, self.state, ray.put(self.earlier), self.references, 0
-        )
-
-    def references(self) -> list[Any]:
-        """The experts, as if from their files."""
-        self.read += 1
-        return [ray.put(expert) for expert in self.experts]
-
-    def by_hand(self) -> dict[str, np.ndarray]:
-        """All rounds one lane after another, in this process."""
-        state, student = self.state, Student(self.job.network(), soft=True)
-        for round in range(ROUNDS):
-            lanes = []
-            for lane in range(2):
-                who, when = start_of(self.config, 0, round, lane, 2, 0)
-                way = self.experts[who]
-                lanes.append(
-                    walk_lane(student, self.config, (0, round, lane), state, self.earlier, way[when], way[when + 2])
-                )
-            state = moved(self.config, state, [lane[0] for lane in lanes], [lane[1] for lane in lanes])
-        return state
-
-
-def assert_same(one: Any, other: Any) -> None:
-    assert set(one) == set(other)
-    for name in one:
-        assert one[name].tobytes() == other[name].tobytes(), name
-
-
-@pytest.fixture
-def _one_thread() -> Iterator[None]:
-    """Workers have one thread, and sums follow the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("_one_thread")
-def test_lanes_on_workers_are_lanes_by_hand(real: RealRefs, pool: Pool, tmp_path: Path) -> None:
-    run = Run(real, pool, tmp_path, config_with())
-    final = run.run.run()
+        run = Run(load_real(config.data, lambda text: None), workers, tmp_path, config)
+        final = run.run.run()
     assert_same(final, run.by_hand())
-    assert final["pixels"].tobytes() != run.state["pixels"].tobytes()
+    assert final.pixels.tobytes() != run.state.pixels.tobytes()
     kept = read_group(Place(tmp_path), 0, 0, "key")
     assert kept is not None
     assert kept[1] == ROUNDS
     assert_same(kept[0], final)
 
 
+def test_lanes_in_this_process_are_lanes_by_hand(real: RealRefs, pool: LocalPool, tmp_path: Path) -> None:
+    run = Run(real, pool, tmp_path, config_with())
+    assert_same(run.run.run(), run.by_hand())
+
+
 def test_a_finished_segment_gives_no_tasks_and_one_cut_short_goes_on(
-    real: RealRefs, pool: Pool, tmp_path: Path
+    real: RealRefs, pool: LocalPool, tmp_path: Path
 ) -> None:
     whole = Run(real, pool, tmp_path / "whole", config_with()).run.run()
-    assert_same(Run(real, None, tmp_path / "whole", config_with()).run.run(), whole)
+    assert_same(Run(real, IdlePool(), tmp_path / "whole", config_with()).run.run(), whole)
     cut = Run(real, pool, tmp_path / "cut", config_with())
     cut.run._one_round()
     cut.run._save()
@@ -141,49 +150,55 @@ def test_a_finished_segment_gives_no_tasks_and_one_cut_short_goes_on(
     assert_same(resumed.run.run(), whole)
 
 
-class LossyPool:
-    """A pool that loses the inputs of tasks at certain calls."""
+class IdlePool(LocalPool):
+    """A pool that is given nothing to do."""
 
-    def __init__(self, pool: Pool, lose: Sequence[int]) -> None:
-        self._pool, self._lose, self._calls = pool, set(lose), 0
+    def submit(self, task: Task) -> None:
+        raise AssertionError(f"{task.name} was given")
 
-    @property
-    def alive(self) -> int:
-        return self._pool.alive
+    def run(self, tasks: Iterable[Task]) -> Iterator[Done]:
+        raise AssertionError("tasks were given")
 
-    @property
-    def lost(self) -> int:
-        return self._pool.lost
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Done]:
-        call = self._calls
-        self._calls += 1
-        for done in self._pool.run(tasks):
-            yield Done(done.task, None, error=InputLost(done.task.name)) if call in self._lose else done
+class LossyPool(LocalPool):
+    """A pool that loses the inputs of all tasks of certain calls of ``run``."""
+
+    def __init__(self, lose: Sequence[int]) -> None:
+        super().__init__()
+        self._lost_runs, self._runs = set(lose), 0
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Done]:
+        call, self._runs = self._runs, self._runs + 1
+        for done in super().run(tasks):
+            yield Done(done.task, None, error=InputLost(done.task.name)) if call in self._lost_runs else done
 
 
 @pytest.mark.parametrize("lose", [[0], [2], [3], [2, 3]], ids=["first lanes", "later lanes", "a step", "two in a row"])
-def test_lost_inputs_send_the_set_back_to_disk(real: RealRefs, pool: Pool, tmp_path: Path, lose: list[int]) -> None:
+def test_lost_inputs_send_the_set_back_to_disk(
+    real: RealRefs, pool: LocalPool, tmp_path: Path, lose: list[int]
+) -> None:
     whole = Run(real, pool, tmp_path / "whole", config_with()).run.run()
-    lossy = Run(real, LossyPool(pool, lose), tmp_path / "lossy", config_with())
+    lossy = Run(real, LossyPool(lose), tmp_path / "lossy", config_with())
     assert_same(lossy.run.run(), whole)
     assert lossy.read == 1 + len(lose), "experts may have been lost with the node"
 
 
-def test_inputs_lost_again_and_again_end_the_run(real: RealRefs, pool: Pool, tmp_path: Path) -> None:
-    run = Run(real, LossyPool(pool, range(100)), tmp_path, config_with())
+def test_inputs_lost_again_and_again_end_the_run(real: RealRefs, pool: LocalPool, tmp_path: Path) -> None:
+    run = Run(real, LossyPool(range(100)), tmp_path, config_with())
     with pytest.raises(TaskLost, match=r"segment 1, round 0, lane 0.*lost 4 times; .*runtime\.max_lost"):
         run.run.run()
 
 
-def test_a_distance_that_is_no_number_stops_at_the_last_good_state(real: RealRefs, pool: Pool, tmp_path: Path) -> None:
+def test_a_distance_that_is_no_number_stops_at_the_last_good_state(
+    real: RealRefs, pool: LocalPool, tmp_path: Path
+) -> None:
     run = Run(real, pool, tmp_path, config_with(), spoil=float("nan"))
     with pytest.raises(NonFinite, match=r"segment 1, round 0: .* is nan; .*lower trajectory\.step_size"):
         run.run.run()
     assert read_group(Place(tmp_path), 0, 0, "key") is None
 
 
-def test_a_set_that_never_comes_within_the_threshold_stops(real: RealRefs, pool: Pool, tmp_path: Path) -> None:
+def test_a_set_that_never_comes_within_the_threshold_stops(real: RealRefs, pool: LocalPool, tmp_path: Path) -> None:
     run = Run(real, pool, tmp_path, config_with(threshold=1e-6, patience=2))
     with pytest.raises(NonFinite, match=r"segment 1, round 1: for 2 rounds .*lower trajectory\.lr_img"):
         run.run.run()

@@ -8,8 +8,6 @@ from dasm_ray.runtime.machine import Machine
 from dasm_ray.runtime.plan import Plan, Room, Shape, plan_here, plan_there
 
 LAPTOP = Machine(cores=8, memory=16 * 2**30, shm=8 * 2**30, gpus=0)
-
-
 STATION = Machine(cores=16, memory=128 * 2**30, shm=64 * 2**30, gpus=2)
 
 

@@ -32,7 +32,6 @@ except ResourceError as error:
     print("started", ray.is_initialized(), "torch", "torch" in sys.modules)
 """
 
-
 OVERBOOKED = """
 import os
 import time

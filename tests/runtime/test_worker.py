@@ -7,20 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+import torch
+from local_pool import fetch, local_real, put
 
 from dasm_ray.config.keys import Data
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.core.decode import decode_all
+from dasm_ray.core.networks.network import Network
 from dasm_ray.core.scoring import shard_ranges
 from dasm_ray.runtime.decoding import load_real
 from dasm_ray.runtime.pool import Pool, Task
-from dasm_ray.runtime.worker import Job, Worker
+from dasm_ray.runtime.worker import Chosen, Everything, Job, Stored, Worker
 from dasm_ray.store.checkpoints import read_trajectory
 from dasm_ray.store.place import Place
 
 
 @pytest.fixture(scope="module")
-def job(ray_session: object) -> Job:
+def job() -> Job:
     config = parse_config(
         {
             "data": {"name": "digits"},
@@ -33,28 +36,26 @@ def job(ray_session: object) -> Job:
             "runtime": {"compile": False},
         }
     )
-    return Job(config, load_real(config.data, lambda text: None), "cpu")
+    return Job(config, local_real(config), "cpu")
 
 
 @pytest.fixture
 def worker() -> Worker:
-    import torch
-
-    return Worker(torch.get_num_threads())
+    return Worker(1, fetch)
 
 
 def test_an_expert_is_trained_once_and_read_after(job: Job, worker: Worker, tmp_path: Path) -> None:
     metrics, snapshots, early = worker.expert(job, Place(tmp_path), "key", 3)
-    assert metrics["epochs"] == 4
+    assert metrics.epochs == 4
     assert snapshots.shape[0] == 5
     assert np.array_equal(early, snapshots[1])
     kept = read_trajectory(Place(tmp_path), 3, "key")
     assert kept is not None
     assert kept["snapshots"].tobytes() == snapshots.tobytes()
-    again, same, _ = Worker(1).expert(job, Place(tmp_path), "key", 3)
-    assert again["epochs"] == 0
+    again, same, _ = Worker(1, fetch).expert(job, Place(tmp_path), "key", 3)
+    assert again.epochs == 0
     assert same.tobytes() == snapshots.tobytes()
-    assert (again["accuracy"], again["loss"]) == (metrics["accuracy"], metrics["loss"])
+    assert (again.accuracy, again.loss) == (metrics.accuracy, metrics.loss)
 
 
 def test_an_expert_goes_on_from_its_last_epoch(job: Job, worker: Worker, tmp_path: Path) -> None:
@@ -68,14 +69,14 @@ def test_an_expert_goes_on_from_its_last_epoch(job: Job, worker: Worker, tmp_pat
     worker.expert(shorter, part, "key", 1)
     (part / "expert_0001.safetensors").local.rename(tmp_path / "part" / "unfinished_expert_0001.safetensors")
     metrics, resumed, _ = worker.expert(job, part, "key", 1)
-    assert metrics["epochs"] == 2
+    assert metrics.epochs == 2
     assert resumed.tobytes() == whole.tobytes()
     assert part.names() == ["expert_0001.safetensors"]
 
 
 def test_scores_do_not_depend_on_the_cut(job: Job, worker: Worker, tmp_path: Path) -> None:
     _, snapshots, early = worker.expert(job, Place(tmp_path), "key", 0)
-    probes, experts = (ray.put(early),), (ray.put(snapshots),)
+    probes, experts = (put(early),), (put(snapshots),)
     count = int(job.real.counts["train"].sum())
     for method, networks in ((worker.score, probes), (worker.score_statically, experts)):
         whole = method(job, networks, 0, count)
@@ -86,10 +87,10 @@ def test_scores_do_not_depend_on_the_cut(job: Job, worker: Worker, tmp_path: Pat
 
 
 def test_a_probe_follows_from_its_member_number(job: Job, worker: Worker) -> None:
-    pixels = (ray.put(np.random.Generator(np.random.PCG64(0)).random((20, 1, 8, 8), np.float32)),)
+    pixels = (put(np.random.Generator(np.random.PCG64(0)).random((20, 1, 8, 8), np.float32)),)
     labels = np.repeat(np.arange(10), 2)
     _, first = worker.probe(job, 1, 0, pixels, labels)
-    _, same = Worker(1).probe(job, 1, 0, pixels, labels)
+    _, same = Worker(1, fetch).probe(job, 1, 0, pixels, labels)
     _, other = worker.probe(job, 1, 1, pixels, labels)
     assert first.tobytes() == same.tobytes()
     assert not np.array_equal(first, other)
@@ -97,31 +98,31 @@ def test_a_probe_follows_from_its_member_number(job: Job, worker: Worker) -> Non
 
 def test_selection_and_evaluation_of_real_images(job: Job, worker: Worker, tmp_path: Path) -> None:
     _, snapshots, _ = worker.expert(job, Place(tmp_path), "key", 0)
-    chosen = worker.select(job, ("herding", "k_means"), 4, (ray.put(snapshots),))
+    chosen = worker.select(job, ("herding", "k_means"), 4, (put(snapshots),))
     assert set(chosen) == {"herding", "k_means"}
     assert all(len(set(indices.tolist())) == 2 for indices in chosen.values())
     everything = np.arange(int(job.real.counts["train"].sum()))
-    outcome, _ = worker.evaluate(job, "some", 0, 8, ("real", (everything, None)))
-    same, _ = worker.evaluate(job, "some", 0, 8, ("full", None))
-    assert (outcome.validation, outcome.test) == (same.validation, same.test)
+    one = worker.evaluate(job, "some", 0, 8, Chosen(everything, None, "some")).outcome
+    same = worker.evaluate(job, "some", 0, 8, Everything()).outcome
+    assert (one.validation, one.test) == (same.validation, same.test)
     _, images = worker.images(job, everything[:3])
     assert images.dtype == np.float32
     assert images.min() >= 0
     assert images.max() <= 1
 
 
-def test_a_stored_image_is_taught_the_mean_of_what_it_decodes_to(job: Job, worker: Worker, tmp_path: Path) -> None:
+def test_a_stored_image_gets_the_mean_label_of_what_it_decodes_to(job: Job, worker: Worker, tmp_path: Path) -> None:
     _, snapshots, _ = worker.expert(job, Place(tmp_path), "key", 0)
-    experts, generator = (ray.put(snapshots),), np.random.Generator(np.random.PCG64(0))
+    experts, generator = (put(snapshots),), np.random.Generator(np.random.PCG64(0))
     pixels, labels = generator.random((4, 1, 8, 8), np.float32), np.array([0, 1, 1, 2])
-    told = worker.teach(job, experts, ("synthetic", ((ray.put(pixels),), labels, 2, False)))
+    found = worker.label_softly(job, experts, Stored(put(pixels), labels, 2, False, "a"))
     decoded = decode_all(pixels, 2).numpy()
-    apart = worker.teach(job, experts, ("synthetic", ((ray.put(decoded),), labels.repeat(4), 1, False)))
-    assert told.shape == (4, 10)
-    assert np.allclose(told, apart.reshape(4, 4, 10).mean(1), atol=1e-5)
-    real = worker.teach(job, experts, ("real", (np.arange(3), None)))
+    apart = worker.label_softly(job, experts, Stored(put(decoded), labels.repeat(4), 1, False, "b"))
+    assert found.shape == (4, 10)
+    assert np.allclose(found, apart.reshape(4, 4, 10).mean(1), atol=1e-5)
+    real = worker.label_softly(job, experts, Chosen(np.arange(3), None, "c"))
     _, images = worker.images(job, np.arange(3))
-    same = worker.teach(job, experts, ("synthetic", ((ray.put(images),), np.zeros(3, np.int64), 1, False)))
+    same = worker.label_softly(job, experts, Stored(put(images), np.zeros(3, np.int64), 1, False, "d"))
     assert np.allclose(real, same, atol=1e-5)
 
 
@@ -139,7 +140,7 @@ def test_the_store_holds_one_decoded_copy_for_four_workers(ray_session: object, 
     decoded = sum(int(counts.sum()) for counts in real.counts.values()) * 3 * 32 * 32
     config = parse_config({"data": {"name": "cifar10"}, "model": {"width": 4}, "runtime": {"compile": False}})
     job = Job(config, real, "cpu")
-    flat = ray.put(job.network().initial(__import__("torch").Generator().manual_seed(0)).numpy())
+    flat = ray.put(_network(job).initial(torch.Generator().manual_seed(0)).numpy())
     with Pool(
         Worker,
         (1,),
@@ -166,6 +167,11 @@ def test_the_store_holds_one_decoded_copy_for_four_workers(ray_session: object, 
     )
     assert store < 1.5 * decoded
     assert max(grown) < decoded / 4, "a worker holds a copy of its own"
+
+
+def _network(job: Job) -> Network:
+    real = job.real
+    return Network(job.config.model, real.shape, len(real.class_names), real.mean, real.std, compile=False)
 
 
 def _private(pid: int) -> int:

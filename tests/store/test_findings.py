@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +17,7 @@ from dasm_ray.store.findings import (
     TRAINING_COLUMNS,
     TRIAL_COLUMNS,
     Finding,
-    claim_comparison,
+    claimed_comparison,
     claimed_sweep,
     find,
     keep,
@@ -177,11 +179,44 @@ def test_a_missing_column_is_null_and_an_odd_value_is_refused(tmp_path: Path) ->
 
 def test_a_folder_is_claimed_once_and_never_from_somebody_else(tmp_path: Path) -> None:
     place = Place(tmp_path / "mine")
-    claim_comparison(place)
-    write_trainings(place / "table.parquet", [ROW])
-    claim_comparison(place)
+    with claimed_comparison(place) as held:
+        write_trainings(held / "table.parquet", [ROW])
+    with claimed_comparison(place):
+        assert read_trainings(place / "table.parquet") == [ROW]
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "holiday.txt").write_text("mine")
-    with pytest.raises(RunDirError, match=r"photos holds holiday.txt and no comparison.json"):
-        claim_comparison(Place(tmp_path / "photos"))
+    with pytest.raises(RunDirError, match=r"photos holds holiday.txt and no comparison.json"), \
+            claimed_comparison(Place(tmp_path / "photos")):  # fmt: skip
+        raise AssertionError("claimed")
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["holiday.txt"]
+
+
+def test_two_comparisons_cannot_share_a_folder(tmp_path: Path) -> None:
+    place = Place(tmp_path / "compared")
+    with claimed_comparison(place) as held:
+        (held / "table.md").write_text("first")
+        with pytest.raises(RunDirError, match="in use by another run"), claimed_comparison(place):
+            raise AssertionError("two drivers in one folder")
+    assert sorted(place.names()) == [".lock", "comparison.json", "table.md"]
+
+
+def test_a_comparison_that_could_not_begin_leaves_no_folder(tmp_path: Path) -> None:
+    place = Place(tmp_path / "compared")
+    with pytest.raises(DataError), claimed_comparison(place):
+        raise DataError("images: are not there")
+    assert not place.exists()
+    with claimed_comparison(place) as held:
+        (held / "sets" / "idc" / "run.json").write_text("{}")
+    with pytest.raises(DataError), claimed_comparison(place):
+        raise DataError("images: are not there")
+    assert (place / "comparison.json").exists()
+
+
+@pytest.mark.parametrize("claim", [claimed_comparison, lambda place: claimed_sweep(place, DEFINITION, resume=False)])
+def test_a_folder_that_is_removed_while_it_is_worked_on_is_not_made_anew(tmp_path: Path, claim: Any) -> None:
+    place = Place(tmp_path / "folder")
+    with claim(place) as held:
+        shutil.rmtree(tmp_path / "folder")
+        with pytest.raises(RunFailure, match="is not there any more"):
+            keep(held, 0, Finding(begun=1))
+    assert not (tmp_path / "folder").exists()

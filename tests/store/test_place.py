@@ -1,15 +1,23 @@
 """Files by path and URI: written whole, read back, and faults as sentences."""
 
+import errno
+import os
 import pickle
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from pyarrow import fs
 
-from dasm_ray.errors import RunDirError
+from dasm_ray.errors import RunDirError, StorageError
 from dasm_ray.store import place as place_module
+from dasm_ray.store import retries
 from dasm_ray.store.place import Place
 
 # --- Place -------------------------------------------------------------------------------------------------------
@@ -110,7 +118,7 @@ def test_a_uri_keeps_its_options():
 
 
 def test_an_unknown_kind_of_uri_is_a_sentence():
-    with pytest.raises(RunDirError, match=r"nope://x/y cannot be read \(Unrecognized filesystem type"):
+    with pytest.raises(RunDirError, match=r"nope://x/y cannot be read \(no file system is known by the name nope"):
         Place("nope://x/y").exists()
 
 
@@ -144,7 +152,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_aside(tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(place_module, "_flush_to_disk", full)
-    with pytest.raises(RunDirError, match=r"f cannot be written \(No space left on device\)"):
+    with pytest.raises(
+        StorageError, match=r"f cannot be written \(No space left on device\).*the same command goes on"
+    ):
         (place / "f").write_bytes(b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
     assert (tmp_path / "f").read_bytes() == b"old"
@@ -171,3 +181,237 @@ def test_the_folder_above() -> None:
     assert Place("/a/b/").parent == Place("/a")
     assert Place("/a").parent == Place("/")
     assert str((Place("s3://bucket/one/two")).parent) == "s3://bucket/one"
+
+
+# --- a storage service -------------------------------------------------------------------------------------------
+
+
+def test_files_in_an_s3(bucket) -> None:
+    assert not bucket.exists()
+    (bucket / "a" / "x").write_bytes(b"12345")
+    (bucket / "a" / "x").write_bytes(b"123456")
+    (bucket / "j").write_json({"é": 1})
+    assert (bucket / "j").read_json() == {"é": 1}
+    assert bucket.names() == ["a", "j"]
+    assert bucket.walk() == (["a"], ["a/x", "j"])
+    with (bucket / "a" / "x").open() as file:
+        file.seek(4)
+        assert file.read(1) == b"5"
+        file.seek(-2, 2)
+        assert file.read() == b"56"
+    copy = pickle.loads(pickle.dumps(bucket))
+    assert (copy / "a" / "x").read_bytes() == b"123456"
+    (bucket / "a").delete()
+    (bucket / "j").delete()
+    assert bucket.walk()[1] == []
+    with pytest.raises(RunDirError, match=r"none\?.* cannot be read \(No such file"):
+        (bucket / "none").read_bytes()
+
+
+OUTAGES = {
+    "write": lambda place: (place / "f").write_bytes(b"new"),
+    "read": lambda place: (place / "f").read_bytes(),
+    "list": lambda place: place.walk(),
+    "ask": lambda place: (place / "f").exists(),
+    "delete": lambda place: (place / "f").delete(),
+}
+
+
+@pytest.mark.parametrize(("name", "mode"), [*((name, "busy") for name in OUTAGES), ("write", "cut"), ("list", "cut")])
+def test_an_outage_is_ridden_out(bucket, s3_proxy, name, mode) -> None:
+    (bucket / "f").write_bytes(b"old")
+    with s3_proxy.failing(mode, seconds=0.25):
+        OUTAGES[name](bucket)
+
+
+@pytest.mark.parametrize("name", ["write", "read", "list"])
+def test_an_outage_that_lasts_is_a_fault_of_storage_after_one_notice(
+    bucket, s3_proxy, name, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(retries, "PATIENCE", 0.6)
+    (bucket / "f").write_bytes(b"old")
+    began = time.monotonic()
+    with (
+        s3_proxy.failing("busy"),
+        pytest.raises(StorageError, match=r"cannot be \w+ \(.*503.*\).*the same command goes on") as caught,
+    ):
+        OUTAGES[name](bucket)
+    assert caught.value.exit_code == 1
+    assert time.monotonic() - began < 10
+    assert len([record for record in caplog.records if "does not answer" in record.message]) == 1
+    assert (bucket / "f").read_bytes() == b"old"
+
+
+def test_a_file_that_is_being_read_rides_out_an_outage(bucket, s3_proxy) -> None:
+    (bucket / "f").write_bytes(bytes(100_000))
+    with (bucket / "f").open() as file:
+        file.read(10)
+        with s3_proxy.failing("cut", seconds=0.25):
+            assert len(file.read()) == 99_990
+
+
+def test_nobody_listens(tmp_path, s3_proxy, monkeypatch) -> None:
+    """Arrow itself would try for 6 seconds and say nothing."""
+    monkeypatch.setattr(retries, "PATIENCE", 0.2)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    began = time.monotonic()
+    with pytest.raises(StorageError, match=r"Could not connect"):
+        Place(f"s3://bucket/x?endpoint_override=127.0.0.1:{port}&scheme=http").exists()
+    assert time.monotonic() - began < 3
+
+
+def test_what_waiting_does_not_mend_is_said_at_once(bucket, s3_proxy) -> None:
+    began = time.monotonic()
+    with s3_proxy.failing("denied"), pytest.raises(RunDirError, match="ACCESS_DENIED") as caught:
+        (bucket / "f").read_bytes()
+    with pytest.raises(RunDirError, match=r"Bucket 'none' not found|NO_SUCH_BUCKET"):
+        (Place(bucket.uri.replace("//bucket/", "//none/")) / "f").write_bytes(b"x")
+    assert time.monotonic() - began < 2
+    assert caught.value.exit_code == 2
+
+
+def test_in_a_run_that_could_write_before_lost_rights_are_a_fault_of_storage(bucket, s3_proxy) -> None:
+    """Credentials run out in the middle: the configuration is what it was."""
+    (bucket / "mark").write_text("")
+    held = bucket.within("mark")
+    (held / "f").write_bytes(b"x")
+    with s3_proxy.failing("denied", only=("PUT", "POST")), pytest.raises(StorageError, match="ACCESS_DENIED"):
+        (held / "f").write_bytes(b"y")
+
+
+# --- a folder that goes away while it is in use ------------------------------------------------------------------
+
+
+def gone_by_removal(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def gone_by_move(folder: Path) -> None:
+    folder.rename(folder.parent / "elsewhere")
+
+
+def gone_by_unmounting(folder: Path) -> None:
+    """What is below the mount point then: an empty folder."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def gone_by_another(folder: Path) -> None:
+    """Another driver has made the folder anew."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "another mark").write_text("")
+
+
+CHANGES = {
+    "a file": lambda place: (place / "f").write_bytes(b"x"),
+    "a file further down": lambda place: (place / "experts" / "key" / "f").write_text("x"),
+    "JSON": lambda place: (place / "f.json").write_json({}),
+    "a folder": lambda place: (place / "folder").make_dir(),
+    "a line": lambda place: (place / "log").append(b"x"),
+    "removal": lambda place: (place / "f").delete(),
+}
+
+
+@pytest.mark.parametrize("gone", [gone_by_removal, gone_by_move, gone_by_unmounting, gone_by_another])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_a_folder_that_is_gone_is_never_made_anew(tmp_path: Path, change, gone) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mark").write_text("")
+    place = pickle.loads(pickle.dumps(Place(tmp_path / "run").within("mark")))  # as a worker has it
+    (place / "deep" / "er").write_text("x")
+    gone(tmp_path / "run")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    with pytest.raises(StorageError, match=r"run is not there any more.*put it back, and the same command goes on"):
+        change(place)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_goes_between_the_look_and_the_write_is_not_made_anew(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mark").write_text("")
+    place = Place(tmp_path / "run").within("mark")
+    looked = Place.check
+
+    def look_and_lose(self: Place) -> None:
+        looked(self)
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+    monkeypatch.setattr(Place, "check", look_and_lose)
+    with pytest.raises(StorageError):
+        (place / "experts" / "f").write_bytes(b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_within_a_folder_needs_both_marks(tmp_path: Path) -> None:
+    for folder in (tmp_path / "sweep", tmp_path / "sweep" / "trial"):
+        folder.mkdir()
+        (folder / "mark").write_text("")
+    place = (Place(tmp_path / "sweep").within("mark") / "trial").within("mark")
+    (place / "f").write_bytes(b"x")
+    (tmp_path / "sweep" / "mark").unlink()
+    with pytest.raises(StorageError, match="sweep is not there any more"):
+        (place / "f").write_bytes(b"y")
+
+
+def test_an_s3_folder_that_another_driver_has_taken(bucket) -> None:
+    (bucket / "mark").write_text("")
+    held = bucket.within("mark")
+    (held / "f").write_bytes(b"x")
+    bucket.delete()
+    with pytest.raises(StorageError, match="is not there any more"):
+        (held / "f").write_bytes(b"y")
+    assert bucket.walk()[1] == []
+
+
+# --- disks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.EFBIG])
+def test_faults_of_the_disk_are_faults_of_storage(tmp_path: Path, monkeypatch, number: int) -> None:
+    def fails(path: str) -> None:
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "f").write_bytes(b"old")
+    monkeypatch.setattr(place_module, "_flush_to_disk", fails)
+    with pytest.raises(StorageError, match=re.escape(os.strerror(number))):
+        (Place(tmp_path) / "f").write_bytes(b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("f", b"old")]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_real_full_disk(tmp_path: Path) -> None:
+    (tmp_path / "log").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=r"log cannot be written \(No space left on device\)"):
+        (Place(tmp_path) / "log").append(b"x")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG])
+def test_what_another_name_would_mend_is_the_users(tmp_path: Path, monkeypatch, number: int) -> None:
+    def fails(path: str) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(place_module, "_flush_to_disk", fails)
+    with pytest.raises(RunDirError, match="name another place"):
+        (Place(tmp_path) / "f").write_bytes(b"new")
+
+
+def test_temporary_files_are_those_of_our_own_writes(tmp_path: Path) -> None:
+    own = f".f.{'0' * 32}.tmp"
+    for name in (own, ".notes.tmp", ".hidden", "x.tmp"):
+        (tmp_path / name).write_text("")
+    assert Place(tmp_path).names() == [".hidden", ".notes.tmp", "x.tmp"]
+    assert list(Place(tmp_path).temporaries()) == [own]
+
+
+def test_an_empty_folder_is_removed_and_no_other(place) -> None:
+    place.make_dir()
+    (place / "f").write_text("x")
+    place.delete_if_empty()
+    assert (place / "f").exists()
+    (place / "f").delete()
+    place.delete_if_empty()
+    assert not place.exists()
+    place.delete_if_empty()

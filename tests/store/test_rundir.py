@@ -1,6 +1,9 @@
 """Places and run directories: whole files or none, one driver and one configuration per folder."""
 
-import json
+import multiprocessing
+import os
+import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,7 +15,9 @@ import yaml
 
 from dasm_ray.config.digests import digest_of, what
 from dasm_ray.config.parsing import parse_config
-from dasm_ray.errors import RunDirError
+from dasm_ray.errors import RunDirError, StorageError
+from dasm_ray.store.events import read_events
+from dasm_ray.store.place import Place
 from dasm_ray.store.rundir import RunDir
 
 
@@ -129,7 +134,7 @@ def test_a_directory_in_use_is_waited_for(tmp_path):
     leaving = threading.Timer(0.5, first.close)
     leaving.start()
     with RunDir.open(tmp_path / "run", config_of(), patience=60):
-        assert first._lock is None, "two drivers in one directory"
+        assert first._claim is None, "two drivers in one directory"
     leaving.join()
 
 
@@ -161,7 +166,7 @@ def test_events_are_lines_in_order_and_survive_a_second_run(place):
         run.event(kind="loss", value=np.float32(0.5), several=np.arange(2), where=Path("x"))
     with RunDir.open(str(place), config_of()) as run:
         run.event(kind="again")
-    events = [json.loads(line) for line in (place / "events.jsonl").read_text().splitlines()]
+    events = list(read_events(place))
     assert [event["kind"] for event in events] == ["start", "loss", "again"]
     assert events[1]["value"] == 0.5
     assert events[1]["several"] == [0, 1]
@@ -173,3 +178,224 @@ def test_local_events_are_on_disk_at_once(tmp_path):
     with RunDir.open(tmp_path / "run", config_of()) as run:
         run.event(kind="start")
         assert "start" in (tmp_path / "run" / "events.jsonl").read_text()
+
+
+# --- run.json that is lost or damaged ----------------------------------------------------------------------------
+
+
+def spoil(place: Place, how: str) -> None:
+    if how == "removed":
+        (place / "run.json").delete()
+    else:
+        (place / "run.json").write_text({"emptied": "", "cut": '{"digest": "a', "a list": "[]", "no digest": "{}"}[how])
+
+
+DAMAGE = ["removed", "emptied", "cut", "a list", "no digest"]
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_run_whose_record_is_lost_goes_on_from_what_is_there(place, how) -> None:
+    config = config_of(seed=7)
+    with RunDir.open(place, config) as run:
+        (run.place / "experts" / "key" / "expert_0000.safetensors").write_text("a checkpoint")
+        (run.place / "segments" / "segment_000.safetensors").write_text("a checkpoint")
+        run.event(kind="before")
+    spoil(place, how)
+    with RunDir.open(place, config) as run:
+        run.event(kind="after")
+    assert (place / "run.json").read_json()["digest"] == digest_of(what(config))
+    assert (place / "segments" / "segment_000.safetensors").read_text() == "a checkpoint"
+    assert [event["kind"] for event in read_events(place)] == ["before", "after"]
+    assert RunDir.read(place).config == config
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_run_of_another_configuration_whose_record_is_lost_is_refused_by_its_keys(place, how) -> None:
+    with RunDir.open(place, config_of(seed=7)) as run:
+        (run.place / "scores" / "s").write_text("x")
+    spoil(place, how)
+    before = place.walk()
+    with pytest.raises(RunDirError, match=r"another configuration \(seed differ\); choose another --run"):
+        RunDir.open(place, config_of(seed=8))
+    assert place.walk() == before
+
+
+@pytest.mark.parametrize("text", [None, "", "seed: [", "seed: 7\n", "sed: 7\n", b"\xff\xfe"])
+def test_a_run_that_nothing_tells_of_any_more_is_refused(place, text) -> None:
+    """A recipe that somebody put there does not count: it would be overwritten."""
+    with RunDir.open(place, config_of(seed=7)) as run:
+        (run.place / "scores" / "s").write_text("x")
+    (place / "run.json").write_text("")
+    if text is None:
+        (place / "config.yaml").delete()
+    else:
+        (place / "config.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    before = place.walk()
+    with pytest.raises(RunDirError, match=r"a damaged run.json, .*choose another --run"):
+        RunDir.open(place, config_of(seed=7))
+    assert place.walk() == before
+
+
+def test_reading_a_run_whose_record_is_lost_says_how_to_get_it_back(place) -> None:
+    RunDir.open(place, config_of()).close()
+    (place / "run.json").delete()
+    with pytest.raises(RunDirError, match="the command that made it writes it again"):
+        RunDir.read(place)
+
+
+# --- a run that could not begin ----------------------------------------------------------------------------------
+
+
+def test_what_a_start_has_made_is_taken_away(place) -> None:
+    run = RunDir.open(place, config_of())
+    run.event(kind="note")
+    run.discard()
+    run.close()
+    assert place.names() == []
+    assert place.local is None or not place.exists()
+
+
+def test_what_was_there_before_stays(place) -> None:
+    with RunDir.open(place, config_of()) as run:
+        run.event(kind="before")
+        (run.place / "segments" / "s").write_text("x")
+    before = place.walk()
+    RunDir.open(place, config_of()).discard()
+    assert place.walk() == before
+
+
+def test_what_somebody_has_laid_into_it_meanwhile_stays(tmp_path) -> None:
+    run = RunDir.open(tmp_path / "run", config_of())
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    run.discard()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+def test_an_empty_folder_that_was_made_for_the_run_stays(tmp_path) -> None:
+    RunDir.open(tmp_path, config_of()).discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def enter(root: Path, barrier: object, answers: object) -> None:
+    """One of two drivers of which the loser does as a command does that could not begin."""
+    for number in range(25):
+        place, run = root / f"{number}", None
+        barrier.wait()
+        try:
+            run = RunDir.open(place, config_of())
+            run.event(kind="by", pid=os.getpid())
+        except RunDirError as error:
+            answers.put((number, "" if "in use by another run" in str(error) else str(error)))
+        barrier.wait()
+        if run is not None:
+            kept = sorted(name for name in os.listdir(place) if not name.startswith("."))
+            pids = [event["pid"] for event in read_events(Place(place))]
+            answers.put((number, f"{kept} {pids == [os.getpid()]}"))
+            run.close()
+
+
+def test_of_two_runs_that_start_at_once_one_enters_and_loses_nothing(tmp_path) -> None:
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    barrier, answers = context.Barrier(2, timeout=60), context.Queue()
+    drivers = [context.Process(target=enter, args=(tmp_path, barrier, answers)) for _ in range(2)]
+    for driver in drivers:
+        driver.start()
+    found = [answers.get(timeout=60) for _ in range(50)]
+    for driver in drivers:
+        driver.join(60)
+    entered = "['config.yaml', 'events.jsonl', 'run.json'] True"
+    assert sorted(found) == sorted([*((n, "") for n in range(25)), *((n, entered) for n in range(25))])
+
+
+# --- a run directory that goes away, and leftovers ---------------------------------------------------------------
+
+
+def test_a_run_directory_that_is_removed_while_it_runs_is_not_made_anew(tmp_path) -> None:
+    run = RunDir.open(tmp_path / "run", config_of())
+    worker = pickle.loads(pickle.dumps(run.place / "segments" / "segment_000.safetensors"))
+    shutil.rmtree(tmp_path / "run")
+    for write in (lambda: worker.write_bytes(b"x"), lambda: run.event(kind="on")):
+        with pytest.raises(StorageError, match="run is not there any more") as caught:
+            write()
+        assert caught.value.exit_code == 1
+    run.close()
+    assert list(tmp_path.iterdir()) == []
+    RunDir.open(tmp_path / "run", config_of()).close()
+
+
+def test_what_killed_writes_left_is_removed_at_the_next_start(tmp_path) -> None:
+    RunDir.open(tmp_path / "run", config_of()).close()
+    left = [tmp_path / "run" / folder / f".f.{'0' * 32}.tmp" for folder in ("", "segments", "report/cells")]
+    fresh, old = (tmp_path / "run" / "experts" / "key" / f".e.{digit * 32}.tmp" for digit in "ab")
+    own = tmp_path / "run" / "segments" / ".mine.tmp"
+    for file in (*left, fresh, old, own):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    RunDir.open(tmp_path / "run", config_of()).close()
+    assert [file for file in (*left, fresh, old, own) if file.exists()] == [fresh, own]
+
+
+def test_a_start_that_fails_half_way_leaves_nothing_that_keeps_others_out(tmp_path, monkeypatch) -> None:
+    def full(self: Place, text: str) -> None:
+        raise StorageError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "write_text", full)
+        with pytest.raises(StorageError):
+            RunDir.open(tmp_path / "run", config_of())
+    RunDir.open(tmp_path / "run", config_of()).close()
+
+
+# --- in an object store ------------------------------------------------------------------------------------------
+
+
+def test_a_run_in_an_s3(bucket) -> None:
+    with RunDir.open(bucket, config_of(seed=7)) as run:
+        run.event(kind="start")
+        with pytest.raises(RunDirError, match=r"in use by another run \(process \d+ on "):
+            RunDir.open(bucket, config_of(seed=7))
+        (run.place / "segments" / "s").write_text("x")
+    assert [event["kind"] for event in read_events(bucket)] == ["start"]
+    assert sorted(bucket.walk()[1]) == ["config.yaml", "events/00000.jsonl", "run.json", "segments/s"]
+    with pytest.raises(RunDirError, match="seed differ"):
+        RunDir.open(bucket, config_of(seed=8))
+    assert RunDir.read(bucket).config.seed == 7
+
+
+def test_a_run_in_an_s3_that_could_not_begin_leaves_nothing(bucket) -> None:
+    run = RunDir.open(bucket, config_of())
+    run.event(kind="note")
+    run.discard()
+    assert bucket.walk()[1] == []
+
+
+def test_a_start_during_an_outage(bucket, s3_proxy) -> None:
+    with s3_proxy.failing("busy", seconds=0.4):
+        RunDir.open(bucket, config_of()).close()
+    with s3_proxy.failing("busy"), pytest.raises(StorageError, match="the same command goes on"):
+        RunDir.open(bucket, config_of())
+
+
+# --- where there is no POSIX -------------------------------------------------------------------------------------
+
+
+def test_reading_a_set_needs_nothing_that_windows_lacks(tmp_path) -> None:
+    code = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(('fcntl', 'pwd', 'grp', 'resource', 'termios')))\n"
+        "import numpy as np\n"
+        "import dasm_ray, dasm_ray.synthetic\n"
+        "from dasm_ray.store.artifact import Artifact, write_artifact\n"
+        "from dasm_ray.store.place import Place\n"
+        "from dasm_ray.store import rundir\n"
+        "made = Artifact(np.full((2, 1, 8, 8), 0.5, np.float32), np.arange(2), np.zeros(2, np.int32), None,\n"
+        "    ('a', 'b'), (0.3,), (0.4,), 1, None, {'model': {}, 'training': {'epochs': 1, 'lr': 0.01}}, {})\n"
+        "write_artifact(Place(sys.argv[1]), made)\n"
+        "print(len(dasm_ray.load(sys.argv[1])))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "set")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "2\n"

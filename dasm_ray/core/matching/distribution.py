@@ -13,52 +13,55 @@ apart, also under batch normalisation.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch.nn.functional as F
-from torch import Tensor, arange, nn
+from torch import Tensor, arange, nn, zeros
 from torch.func import functional_call, grad_and_value
 
 from dasm_ray.core.augment import augment
 from dasm_ray.core.decode import decode, enlargers
+from dasm_ray.core.matching.step import StepInputs, Stepped, descended
 from dasm_ray.core.networks.compiled import maybe_compiled
 from dasm_ray.core.networks.network import Network
 
-MATCHERS: dict[str, str] = {"dm": "hidden", "cafe": "blocks"}
-"""Which outputs of the network are compared: the last hidden layer, or all blocks' with that layer at the end."""
+COMPARED = ("hidden", "blocks")
+"""Which outputs of the network are compared: the last hidden layer (dm), or all blocks', that layer at the end (cafe).
+With all blocks, real images are also told apart by the synthetic means."""
 
 DISCRIMINATION = 0.01
 """The weight of cafe's second loss, a sum over the real batch as in the published code."""
 
 
-@dataclass(frozen=True)
-class Distribution:
-    """What one step needs to know beside its tensors.
+class DistributionMatching:
+    """Distribution matching of K classes a step, or of one: ``compared`` is one of COMPARED.
 
     All tensors may have a dimension K of classes in front. dm then adds up over classes that know nothing of each other
     (but under batch normalisation, where the published code also takes all classes at once); cafe needs it.
     """
 
-    network: Network
-    matcher: str
-    augment: str
-    factor: int
-    momentum: float
-    discrimination: float = DISCRIMINATION
+    at_once = True
+    """A step takes all classes of a group."""
 
-    def __post_init__(self) -> None:
-        _, height, width = self.network.shape
-        object.__setattr__(self, "rows", enlargers(height, self.factor).to(self.network.device))
-        object.__setattr__(self, "columns", enlargers(width, self.factor).to(self.network.device))
-        compiled = self.network.compile
-        object.__setattr__(self, "step", maybe_compiled(compiled, self.reference_step))
-        object.__setattr__(self, "mean_features", maybe_compiled(compiled, self.means))
+    def __init__(
+        self,
+        network: Network,
+        compared: str,
+        augment: str,
+        factor: int,
+        momentum: float,
+        discrimination: float = DISCRIMINATION,
+    ) -> None:
+        assert compared in COMPARED, compared
+        self.network, self.compared, self.augment = network, compared, augment
+        self.momentum, self.discrimination = momentum, discrimination
+        _, height, width = network.shape
+        self.rows, self.columns = (enlargers(side, factor).to(network.device) for side in (height, width))
+        self.step: Callable[[StepInputs], Stepped] = maybe_compiled(network.compile, self.reference_step)
+        self.mean: Callable[..., Tensor] = maybe_compiled(network.compile, self.means)
 
-    # Set above: constants and functions that follow from the fields.
-    rows: Tensor = None  # type: ignore[assignment]
-    columns: Tensor = None  # type: ignore[assignment]
-    step: Callable[..., tuple[Tensor, Tensor, Tensor]] = None  # type: ignore[assignment]
-    mean_features: Callable[..., Tensor] = None  # type: ignore[assignment]
+    def nothing(self, flat: Tensor) -> Tensor:
+        """What earlier segments add where a segment stands alone: a scalar 0."""
+        return zeros((), device=flat.device)
 
     def features(self, flat: Tensor, images: Tensor, draws: Tensor) -> Tensor:
         """What the network makes of ``images`` (..., n, C, H, W), uint8 or in [0, 1], augmented: (..., n, D).
@@ -71,7 +74,7 @@ class Distribution:
             draws = draws.repeat_interleave(count, 0)
         seen = augment(seen, draws, self.augment)
         values = self.network.layout.unflatten(flat)
-        found: Tensor = functional_call(self.network.module, values, (seen,), {MATCHERS[self.matcher]: True})
+        found: Tensor = functional_call(self.network.module, values, (seen,), {self.compared: True})
         return found.view(*front, count, -1)
 
     def means(self, flat: Tensor, pixels: Tensor, label: Tensor, draws: Tensor) -> Tensor:
@@ -84,7 +87,7 @@ class Distribution:
     def distance(self, real: Tensor, synthetic: Tensor) -> Tensor:
         """From real features (..., b, D) to synthetic means (..., D), summed over layers and classes: a scalar."""
         apart = (real.mean(-2) - synthetic).square().sum()
-        return apart if self.matcher == "dm" else apart + self.discrimination * self.confusion(real, synthetic)
+        return apart + self.discrimination * self.confusion(real, synthetic) if self.compared == "blocks" else apart
 
     def confusion(self, real: Tensor, synthetic: Tensor) -> Tensor:
         """Cross-entropy of real features (K, b, D) classified by synthetic means (K, D), last hidden layer: a scalar.
@@ -99,31 +102,14 @@ class Distribution:
         labels = arange(classes, device=logits.device).repeat_interleave(count)
         return F.cross_entropy(logits, labels, reduction="sum")
 
-    def reference_step(
-        self,
-        flat: Tensor,
-        pixels: Tensor,
-        velocity: Tensor,
-        images: Tensor,
-        label: Tensor,
-        draws: Tensor,
-        earlier: Tensor,
-        settings: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One step for one class (dm), or for K classes at once; `step` is this, compiled if asked for.
-
-        flat (P,); pixels, velocity (m, C, H, W) or (K, m, C, H, W); images (b, C, H, W) or (K, b, C, H, W) uint8;
-        label: of no use here, but of gradient matching's step; draws (1, DRAWS), or (K, DRAWS) for one a class; earlier
-        (D,) or (K, D): what earlier segments add to the synthetic means (a scalar 0 will do where a segment stands
-        alone); settings (2,): pixel rate and the share of this segment in the synthetic means. Returns new pixels,
-        velocity and the distance.
-        """
-        rate, share = settings.unbind()
-        real = self.features(flat, images, draws)
+    def reference_step(self, inputs: StepInputs) -> Stepped:
+        """One step for one class (dm), or for K classes at once; ``step`` is this, compiled if asked for."""
+        flat, draws = inputs.flat, inputs.draws
+        _, share = inputs.settings.unbind()
+        real = self.features(flat, inputs.images, draws)
 
         def apart(pixels: Tensor) -> Tensor:
-            return self.distance(real, share * self.means(flat, pixels, label, draws) + earlier)
+            return self.distance(real, share * self.means(flat, pixels, inputs.label, draws) + inputs.earlier)
 
-        slope, loss = grad_and_value(apart)(pixels)
-        velocity = self.momentum * velocity + slope
-        return pixels - rate * velocity, velocity, loss
+        slope, found = grad_and_value(apart)(inputs.pixels)
+        return descended(inputs, slope, self.momentum, found)

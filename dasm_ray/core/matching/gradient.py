@@ -15,7 +15,6 @@ What must stay true: both give the same pixels up to rounding.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -24,16 +23,16 @@ from torch.func import grad, grad_and_value
 
 from dasm_ray.core.augment import augment
 from dasm_ray.core.decode import decode, enlargers
+from dasm_ray.core.matching.step import StepInputs, Stepped, descended
 from dasm_ray.core.networks.compiled import maybe_compiled
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.params import Layout
 
-MATCHERS: dict[str, Callable[[torch.Size], bool]] = {
-    "idc": lambda shape: len(shape) == 4,
-    "dsa": lambda shape: len(shape) >= 2,
-    "dc": lambda shape: len(shape) >= 2,
+COMPARED: dict[str, Callable[[torch.Size], bool]] = {
+    "convolutions": lambda shape: len(shape) == 4,
+    "weights": lambda shape: len(shape) >= 2,
 }
-"""Which parameters' gradients are compared: idc convolution weights only; dc and dsa all weights, no vectors."""
+"""Which parameters' gradients are compared, by their shapes: convolutions alone (idc), or all but vectors (dc, dsa)."""
 
 
 def _squares(real: Tensor, synthetic: Tensor) -> Tensor:
@@ -56,37 +55,32 @@ METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": _squares, "l1":
 """Distances between the real and the synthetic gradient of one weight."""
 
 
-def distance(layout: Layout, matcher: str, metric: str, real: Tensor, synthetic: Tensor) -> Tensor:
+def distance(layout: Layout, compared: str, metric: str, real: Tensor, synthetic: Tensor) -> Tensor:
     """The distance of two flat gradients (P,), summed over the compared parameters: a scalar."""
-    compared, measure = MATCHERS[matcher], METRICS[metric]
+    is_compared, measure = COMPARED[compared], METRICS[metric]
     pairs = zip(torch.split(real, layout.sizes), torch.split(synthetic, layout.sizes), layout.shapes, strict=True)
-    return torch.stack([measure(r.view(shape), s.view(shape)) for r, s, shape in pairs if compared(shape)]).sum()
+    return torch.stack([measure(r.view(shape), s.view(shape)) for r, s, shape in pairs if is_compared(shape)]).sum()
 
 
-@dataclass(frozen=True)
-class Matching:
-    """What one matching step needs to know beside its tensors."""
+class GradientMatching:
+    """Gradient matching of one class a step: ``compared`` and ``metric`` are rows of COMPARED and METRICS."""
 
-    network: Network
-    matcher: str
-    metric: str
-    augment: str
-    factor: int
-    momentum: float
+    at_once = False
+    """A step takes one class."""
 
-    def __post_init__(self) -> None:
-        _, height, width = self.network.shape
-        object.__setattr__(self, "rows", enlargers(height, self.factor).to(self.network.device))
-        object.__setattr__(self, "columns", enlargers(width, self.factor).to(self.network.device))
-        step = maybe_compiled(self.network.compile, self.reference_step)
-        object.__setattr__(self, "step", step)
-        object.__setattr__(self, "mean_gradient", maybe_compiled(self.network.compile, self.gradient))
+    def __init__(
+        self, network: Network, compared: str, metric: str, augment: str, factor: int, momentum: float
+    ) -> None:
+        self.network, self.compared, self.metric = network, compared, metric
+        self.augment, self.momentum = augment, momentum
+        _, height, width = network.shape
+        self.rows, self.columns = (enlargers(side, factor).to(network.device) for side in (height, width))
+        self.step: Callable[[StepInputs], Stepped] = maybe_compiled(network.compile, self.reference_step)
+        self.mean: Callable[..., Tensor] = maybe_compiled(network.compile, self.gradient)
 
-    # Set above: constants and functions that follow from the fields.
-    rows: Tensor = None  # type: ignore[assignment]
-    columns: Tensor = None  # type: ignore[assignment]
-    step: Callable[..., tuple[Tensor, Tensor, Tensor]] = None  # type: ignore[assignment]
-    mean_gradient: Callable[..., Tensor] = None  # type: ignore[assignment]
+    def nothing(self, flat: Tensor) -> Tensor:
+        """What earlier segments add where a segment stands alone: (P,) zeros."""
+        return torch.zeros_like(flat)
 
     def seen(self, images: Tensor, draws: Tensor) -> Tensor:
         """What the network sees of ``images`` (n, C, H, W), uint8 or in [0, 1]: normalised and augmented."""
@@ -105,30 +99,15 @@ class Matching:
         gradient: Tensor = grad(self.loss)(flat, self.decoded(pixels, draws), label)
         return gradient
 
-    def reference_step(
-        self,
-        flat: Tensor,
-        pixels: Tensor,
-        velocity: Tensor,
-        images: Tensor,
-        label: Tensor,
-        draws: Tensor,
-        earlier: Tensor,
-        settings: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One matching step for one class, by differentiating twice; `step` is this, compiled if asked for.
-
-        flat (P,); pixels, velocity (m, C, H, W); images (b, C, H, W) uint8; label (); draws (1, DRAWS); earlier (P,):
-        what earlier segments add to the synthetic gradient (0 where a segment stands alone); settings (2,): pixel rate
-        and the share of this segment in the synthetic gradient. Returns new pixels, velocity and the distance.
-        """
-        rate, share = settings.unbind()
-        real = grad(self.loss)(flat, self.seen(images, draws), label)
+    def reference_step(self, inputs: StepInputs) -> Stepped:
+        """One matching step for one class, by differentiating twice; ``step`` is this, compiled if asked for."""
+        flat, label, draws = inputs.flat, inputs.label, inputs.draws
+        _, share = inputs.settings.unbind()
+        real = grad(self.loss)(flat, self.seen(inputs.images, draws), label)
 
         def apart(pixels: Tensor) -> Tensor:
-            synthetic = share * self.gradient(flat, pixels, label, draws) + earlier
-            return distance(self.network.layout, self.matcher, self.metric, real, synthetic)
+            synthetic = share * self.gradient(flat, pixels, label, draws) + inputs.earlier
+            return distance(self.network.layout, self.compared, self.metric, real, synthetic)
 
-        slope, loss = grad_and_value(apart)(pixels)
-        velocity = self.momentum * velocity + slope
-        return pixels - rate * velocity, velocity, loss
+        slope, found = grad_and_value(apart)(inputs.pixels)
+        return descended(inputs, slope, self.momentum, found)

@@ -6,7 +6,8 @@ of the lanes in their order, so that who works on which lane changes no byte.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,27 +18,44 @@ from dasm_ray.core.matching.trajectory import Student, adjoint, planned
 from dasm_ray.core.seed import torch_generator
 
 Array = NDArray[np.float32]
-State = Mapping[str, Array]
-"""A segment on its way: ``pixels`` (K, m, C, H, W) normalised, ``labels`` (K, m, K) logits or probabilities,
-``log_step`` (): logarithm of the student's rate; and ``velocity_`` of each, of SGD with momentum."""
-
-MOVING = ("pixels", "labels", "log_step")
 
 
-def begun(pixels: Array, labels: Array, log_step: float) -> dict[str, Array]:
-    """A state at rest."""
-    state = {"pixels": pixels, "labels": labels, "log_step": np.array(log_step, np.float32)}
-    return {**state, **{f"velocity_{name}": np.zeros_like(array) for name, array in state.items()}}
+class SetState(NamedTuple):
+    """A segment on its way, and the velocity of each part, of SGD with momentum. A file holds them by these names."""
+
+    pixels: Array
+    """(K, m, C, H, W) normalised."""
+    labels: Array
+    """(K, m, K) logits or probabilities."""
+    log_step: Array
+    """(): logarithm of the student's rate."""
+    velocity_pixels: Array
+    velocity_labels: Array
+    velocity_log_step: Array
+
+    @classmethod
+    def at_rest(cls, pixels: Array, labels: Array, log_step: float) -> SetState:
+        """A state before its first step."""
+        parts = (pixels, labels, np.array(log_step, np.float32))
+        return cls(*parts, *(np.zeros_like(part) for part in parts))
 
 
-def start_of(config: RunConfig, segment: int, round: int, lane: int, experts: int, shift: int) -> tuple[int, int]:
+class SetGradient(NamedTuple):
+    """What one lane says of the set: the gradient by each part of its state that moves."""
+
+    pixels: Array
+    labels: Array
+    log_step: Array
+
+
+def draw_start(config: RunConfig, segment: int, round: int, lane: int, experts: int, shift: int) -> tuple[int, int]:
     """The expert and the start epoch that a lane draws; ``shift`` moves the segment's range of epochs later."""
-    first, last = start_range(config, segment, round, shift)
+    first, last = start_epochs(config, segment, round, shift)
     who, when = torch.rand(2, generator=torch_generator(config.seed, "start", segment, round, lane)).tolist()
     return int(who * experts), first + int(when * (last - first))
 
 
-def start_range(config: RunConfig, segment: int, round: int, shift: int) -> tuple[int, int]:
+def start_epochs(config: RunConfig, segment: int, round: int, shift: int) -> tuple[int, int]:
     """The start epochs [first, last) of a round: the range of the recipe as far as it has widened, shifted and cut off
     where no expert reaches M epochs further."""
     first, opened, last = config.starts_of(segment)
@@ -50,20 +68,20 @@ def walk_lane(
     student: Student,
     config: RunConfig,
     where: tuple[int, int, int],
-    state: State,
+    state: SetState,
     earlier: tuple[Array, Array],
     start: Array,
     target: Array,
-) -> tuple[float, dict[str, Array]]:
-    """The distance of one student to one expert, and its gradient by each of MOVING.
+) -> tuple[float, SetGradient]:
+    """The distance of one student to one expert, and its gradient.
 
     ``where``: segment, round, lane. ``earlier``: pixels (K, n, C, H, W) and labels (K, n, K) of the frozen segments
     that stand in the student's batches (n may be 0). ``start``, ``target`` (P,): the expert's snapshots t and t+M.
     """
     device = student.network.device
     trajectory = config.trajectory
-    joined = [np.concatenate([old, state[name]], axis=1) for old, name in zip(earlier, MOVING[:2], strict=True)]
-    (classes, many), own = joined[0].shape[:2], state["pixels"].shape[1]
+    joined = [np.concatenate(pair, axis=1) for pair in zip(earlier, state[:2], strict=True)]
+    (classes, many), own = joined[0].shape[:2], state.pixels.shape[1]
     images, labels = (torch.tensor(array.reshape(classes * many, *array.shape[2:]), device=device) for array in joined)
     generator = torch_generator(config.seed, "lane", *where)
     plan = planned(len(images), trajectory.batch, trajectory.steps, config.augment, trajectory.single, generator)
@@ -73,7 +91,7 @@ def walk_lane(
         plan,
         images,
         labels,
-        torch.tensor(state["log_step"], device=device),
+        torch.tensor(state.log_step, device=device),
         torch.tensor(start, device=device),
         torch.tensor(target, device=device),
     )
@@ -81,31 +99,31 @@ def walk_lane(
         gradient.cpu().numpy().reshape(array.shape)[:, many - own :]
         for gradient, array in zip((found.images, found.labels), joined, strict=True)
     )
-    return float(found.distance), {
-        "pixels": np.ascontiguousarray(by_images),
-        "labels": np.ascontiguousarray(by_labels),
-        "log_step": found.log_step.cpu().numpy(),
-    }
+    by_log_step = found.log_step.cpu().numpy()
+    gradient = SetGradient(np.ascontiguousarray(by_images), np.ascontiguousarray(by_labels), by_log_step)
+    return float(found.distance), gradient
 
 
-def moved(config: RunConfig, state: State, distances: Sequence[float], gradients: Sequence[State]) -> dict[str, Array]:
+def moved(config: RunConfig, state: SetState, distances: Sequence[float], gradients: Sequence[SetGradient]) -> SetState:
     """The state after one step of SGD by the mean gradient of the lanes that are within the threshold.
 
     Without any such lane the state stays what it is, velocities included.
     """
-    trajectory, learns = config.trajectory, config.learns_labels
-    rates = {"pixels": trajectory.lr_img, "labels": trajectory.lr_label * learns, "log_step": trajectory.lr_step}
-    momenta = dict.fromkeys(MOVING, config.matcher.momentum) | {"labels": trajectory.label_momentum}
+    trajectory, momentum = config.trajectory, config.matcher.momentum
+    rates = (trajectory.lr_img, trajectory.lr_label * config.learns_labels, trajectory.lr_step)
+    momenta = (momentum, trajectory.label_momentum, momentum)
     used = [g for distance, g in zip(distances, gradients, strict=True) if distance <= trajectory.threshold]
-    after = dict(state)
-    for name in MOVING if used else ():
-        if rates[name] == 0:
+    if not used:
+        return state
+    values, velocities = list(state[:3]), list(state[3:])
+    for place, (rate, kept) in enumerate(zip(rates, momenta, strict=True)):
+        if rate == 0:
             continue
-        mean = np.sum([g[name] for g in used], axis=0, dtype=np.float32) / np.float32(len(used))
-        velocity = np.float32(momenta[name]) * state[f"velocity_{name}"] + mean
-        after[f"velocity_{name}"] = np.asarray(velocity, np.float32)
-        after[name] = np.asarray(state[name] - np.float32(rates[name]) * velocity, np.float32)
-    return after
+        mean = np.sum([g[place] for g in used], axis=0, dtype=np.float32) / np.float32(len(used))
+        velocity = np.float32(kept) * velocities[place] + mean
+        velocities[place] = np.asarray(velocity, np.float32)
+        values[place] = np.asarray(values[place] - np.float32(rate) * velocity, np.float32)
+    return SetState(*values, *velocities)
 
 
 def shift_of(expert_losses: Sequence[Sequence[float]], probe_loss: float) -> int:

@@ -8,8 +8,9 @@ time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,8 +20,9 @@ from torch import Tensor
 from dasm_ray.config.keys import RunConfig, TrainRecipe
 from dasm_ray.core.augment import draw
 from dasm_ray.core.blocks import Blocks
-from dasm_ray.core.matching.distribution import Distribution
-from dasm_ray.core.matching.gradient import Matching
+from dasm_ray.core.matching.distribution import DistributionMatching
+from dasm_ray.core.matching.gradient import GradientMatching
+from dasm_ray.core.matching.step import StepInputs, Stepped
 from dasm_ray.core.networks.evaluate import synthetic_samples
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.params import perturb
@@ -30,7 +32,6 @@ from dasm_ray.core.seed import torch_generator
 
 Windows = Sequence[Sequence[NDArray[np.int64]]]
 """``windows[j][c]``: within-class indices that segment j may see of class c."""
-
 
 INNER = TrainRecipe(epochs=1, batch=64, momentum=0.9, weight_decay=5e-4, augment="color_crop", cutmix=0.5)
 """How IDC trains the network inside its loop; the rate is matcher.inner_lr."""
@@ -47,18 +48,18 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class RoundInputs:
     """What a round reads and never changes.
 
     ``windows`` of the segments up to this one; ``earlier`` float32 (K, n, C, H, W): all classes' pixels of the frozen
-    segments (n may be 0); ``beside`` float32 (K, m, C, H, W): this segment as it stood before the round, for the walks
+    segments (n may be 0); ``current`` float32 (K, m, C, H, W): this segment as it stood before the round, for the walks
     that train on the synthetic set; ``experts``: trajectories (E+1, P); ``probes``: parameters (P,).
     """
 
     blocks: Blocks
     windows: Windows
     earlier: NDArray[np.float32]
-    beside: NDArray[np.float32]
+    current: NDArray[np.float32]
     experts: Sequence[NDArray[np.float32]]
     probes: Sequence[NDArray[np.float32]]
 
@@ -71,19 +72,49 @@ def pixel_rate(config: RunConfig, size: int) -> float:
     return config.matcher.lr_img * (config.segment_ipc / 10) * (size / base) ** 2
 
 
-def matching_of(network: Network, config: RunConfig) -> Matching | Distribution:
+class Matching(Protocol):
+    """A family's matching step for one network, as the loop of a round uses it."""
+
+    network: Network
+    at_once: bool
+    """Whether a step takes all classes of a group, a dimension in front of all shapes, or one class."""
+    step: Callable[[StepInputs], Stepped]
+    mean: Callable[..., Tensor]
+    """(flat, stored pixels, label, draws) to what pixels have on the synthetic side: a gradient, or mean features."""
+
+    def nothing(self, flat: Tensor) -> Tensor:
+        """What earlier segments add to the synthetic side where a segment stands alone."""
+        ...
+
+
+def _gradients(network: Network, config: RunConfig) -> Matching:
+    assert config.metric is not None
+    factor, momentum = config.synthetic.factor, config.matcher.momentum
+    return GradientMatching(network, config.base.compared, config.metric, config.augment, factor, momentum)
+
+
+def _distributions(network: Network, config: RunConfig) -> Matching:
+    factor, momentum = config.synthetic.factor, config.matcher.momentum
+    return DistributionMatching(network, config.base.compared, config.augment, factor, momentum)
+
+
+FAMILIES: dict[str, Callable[[Network, RunConfig], Matching]] = {
+    "gradient": _gradients,
+    "distribution": _distributions,
+}
+"""The families whose rounds are distilled here. Trajectories have rounds of their own, see ``core.matching.lane``."""
+
+
+def matching_of(network: Network, config: RunConfig) -> Matching:
     """The matching step that a configuration asks for."""
-    matcher, factor = config.matcher, config.synthetic.factor
-    if config.is_distribution:
-        return Distribution(network, matcher.name, config.augment, factor, matcher.momentum)
-    return Matching(network, matcher.name, config.metric, config.augment, factor, matcher.momentum)
+    return FAMILIES[config.base.family](network, config)
 
 
 def distil_round(
-    matching: Matching | Distribution,
+    matching: Matching,
     config: RunConfig,
     where: Assignment,
-    around: Surroundings,
+    inputs: RoundInputs,
     pixels: NDArray[np.float32],
     velocity: NDArray[np.float32],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], list[float]]:
@@ -92,7 +123,7 @@ def distil_round(
     Returns both anew, and the mean matching distance at each network state; a distance that is not finite ends the
     round at once and stands last in the list.
     """
-    loop = _Loop(matching, config, where, around, pixels, velocity)
+    loop = _Loop(matching, config, where, inputs, pixels, velocity)
     distances: list[float] = []
     for outer in range(config.matcher.networks):
         distances.append(loop.match_at_one_network(outer))
@@ -106,14 +137,14 @@ class _Loop:
 
     def __init__(
         self,
-        matching: Matching | Distribution,
+        matching: Matching,
         config: RunConfig,
         where: Assignment,
-        around: Surroundings,
+        inputs: RoundInputs,
         pixels: NDArray[np.float32],
         velocity: NDArray[np.float32],
     ) -> None:
-        self.matching, self.config, self.where, self.around = matching, config, where, around
+        self.matching, self.config, self.where, self.inputs = matching, config, where, inputs
         self.network = matching.network
         self.pixels = torch.tensor(pixels, device=self.network.device)
         self.velocity = torch.tensor(velocity, device=self.network.device)
@@ -144,9 +175,9 @@ class _Loop:
         return float(total) / steps
 
     def _together(self) -> list[list[int]]:
-        """The classes (by their place in the group) of each matching step: one for gradients, all for distributions."""
+        """The classes (by their place in the group) of each matching step: one, or all of the group."""
         places = list(range(len(self.where.classes)))
-        return [places] if self.config.is_distribution else [[place] for place in places]
+        return [places] if self.matching.at_once else [[place] for place in places]
 
     # --- network states ------------------------------------------------------------------------------------------
 
@@ -154,7 +185,7 @@ class _Loop:
         """The states to match at, each with whether it differs from the one before."""
         matcher = self.config.matcher
         start = self._start(outer, generator)
-        if self.config.network in ("experts", "random"):
+        if self.config.states in ("experts", "fresh"):
             for step in range(matcher.steps):
                 yield start, step == 0
             return
@@ -166,14 +197,14 @@ class _Loop:
 
     def _start(self, outer: int, generator: torch.Generator) -> Tensor:
         """A probe with probability probe_share; else a perturbed expert snapshot, or a fresh initialisation."""
-        matcher, around = self.config.matcher, self.around
+        matcher, inputs = self.config.matcher, self.inputs
         choice, who, when = torch.rand(3, generator=generator).tolist()
         if choice < matcher.probe_share:
-            return torch.tensor(around.probes[int(who * len(around.probes))], device=self.network.device)
-        if self.config.network != "experts":
+            return torch.tensor(inputs.probes[int(who * len(inputs.probes))], device=self.network.device)
+        if self.config.states != "experts":
             return self.network.initial(generator)
         first, last = self.config.snapshots_of(self.where.segment)
-        snapshot = around.experts[int(who * len(around.experts))][first + int(when * (last - first))]
+        snapshot = inputs.experts[int(who * len(inputs.experts))][first + int(when * (last - first))]
         flat = torch.tensor(snapshot, device=self.network.device)
         return perturb(flat, self.network.layout, matcher.perturb, generator)
 
@@ -181,10 +212,10 @@ class _Loop:
         """The network after a little training between two matching steps."""
         matcher = self.config.matcher
         recipe = INNER.model_copy(update={"lr": matcher.inner_lr})
-        if self.config.network == "real":
-            count = min(matcher.inner_samples, len(self.around.blocks))
-            chosen = torch.randperm(len(self.around.blocks), generator=generator)[:count].numpy()
-            samples = RealSamples(self.network, self.around.blocks, chosen)
+        if self.config.states == "real":
+            count = min(matcher.inner_samples, len(self.inputs.blocks))
+            chosen = torch.randperm(len(self.inputs.blocks), generator=generator)[:count].numpy()
+            samples = RealSamples(self.network, self.inputs.blocks, chosen)
             steps = max(1, count // min(recipe.batch, count))
             trained = train(self.network, samples, recipe, steps=steps, generator=generator, flat=flat)
         else:
@@ -201,9 +232,9 @@ class _Loop:
 
     def _whole_set(self) -> NDArray[np.float32]:
         """All classes' pixels (K, n+m, C, H, W): frozen segments, this one as it stood, and this group as it stands."""
-        beside = self.around.beside.copy()
-        beside[list(self.where.classes)] = self.pixels.clamp(0, 1).cpu().numpy()
-        return np.concatenate([self.around.earlier, beside], axis=1)
+        current = self.inputs.current.copy()
+        current[list(self.where.classes)] = self.pixels.clamp(0, 1).cpu().numpy()
+        return np.concatenate([self.inputs.earlier, current], axis=1)
 
     # --- some classes at one state -------------------------------------------------------------------------------
 
@@ -212,18 +243,13 @@ class _Loop:
 
         The sum is computed once per state; keeping its draw for every step there keeps all batches siamese.
         """
-        distribution = isinstance(self.matching, Distribution)
         if not self.is_residual:
-            return None, torch.zeros((), device=self.network.device) if distribution else torch.zeros_like(flat)
-        stored = self.around.earlier[[self.where.classes[place] for place in places]]
+            return None, self.matching.nothing(flat)
+        stored = self.inputs.earlier[[self.where.classes[place] for place in places]]
         chosen = torch.randperm(stored.shape[1], generator=generator)[: self.slots].sort().values
         draws = draw(1, generator).to(self.network.device)
         pixels = torch.from_numpy(stored[:, chosen.numpy()]).to(self.network.device)
-        label = self._label(places)
-        if isinstance(self.matching, Distribution):
-            part = self.matching.mean_features(flat, pixels, label, draws)
-        else:
-            part = self.matching.mean_gradient(flat, pixels[0], label, draws)
+        part = self.matching.mean(flat, self._as_taken(pixels), self._label(places), draws)
         return draws, (1 - self.settings[1]) * part
 
     def _match(
@@ -235,37 +261,39 @@ class _Loop:
         if slots > self.slots:
             chosen = torch.randperm(slots, generator=generator)[: self.slots].sort().values
         chosen_real = [self._real_batch(self.where.classes[place], generator) for place in places]
-        images = torch.stack([self.around.blocks.take_to(self.network.device, batch) for batch in chosen_real])
+        images = torch.stack([self.inputs.blocks.take_to(self.network.device, batch) for batch in chosen_real])
         draws, earlier = anchor
         if draws is None:
             draws = draw(1, generator).to(self.network.device)
-        which = (
-            (torch.tensor(places)[:, None], chosen) if isinstance(self.matching, Distribution) else (places[0], chosen)
+        which = (torch.tensor(places)[:, None], chosen) if self.matching.at_once else (places[0], chosen)
+        stepped = self.matching.step(
+            StepInputs(
+                flat,
+                self.pixels[which],
+                self.velocity[which],
+                self._as_taken(images),
+                self._label(places),
+                draws,
+                earlier,
+                self.settings,
+            )
         )
-        if not isinstance(self.matching, Distribution):
-            images = images[0]
-        pixels, velocity, distance = self.matching.step(
-            flat,
-            self.pixels[which],
-            self.velocity[which],
-            images,
-            self._label(places),
-            draws,
-            earlier,
-            self.settings,
-        )
-        self.pixels[which], self.velocity[which] = pixels, velocity
-        return distance
+        self.pixels[which], self.velocity[which] = stepped.pixels, stepped.velocity
+        return stepped.distance
+
+    def _as_taken(self, of_classes: Tensor) -> Tensor:
+        """What a step takes of (K, ...): all of it, or its only class."""
+        return of_classes if self.matching.at_once else of_classes[0]
 
     def _real_batch(self, label: int, generator: torch.Generator) -> NDArray[np.int64]:
         """Global indices (batch_real,) of one class from the window, or in equal parts from all windows so far."""
-        windows = self.around.windows[: self.where.segment + 1] if self.is_residual else self.around.windows[-1:]
+        windows = self.inputs.windows[: self.where.segment + 1] if self.is_residual else self.inputs.windows[-1:]
         total, parts = self.config.matcher.batch_real, len(windows)
         picked = []
         for place, window in enumerate(windows):
             count = total * (place + 1) // parts - total * place // parts
             picked.append(_draw_from(window[label], count, generator))
-        first = int(self.around.blocks.starts[label])
+        first = int(self.inputs.blocks.starts[label])
         return np.concatenate(picked) + first
 
     def _label(self, places: list[int]) -> Tensor:

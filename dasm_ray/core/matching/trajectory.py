@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -71,21 +70,16 @@ class Gradients(NamedTuple):
     log_step: Tensor  # ()
 
 
-@dataclass(frozen=True)
 class Student:
     """A network that is trained on the synthetic set. ``soft``: labels are logits to learn; else probabilities."""
 
-    network: Network
-    soft: bool
-
-    def __post_init__(self) -> None:
-        compile_it = self.network.compile
-        object.__setattr__(self, "_gradient", maybe_compiled(compile_it, grad(self.loss)))
-        object.__setattr__(self, "_second", maybe_compiled(compile_it, grad(self._along, argnums=(0, 1, 2))))
-
-    # Set above: derivatives of a piece of a batch, compiled if asked for.
-    _gradient: Callable[..., Tensor] = None  # type: ignore[assignment]
-    _second: Callable[..., tuple[Tensor, Tensor, Tensor]] = None  # type: ignore[assignment]
+    def __init__(self, network: Network, soft: bool) -> None:
+        self.network, self.soft = network, soft
+        # Derivatives of a piece of a batch, compiled if asked for.
+        self._gradient: Callable[..., Tensor] = maybe_compiled(network.compile, grad(self.loss))
+        self._second: Callable[..., tuple[Tensor, Tensor, Tensor]] = maybe_compiled(
+            network.compile, grad(self._along, argnums=(0, 1, 2))
+        )
 
     def loss(self, flat: Tensor, images: Tensor, labels: Tensor, batch: int) -> Tensor:
         """What ``images`` (b, C, H, W), as the network sees them, add to the mean cross-entropy of ``batch`` images."""

@@ -1,4 +1,4 @@
-"""The ConvNet of the field as a plain module, and the table of all builders.
+"""The ConvNet of the field as a plain module, and the layers that it shares with other networks.
 
 What must stay true: a module holds no random state and changes nothing while it runs, so that it can be evaluated at
 any parameter vector, differentiated twice and compiled. Initial values come from ``core.networks.params``.
@@ -7,15 +7,10 @@ any parameter vector, differentiated twice and compiled. Initial values come fro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from dasm_ray.config.keys import Model
-from dasm_ray.core.networks.zoo import ARCHITECTURES
 
 EPSILON = 1e-5
 """Added to every variance, as in torch.nn."""
@@ -133,30 +128,3 @@ class ConvNet(nn.Module):
 def default_depth(size: int) -> int:
     """Blocks for a square image, so that about 4x4 remain: 3 for 28 and 32 pixels, 4 for 64, 5 for 128, at least 1."""
     return max(1, round(math.log2(size)) - 2)
-
-
-def _convnet(model: Model, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    channels, height, width = shape
-    depth = model.depth or default_depth(min(height, width))
-    return ConvNet(channels, (height, width), classes, model.width, depth, model.norm)
-
-
-def _other(model: Model, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    return ARCHITECTURES[model.arch](model, shape, classes, partial(Norm, model.norm))
-
-
-MODELS: dict[str, Callable[[Model, tuple[int, int, int], int], nn.Module]] = {
-    "convnet": _convnet,
-    **dict.fromkeys(ARCHITECTURES, _other),
-}
-"""Builders: (model, image shape (C, H, W), number of classes) to a module whose parameters still lack values."""
-
-
-def build(model: Model, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """The network named by ``model``, in training mode, its parameters unset and without gradients of their own."""
-    with torch.device("meta"):
-        module = MODELS[model.arch](model, shape, classes)
-    module.to_empty(device="cpu")
-    for name, buffer in module.named_buffers():
-        buffer.fill_(1.0 if name.endswith("var") else 0.0)
-    return module.requires_grad_(False).train()

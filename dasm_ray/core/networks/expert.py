@@ -80,7 +80,7 @@ def train_expert(
         yield so_far
 
 
-def taught(
+def expert_labels(
     network: Network, experts: Sequence[torch.Tensor], real: RealSamples, images: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
     """Soft labels for normalised ``images`` (n, C, H, W) of classes ``labels`` (n,): logits (n, K).

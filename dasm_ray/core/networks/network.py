@@ -15,13 +15,13 @@ from torch.func import functional_call, grad, grad_and_value
 from dasm_ray.config.keys import Model
 from dasm_ray.core.augment import augment, cutmix
 from dasm_ray.core.networks.compiled import maybe_compiled
-from dasm_ray.core.networks.convnet import Norm, batch_moments, build
+from dasm_ray.core.networks.convnet import Norm, batch_moments
 from dasm_ray.core.networks.params import Layout, apply, initial
+from dasm_ray.core.networks.zoo import build
 from dasm_ray.core.whiten import Whitening
 
 WORTH_COMPILING = 1 << 14
 """Values in a network's first block from which a CPU step is compiled: 28x28 pixels at width 21, never 8x8 ones."""
-
 
 PIECE_BYTES = 1 << 24
 """Of the first block's output for the images that a CPU takes at once, so that its caches hold what is read next."""

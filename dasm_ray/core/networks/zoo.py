@@ -1,4 +1,4 @@
-"""The other networks that the field evaluates on: each a list of stages, one linear layer, and one forward for all.
+"""The table of networks, and those beside the ConvNet: each a list of stages, a linear layer, one forward for all.
 
 The convolutional ones are those of the DC code (Zhao et al. 2021), also in that images of 28 pixels are padded to 32;
 `resnet18` and `vit` are torchvision's. What must stay true: as in ``core.networks.convnet``, a module holds no random
@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dasm_ray.config.keys import Model
+from dasm_ray.core.networks.convnet import ConvNet, Norm, default_depth
 from dasm_ray.core.networks.params import normal, xavier, zeros
 from dasm_ray.errors import ConfigError
 
@@ -255,7 +257,15 @@ def vit(model: Model, shape: Shape, classes: int, norm: NormOf) -> nn.Module:
     return network
 
 
+def convnet(model: Model, shape: Shape, classes: int, norm: NormOf) -> nn.Module:
+    """The ConvNet of the field, as deep as asked or as the image size suggests."""
+    channels, height, width = shape
+    depth = model.depth or default_depth(min(height, width))
+    return ConvNet(channels, (height, width), classes, model.width, depth, model.norm)
+
+
 ARCHITECTURES: dict[str, Callable[[Model, Shape, int, NormOf], nn.Module]] = {
+    "convnet": convnet,
     "resnet18": resnet18,
     "vgg11": vgg11,
     "alexnet": alexnet,
@@ -263,4 +273,15 @@ ARCHITECTURES: dict[str, Callable[[Model, Shape, int, NormOf], nn.Module]] = {
     "mlp": mlp,
     "vit": vit,
 }
-"""Builders: (model, image shape (C, H, W), classes, normalisation) to a module whose parameters still lack values."""
+"""Builders: (model, image shape (C, H, W), classes, normalisation) to a module whose parameters still lack values. A
+new architecture is one row here and one in ``config.keys.NORMS``, which says the normalisations that it takes."""
+
+
+def build(model: Model, shape: Shape, classes: int) -> nn.Module:
+    """The network named by ``model``, in training mode, its parameters unset and without gradients of their own."""
+    with torch.device("meta"):
+        module = ARCHITECTURES[model.arch](model, shape, classes, partial(Norm, model.norm))
+    module.to_empty(device="cpu")
+    for name, buffer in module.named_buffers():
+        buffer.fill_(1.0 if name.endswith("var") else 0.0)
+    return module.requires_grad_(False).train()

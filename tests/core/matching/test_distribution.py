@@ -13,7 +13,8 @@ from torch.func import functional_call
 from dasm_ray.config.keys import AUGMENTATIONS, Model
 from dasm_ray.core.augment import augment, draw
 from dasm_ray.core.decode import decode, enlargers
-from dasm_ray.core.matching.distribution import MATCHERS, Distribution
+from dasm_ray.core.matching.distribution import COMPARED, DistributionMatching
+from dasm_ray.core.matching.step import StepInputs
 from dasm_ray.core.networks import compiled
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.seed import torch_generator
@@ -21,10 +22,8 @@ from dasm_ray.core.seed import torch_generator
 SHAPE, CLASSES = (3, 12, 12), 4
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 ALL = "_".join(AUGMENTATIONS)
-WIDTHS = {"dm": [4 * 3 * 3], "cafe": [4 * 6 * 6, 4 * 3 * 3]}
+WIDTHS = {"hidden": [4 * 3 * 3], "blocks": [4 * 6 * 6, 4 * 3 * 3]}
 """Features in each layer that is compared, for two blocks of four channels."""
-
-Inputs = tuple[Tensor, ...]
 
 
 def network_of(norm: str = "instance", compile: bool = False) -> Network:
@@ -32,20 +31,22 @@ def network_of(norm: str = "instance", compile: bool = False) -> Network:
 
 
 def inputs_of(
-    network: Network, matcher: str, front: tuple[int, ...], share: float = 1.0, dtype: torch.dtype = torch.float64
-) -> Inputs:
+    network: Network, compared: str, front: tuple[int, ...], share: float = 1.0, dtype: torch.dtype = torch.float64
+) -> StepInputs:
     """flat, pixels, velocity, images, label, draws, earlier, settings; ``front`` is () or (K,)."""
     generator = torch_generator("distribution", share)
     flat = network.initial(generator).to(dtype)
     pixels = torch.rand(*front, 3, *SHAPE, generator=generator, dtype=dtype)
     velocity = torch.rand(*front, 3, *SHAPE, generator=generator, dtype=dtype)
     images = torch.randint(0, 256, (*front, 5, *SHAPE), generator=generator).to(torch.uint8)
-    earlier = torch.randn(*front, sum(WIDTHS[matcher]), generator=generator, dtype=dtype) * (0.1 if share < 1 else 0)
+    earlier = torch.randn(*front, sum(WIDTHS[compared]), generator=generator, dtype=dtype) * (0.1 if share < 1 else 0)
     draws = draw(front[0] if front else 1, generator).to(dtype)
-    return flat, pixels, velocity, images, torch.tensor(2), draws, earlier, torch.tensor([0.3, share], dtype=dtype)
+    return StepInputs(
+        flat, pixels, velocity, images, torch.tensor(2), draws, earlier, torch.tensor([0.3, share], dtype=dtype)
+    )
 
 
-def layers_of(network: Network, flat: Tensor, seen: Tensor, matcher: str) -> list[Tensor]:
+def layers_of(network: Network, flat: Tensor, seen: Tensor, compared: str) -> list[Tensor]:
     """The compared outputs for one image, layer by layer, with torch's own functions."""
     parts = network.layout.unflatten(flat)
     x, outputs = seen[None], []
@@ -54,11 +55,11 @@ def layers_of(network: Network, flat: Tensor, seen: Tensor, matcher: str) -> lis
         x = F.group_norm(x, 4, parts[f"norms.{block}.weight"], parts[f"norms.{block}.bias"], 1e-5)
         x = F.avg_pool2d(F.relu(x), 2)
         outputs.append(x.flatten())
-    return outputs if matcher == "cafe" else outputs[-1:]
+    return outputs if compared == "blocks" else outputs[-1:]
 
 
 def by_double_loop(
-    network: Network, matcher: str, strategy: str, factor: int, inputs: Inputs, weight: float
+    network: Network, compared: str, strategy: str, factor: int, inputs: StepInputs, weight: float
 ) -> tuple[Tensor, float]:
     """The distance's gradient with respect to pixels (K, m, C, H, W), class by class, image by image."""
     flat, pixels, _, images, _, draws, earlier, settings = inputs
@@ -68,7 +69,7 @@ def by_double_loop(
 
     def layers(image: Tensor, label: int) -> list[Tensor]:
         own = draws[label : label + 1] if len(draws) > 1 else draws
-        return layers_of(network, flat, augment(((image - mean) / std)[None], own, strategy)[0], matcher)
+        return layers_of(network, flat, augment(((image - mean) / std)[None], own, strategy)[0], compared)
 
     total = torch.zeros((), dtype=flat.dtype)
     real_hidden: list[list[Tensor]] = []
@@ -77,7 +78,7 @@ def by_double_loop(
         real = [layers(network_pixels(image, flat), label) for image in images[label]]
         decoded = [image for slot in pixels[label] for image in decode(slot[None], rows, columns)]
         synthetic = [layers(image, label) for image in decoded]
-        parts = torch.split(earlier[label], WIDTHS[matcher])
+        parts = torch.split(earlier[label], WIDTHS[compared])
         for layer, part in enumerate(parts):
             from_real = sum(one[layer] for one in real) / len(real)
             from_synthetic = settings[1] * sum(one[layer] for one in synthetic) / len(synthetic) + part
@@ -85,7 +86,7 @@ def by_double_loop(
                 total = total + (r - s) ** 2
         real_hidden.append([one[-1] for one in real])
         centres.append(from_synthetic)
-    if matcher == "cafe":
+    if compared == "blocks":
         for label, members in enumerate(real_hidden):
             for one in members:
                 scores = torch.stack([(one * centre).sum() for centre in centres])
@@ -101,88 +102,92 @@ def network_pixels(image: Tensor, like: Tensor) -> Tensor:
     return (image.to(torch.float32) / 255).to(like.dtype)
 
 
-def in_double(inputs: Inputs) -> Inputs:
+def in_double(inputs: StepInputs) -> StepInputs:
     """The same with the real images as float64 in [0, 1], so that no rounding to float32 is left."""
-    return (*inputs[:3], network_pixels(inputs[3], inputs[0]), *inputs[4:])
+    return inputs._replace(images=network_pixels(inputs.images, inputs.flat))
 
 
-@pytest.mark.parametrize("matcher", MATCHERS)
+@pytest.mark.parametrize("compared", COMPARED)
 @pytest.mark.parametrize("strategy", ["none", ALL])
 @pytest.mark.parametrize(("factor", "share"), [(1, 1.0), (2, 0.5), (3, 0.25)])
-def test_a_step_equals_the_double_loop(matcher: str, strategy: str, factor: int, share: float) -> None:
+def test_a_step_equals_the_double_loop(compared: str, strategy: str, factor: int, share: float) -> None:
     network = network_of()
-    inputs = inputs_of(network, matcher, (3,), share)
-    matching = Distribution(network, matcher, strategy, factor, 0.5)
-    slope, distance = by_double_loop(network, matcher, strategy, factor, inputs, 0.01)
-    pixels, velocity, found = matching.step(*in_double(inputs))
+    inputs = inputs_of(network, compared, (3,), share)
+    matching = DistributionMatching(network, compared, strategy, factor, 0.5)
+    slope, distance = by_double_loop(network, compared, strategy, factor, inputs, 0.01)
+    pixels, velocity, found = matching.step(in_double(inputs))
     assert float(found) == pytest.approx(distance, rel=1e-9)
-    expected = 0.5 * inputs[2] + slope
+    expected = 0.5 * inputs.velocity + slope
     assert (velocity - expected).norm() <= 1e-9 * slope.norm()
-    assert torch.equal(pixels, inputs[1] - inputs[7][0] * velocity)
+    assert torch.equal(pixels, inputs.pixels - inputs.settings[0] * velocity)
 
 
 def test_stored_bytes_are_the_same_images() -> None:
     network = network_of()
-    inputs = inputs_of(network, "dm", ())
-    flat = inputs[0].float()
-    matching = Distribution(network, "dm", "none", 1, 0.5)
-    draws = inputs[5].float()
+    inputs = inputs_of(network, "hidden", ())
+    flat = inputs.flat.float()
+    matching = DistributionMatching(network, "hidden", "none", 1, 0.5)
+    draws = inputs.draws.float()
     assert torch.equal(
-        matching.features(flat, inputs[3], draws), matching.features(flat, inputs[3].float() / 255, draws)
+        matching.features(flat, inputs.images, draws), matching.features(flat, inputs.images.float() / 255, draws)
     )
 
 
 def test_classes_of_dm_know_nothing_of_each_other() -> None:
     """One step over all classes, or a step for each: the same pixels, and the distances add up."""
     network = network_of()
-    inputs = in_double(inputs_of(network, "dm", (3,), 0.5))
+    inputs = in_double(inputs_of(network, "hidden", (3,), 0.5))
     flat, pixels, velocity, images, label, draws, earlier, settings = inputs
-    matching = Distribution(network, "dm", ALL, 2, 0.5)
-    together = matching.step(*inputs)
+    matching = DistributionMatching(network, "hidden", ALL, 2, 0.5)
+    together = matching.step(inputs)
     total = 0.0
     for c in range(3):
-        alone = matching.step(flat, pixels[c], velocity[c], images[c], label, draws[c : c + 1], earlier[c], settings)
-        total += float(alone[2])
-        torch.testing.assert_close(alone[0], together[0][c], rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(alone[1], together[1][c], rtol=1e-9, atol=1e-12)
-    assert total == pytest.approx(float(together[2]), rel=1e-12)
+        alone = matching.step(
+            StepInputs(flat, pixels[c], velocity[c], images[c], label, draws[c : c + 1], earlier[c], settings)
+        )
+        total += float(alone.distance)
+        torch.testing.assert_close(alone.pixels, together.pixels[c], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(alone.velocity, together.velocity[c], rtol=1e-9, atol=1e-12)
+    assert total == pytest.approx(float(together.distance), rel=1e-12)
 
 
 def test_one_draw_for_all_classes_is_that_draw_for_each() -> None:
     network = network_of()
-    inputs = in_double(inputs_of(network, "cafe", (3,)))
-    one = inputs[5][:1]
-    matching = Distribution(network, "cafe", ALL, 1, 0.5)
-    shared, each = (matching.step(*inputs[:5], draws, *inputs[6:]) for draws in (one, one.repeat(3, 1)))
+    inputs = in_double(inputs_of(network, "blocks", (3,)))
+    one = inputs.draws[:1]
+    matching = DistributionMatching(network, "blocks", ALL, 1, 0.5)
+    shared, each = (matching.step(inputs._replace(draws=draws)) for draws in (one, one.repeat(3, 1)))
     for ours, theirs in zip(shared, each, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("matcher", MATCHERS)
+@pytest.mark.parametrize("compared", COMPARED)
 @pytest.mark.parametrize("norm", ["instance", "batch", "group", "none"])
 @pytest.mark.parametrize("strategy", ["none", *AUGMENTATIONS, ALL])
-def test_equal_batches_are_no_distance_apart(matcher: str, norm: str, strategy: str) -> None:
+def test_equal_batches_are_no_distance_apart(compared: str, norm: str, strategy: str) -> None:
     """The same images as real and as synthetic batch: nothing is left to match, whatever was drawn."""
     network = network_of(norm)
-    flat, pixels, _, _, label, draws, earlier, settings = inputs_of(network, matcher, (3,))
-    matching = Distribution(network, matcher, strategy, 1, 0.5, discrimination=0.0)
+    flat, pixels, _, _, label, draws, earlier, settings = inputs_of(network, compared, (3,))
+    matching = DistributionMatching(network, compared, strategy, 1, 0.5, discrimination=0.0)
     after, velocity, distance = matching.step(
-        flat, pixels, torch.zeros_like(pixels), pixels, label, draws, earlier, settings
+        StepInputs(flat, pixels, torch.zeros_like(pixels), pixels, label, draws, earlier, settings)
     )
     assert float(distance) == 0
     assert not velocity.any()
     assert torch.equal(after, pixels)
 
 
-@pytest.mark.parametrize("matcher", MATCHERS)
+@pytest.mark.parametrize("compared", COMPARED)
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
-def test_the_slope_is_that_of_the_distance_under_every_normalisation(matcher: str, norm: str) -> None:
+def test_the_slope_is_that_of_the_distance_under_every_normalisation(compared: str, norm: str) -> None:
     network = network_of(norm)
-    inputs = in_double(inputs_of(network, matcher, (2,), 0.5))
-    matching = Distribution(network, matcher, "color_crop", 2, 0.0)
-    _, slope, distance = matching.step(*inputs)
-    along = torch.randn(inputs[1].shape, generator=torch_generator(3), dtype=torch.float64)
-    ahead, behind = (matching.step(inputs[0], inputs[1] + sign * 1e-6 * along, *inputs[2:])[2] for sign in (1, -1))
+    inputs = in_double(inputs_of(network, compared, (2,), 0.5))
+    matching = DistributionMatching(network, compared, "color_crop", 2, 0.0)
+    _, slope, distance = matching.step(inputs)
+    along = torch.randn(inputs.pixels.shape, generator=torch_generator(3), dtype=torch.float64)
+    ahead, behind = (
+        matching.step(inputs._replace(pixels=inputs.pixels + sign * 1e-6 * along)).distance for sign in (1, -1)
+    )
     assert float(distance) > 0
     assert float((ahead - behind) / 2e-6) == pytest.approx(float((slope * along).sum()), rel=1e-5)
 
@@ -190,48 +195,50 @@ def test_the_slope_is_that_of_the_distance_under_every_normalisation(matcher: st
 def test_cafe_moves_a_class_by_the_others() -> None:
     """By its second loss only: without it, other real images of one class leave the other's slope alone."""
     network = network_of()
-    inputs = list(in_double(inputs_of(network, "cafe", (2,))))
-    matching = Distribution(network, "cafe", "none", 1, 0.0)
-    first = matching.step(*inputs)[1][0]
-    inputs[3] = torch.stack([inputs[3][0], inputs[3][1].flip(-1)])
-    assert not torch.allclose(matching.step(*inputs)[1][0], first)
-    silent = Distribution(network, "cafe", "none", 1, 0.0, discrimination=0.0)
-    before = silent.step(*inputs)[1][0]
-    inputs[3] = torch.stack([inputs[3][0], inputs[3][1].flip(-2)])
-    torch.testing.assert_close(silent.step(*inputs)[1][0], before, rtol=1e-12, atol=1e-14)
+    inputs = in_double(inputs_of(network, "blocks", (2,)))
+    matching = DistributionMatching(network, "blocks", "none", 1, 0.0)
+    first = matching.step(inputs).velocity[0]
+    inputs = inputs._replace(images=torch.stack([inputs.images[0], inputs.images[1].flip(-1)]))
+    assert not torch.allclose(matching.step(inputs).velocity[0], first)
+    silent = DistributionMatching(network, "blocks", "none", 1, 0.0, discrimination=0.0)
+    before = silent.step(inputs).velocity[0]
+    inputs = inputs._replace(images=torch.stack([inputs.images[0], inputs.images[1].flip(-2)]))
+    torch.testing.assert_close(silent.step(inputs).velocity[0], before, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("matcher", MATCHERS)
-def test_what_earlier_segments_add_makes_the_union_s_mean(matcher: str) -> None:
+@pytest.mark.parametrize("compared", COMPARED)
+def test_what_earlier_segments_add_makes_the_union_s_mean(compared: str) -> None:
     """A third of the images moves, two thirds stand still: together their mean is that of all images."""
     network = network_of()
-    flat, pixels, velocity, images, label, draws, _, _ = in_double(inputs_of(network, matcher, (2,)))
+    flat, pixels, velocity, images, label, draws, _, _ = in_double(inputs_of(network, compared, (2,)))
     frozen = torch.rand(2, 6, *SHAPE, generator=torch_generator(9), dtype=torch.float64)
-    matching = Distribution(network, matcher, "color", 2, 0.5)
-    earlier = 2 / 3 * matching.mean_features(flat, frozen, label, draws)
+    matching = DistributionMatching(network, compared, "color", 2, 0.5)
+    earlier = 2 / 3 * matching.mean(flat, frozen, label, draws)
     settings = torch.tensor([0.3, 1 / 3], dtype=torch.float64)
-    moved = matching.step(flat, pixels, velocity, images, label, draws, earlier, settings)
+    moved = matching.step(StepInputs(flat, pixels, velocity, images, label, draws, earlier, settings))
     whole = torch.cat([pixels, frozen], 1)
     together = matching.step(
-        flat,
-        whole,
-        torch.cat([velocity, torch.zeros_like(frozen)], 1),
-        images,
-        label,
-        draws,
-        torch.zeros_like(earlier),
-        torch.tensor([0.3, 1.0], dtype=torch.float64),
+        StepInputs(
+            flat,
+            whole,
+            torch.cat([velocity, torch.zeros_like(frozen)], 1),
+            images,
+            label,
+            draws,
+            torch.zeros_like(earlier),
+            torch.tensor([0.3, 1.0], dtype=torch.float64),
+        )
     )
-    assert float(moved[2]) == pytest.approx(float(together[2]), rel=1e-10)
-    torch.testing.assert_close(moved[1], together[1][:, :3], rtol=1e-8, atol=1e-12)
+    assert float(moved.distance) == pytest.approx(float(together.distance), rel=1e-10)
+    torch.testing.assert_close(moved.velocity, together.velocity[:, :3], rtol=1e-8, atol=1e-12)
 
 
 def test_the_last_hidden_layer_stands_last() -> None:
     network = network_of()
-    flat, _, _, images, _, draws, _, _ = in_double(inputs_of(network, "cafe", ()))
-    every = Distribution(network, "cafe", "none", 1, 0.5).features(flat, images, draws)
-    last = Distribution(network, "dm", "none", 1, 0.5).features(flat, images, draws)
-    assert every.shape == (5, sum(WIDTHS["cafe"]))
+    flat, _, _, images, _, draws, _, _ = in_double(inputs_of(network, "blocks", ()))
+    every = DistributionMatching(network, "blocks", "none", 1, 0.5).features(flat, images, draws)
+    last = DistributionMatching(network, "hidden", "none", 1, 0.5).features(flat, images, draws)
+    assert every.shape == (5, sum(WIDTHS["blocks"]))
     assert torch.equal(every[:, -last.shape[1] :], last)
     values = network.layout.unflatten(flat)
     seen = network.normalise(images)
@@ -240,21 +247,21 @@ def test_the_last_hidden_layer_stands_last() -> None:
 
 def test_a_scalar_zero_will_do_where_nothing_came_earlier() -> None:
     network = network_of()
-    inputs = in_double(inputs_of(network, "cafe", (3,)))
-    matching = Distribution(network, "cafe", "none", 1, 0.5)
-    scalar = matching.step(*inputs[:6], torch.zeros((), dtype=torch.float64), inputs[7])
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(scalar, matching.step(*inputs), strict=True))
+    inputs = in_double(inputs_of(network, "blocks", (3,)))
+    matching = DistributionMatching(network, "blocks", "none", 1, 0.5)
+    scalar = matching.step(inputs._replace(earlier=torch.zeros((), dtype=torch.float64)))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(scalar, matching.step(inputs), strict=True))
 
 
-@pytest.mark.parametrize(("matcher", "front"), [("dm", ()), ("cafe", (3,))])
-def test_the_compiled_step_is_the_same_mathematics(matcher: str, front: tuple[int, ...]) -> None:
-    fast = Distribution(network_of(compile=True), matcher, "color_crop", 2, 0.5)
-    plain = Distribution(network_of(), matcher, "color_crop", 2, 0.5)
-    inputs = inputs_of(fast.network, matcher, front, 0.5, torch.float32)
+@pytest.mark.parametrize(("compared", "front"), [("hidden", ()), ("blocks", (3,))])
+def test_the_compiled_step_is_the_same_mathematics(compared: str, front: tuple[int, ...]) -> None:
+    fast = DistributionMatching(network_of(compile=True), compared, "color_crop", 2, 0.5)
+    plain = DistributionMatching(network_of(), compared, "color_crop", 2, 0.5)
+    inputs = inputs_of(fast.network, compared, front, 0.5, torch.float32)
     compiled.fallbacks.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = fast.step(*inputs)
+        found = fast.step(inputs)
     assert compiled.fallbacks == []
-    for ours, theirs in zip(found, plain.step(*inputs), strict=True):
+    for ours, theirs in zip(found, plain.step(inputs), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)

@@ -12,7 +12,8 @@ from torch import Tensor
 from dasm_ray.config.keys import AUGMENTATIONS, Model
 from dasm_ray.core.augment import augment, draw
 from dasm_ray.core.decode import decode, enlargers
-from dasm_ray.core.matching.gradient import MATCHERS, METRICS, Matching
+from dasm_ray.core.matching.gradient import COMPARED, METRICS, GradientMatching
+from dasm_ray.core.matching.step import StepInputs
 from dasm_ray.core.networks import compiled
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.seed import torch_generator
@@ -20,14 +21,13 @@ from dasm_ray.core.seed import torch_generator
 SHAPE, CLASSES = (3, 12, 12), 4
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 ALL = "_".join(AUGMENTATIONS)
-Inputs = tuple[Tensor, ...]
 
 
 def network_of(norm: str = "instance", compile: bool = False) -> Network:
     return Network(Model(width=4, depth=2, norm=norm), SHAPE, CLASSES, MEAN, STD, compile=compile)  # type: ignore[arg-type]
 
 
-def inputs_of(network: Network, dtype: torch.dtype = torch.float64, share: float = 1.0) -> Inputs:
+def inputs_of(network: Network, dtype: torch.dtype = torch.float64, share: float = 1.0) -> StepInputs:
     """flat, pixels, velocity, images, label, draws, earlier, settings."""
     generator = torch_generator("matching", share)
     flat = network.initial(generator).to(dtype)
@@ -36,11 +36,11 @@ def inputs_of(network: Network, dtype: torch.dtype = torch.float64, share: float
     images = torch.rand(5, *SHAPE, generator=generator, dtype=dtype)
     earlier = torch.randn(len(flat), generator=generator, dtype=dtype) * (0.01 if share < 1 else 0)
     settings = torch.tensor([0.3, share], dtype=dtype)
-    return flat, pixels, velocity, images, torch.tensor(2), draw(1, generator).to(dtype), earlier, settings
+    return StepInputs(flat, pixels, velocity, images, torch.tensor(2), draw(1, generator).to(dtype), earlier, settings)
 
 
 def by_double_loop(
-    network: Network, matcher: str, metric: str, strategy: str, factor: int, inputs: Inputs
+    network: Network, compared: str, metric: str, strategy: str, factor: int, inputs: StepInputs
 ) -> tuple[Tensor, float]:
     """The distance's gradient with respect to the pixels (m, C, H, W), image by image and weight by weight."""
     flat, pixels, _, images, label, draws, earlier, settings = inputs
@@ -65,7 +65,7 @@ def by_double_loop(
     for shape in network.layout.shapes:
         r, s = (g[place : place + shape.numel()].reshape(shape) for g in (real, synthetic))
         place += shape.numel()
-        if (matcher == "idc" and len(shape) != 4) or len(shape) < 2:
+        if (compared == "convolutions" and len(shape) != 4) or len(shape) < 2:
             continue
         for row_r, row_s in zip(r, s, strict=True):
             row_r, row_s = row_r.flatten(), row_s.flatten()
@@ -79,29 +79,31 @@ def by_double_loop(
     return slope, float(total.detach())
 
 
-@pytest.mark.parametrize("matcher", MATCHERS)
+@pytest.mark.parametrize("compared", COMPARED)
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize(("factor", "share"), [(1, 1.0), (2, 0.5), (3, 0.25)])
-def test_a_step_equals_the_double_loop(matcher: str, metric: str, factor: int, share: float) -> None:
+def test_a_step_equals_the_double_loop(compared: str, metric: str, factor: int, share: float) -> None:
     network = network_of()
     inputs = inputs_of(network, share=share)
-    matching = Matching(network, matcher, metric, ALL, factor, 0.5)
-    slope, distance = by_double_loop(network, matcher, metric, ALL, factor, inputs)
-    pixels, velocity, found = matching.step(*inputs)
+    matching = GradientMatching(network, compared, metric, ALL, factor, 0.5)
+    slope, distance = by_double_loop(network, compared, metric, ALL, factor, inputs)
+    pixels, velocity, found = matching.step(inputs)
     assert float(found) == pytest.approx(distance, rel=1e-9)
-    expected = 0.5 * inputs[2] + slope
+    expected = 0.5 * inputs.velocity + slope
     assert (velocity - expected).norm() <= 1e-6 * slope.norm()
-    assert torch.equal(pixels, inputs[1] - inputs[7][0] * velocity)
+    assert torch.equal(pixels, inputs.pixels - inputs.settings[0] * velocity)
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch", "group", "none"])
 def test_every_normalisation_can_be_differentiated_twice(norm: str) -> None:
     network = network_of(norm)
     inputs = inputs_of(network)
-    matching = Matching(network, "idc", "mse", "color_crop", 2, 0.0)
-    _, slope, distance = matching.step(*inputs)
-    along = torch.randn(inputs[1].shape, generator=torch_generator(3), dtype=torch.float64)
-    ahead, behind = (matching.step(inputs[0], inputs[1] + sign * 1e-6 * along, *inputs[2:])[2] for sign in (1, -1))
+    matching = GradientMatching(network, "convolutions", "mse", "color_crop", 2, 0.0)
+    _, slope, distance = matching.step(inputs)
+    along = torch.randn(inputs.pixels.shape, generator=torch_generator(3), dtype=torch.float64)
+    ahead, behind = (
+        matching.step(inputs._replace(pixels=inputs.pixels + sign * 1e-6 * along)).distance for sign in (1, -1)
+    )
     assert float(distance) > 0
     assert float((ahead - behind) / 2e-6) == pytest.approx(float((slope * along).sum()), rel=1e-5)
 
@@ -111,9 +113,9 @@ def test_siamese_augmentation_treats_both_batches_alike(strategy: str) -> None:
     """The same images as real and as synthetic batch: nothing is left to match, whatever was drawn."""
     network = network_of()
     flat, pixels, _, _, label, draws, earlier, settings = inputs_of(network)
-    matching = Matching(network, "dsa", "mse", strategy, 1, 0.5)
+    matching = GradientMatching(network, "weights", "mse", strategy, 1, 0.5)
     after, velocity, distance = matching.step(
-        flat, pixels, torch.zeros_like(pixels), pixels, label, draws, earlier, settings
+        StepInputs(flat, pixels, torch.zeros_like(pixels), pixels, label, draws, earlier, settings)
     )
     assert float(distance) == 0
     assert not velocity.any()
@@ -123,22 +125,22 @@ def test_siamese_augmentation_treats_both_batches_alike(strategy: str) -> None:
 def test_earlier_gradient_is_that_of_the_loss() -> None:
     network = network_of()
     flat, pixels, _, _, label, draws, _, _ = inputs_of(network)
-    matching = Matching(network, "idc", "mse", "color", 2, 0.5)
+    matching = GradientMatching(network, "convolutions", "mse", "color", 2, 0.5)
     theta = flat.clone().requires_grad_()
     loss = matching.loss(theta, matching.decoded(pixels, draws), label)
     (expected,) = torch.autograd.grad(loss, theta)
-    assert torch.allclose(matching.mean_gradient(flat, pixels, label, draws), expected, rtol=1e-12, atol=1e-14)
+    assert torch.allclose(matching.mean(flat, pixels, label, draws), expected, rtol=1e-12, atol=1e-14)
 
 
 def test_the_compiled_step_is_the_same_mathematics() -> None:
-    fast = Matching(network_of(compile=True), "idc", "mse", ALL, 2, 0.5)
-    plain = Matching(network_of(), "idc", "mse", ALL, 2, 0.5)
+    fast = GradientMatching(network_of(compile=True), "convolutions", "mse", ALL, 2, 0.5)
+    plain = GradientMatching(network_of(), "convolutions", "mse", ALL, 2, 0.5)
     inputs = inputs_of(fast.network, torch.float32, share=0.5)
     compiled.fallbacks.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = fast.step(*inputs)
+        found = fast.step(inputs)
     assert compiled.fallbacks == []
-    expected = plain.step(*inputs)
+    expected = plain.step(inputs)
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-5)

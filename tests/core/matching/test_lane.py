@@ -12,7 +12,16 @@ from toy import toy_network
 
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config
-from dasm_ray.core.matching.lane import MOVING, begun, moved, shift_of, stalled, start_of, start_range, walk_lane
+from dasm_ray.core.matching.lane import (
+    SetGradient,
+    SetState,
+    draw_start,
+    moved,
+    shift_of,
+    stalled,
+    start_epochs,
+    walk_lane,
+)
 from dasm_ray.core.matching.trajectory import Student, planned, unrolled
 from dasm_ray.core.seed import torch_generator
 
@@ -37,8 +46,8 @@ def arrays(*shape: int, seed: int = 0) -> NDArray[np.float32]:
     return np.random.Generator(np.random.PCG64(seed)).normal(size=shape).astype(np.float32)
 
 
-def state_of() -> dict[str, NDArray[np.float32]]:
-    return begun(arrays(K, M, *SHAPE), arrays(K, M, K, seed=1), -2.0)
+def state_of() -> SetState:
+    return SetState.at_rest(arrays(K, M, *SHAPE), arrays(K, M, K, seed=1), -2.0)
 
 
 def expert() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -61,23 +70,23 @@ def test_a_lane_walks_over_the_union_and_gives_its_own_segments_gradient(old: in
             labels.append(earlier[1][label, place])
         for place in range(M):
             own.append(len(images))
-            images.append(state["pixels"][label, place])
-            labels.append(state["labels"][label, place])
+            images.append(state.pixels[label, place])
+            labels.append(state.labels[label, place])
     plan = planned(len(images), 6, 4, "color_crop_flip", True, torch_generator(3, "lane", 1, 7, 2))
     reference = unrolled(
         student,
         plan,
         torch.tensor(np.array(images)),
         torch.tensor(np.array(labels)),
-        torch.tensor(state["log_step"]),
+        torch.tensor(state.log_step),
         torch.tensor(start),
         torch.tensor(target),
     )
     assert distance == pytest.approx(float(reference.distance), rel=1e-5)
     for found, wanted in (
-        (gradient["pixels"], reference.images.numpy()[own].reshape(K, M, *SHAPE)),
-        (gradient["labels"], reference.labels.numpy()[own].reshape(K, M, K)),
-        (gradient["log_step"], reference.log_step.numpy()),
+        (gradient.pixels, reference.images.numpy()[own].reshape(K, M, *SHAPE)),
+        (gradient.labels, reference.labels.numpy()[own].reshape(K, M, K)),
+        (gradient.log_step, reference.log_step.numpy()),
     ):
         assert found.shape == wanted.shape
         assert np.linalg.norm(found - wanted) <= 1e-3 * np.linalg.norm(wanted)
@@ -89,20 +98,20 @@ def test_a_lane_follows_from_its_place() -> None:
     lanes = [
         walk_lane(student, config, where, state, earlier, *expert()) for where in ((0, 1, 0), (0, 1, 0), (0, 1, 1))
     ]
-    assert lanes[0][1]["pixels"].tobytes() == lanes[1][1]["pixels"].tobytes()
-    assert lanes[0][1]["pixels"].tobytes() != lanes[2][1]["pixels"].tobytes()
+    assert lanes[0][1].pixels.tobytes() == lanes[1][1].pixels.tobytes()
+    assert lanes[0][1].pixels.tobytes() != lanes[2][1].pixels.tobytes()
 
 
 # --- the step of the set ---------------------------------------------------------------------------------------------
 
 
-def gradients(count: int) -> list[dict[str, NDArray[np.float32]]]:
+def gradients(count: int) -> list[SetGradient]:
     return [
-        {
-            "pixels": arrays(K, M, *SHAPE, seed=10 + lane),
-            "labels": arrays(K, M, K, seed=20 + lane),
-            "log_step": np.array(lane + 1.0, np.float32),
-        }
+        SetGradient(
+            pixels=arrays(K, M, *SHAPE, seed=10 + lane),
+            labels=arrays(K, M, K, seed=20 + lane),
+            log_step=np.array(lane + 1.0, np.float32),
+        )
         for lane in range(count)
     ]
 
@@ -110,30 +119,34 @@ def gradients(count: int) -> list[dict[str, NDArray[np.float32]]]:
 def test_the_set_moves_by_the_mean_of_the_lanes_within_the_threshold() -> None:
     config = config_of(lr_img=3.0, lr_label=0.5, label_momentum=0.8, lr_step=0.1, threshold=1.0)
     state, lanes = state_of(), gradients(3)
-    state = {**state, "velocity_labels": arrays(K, M, K, seed=30), "velocity_log_step": np.array(2.0, np.float32)}
+    state = state._replace(velocity_labels=arrays(K, M, K, seed=30), velocity_log_step=np.array(2.0, np.float32))
     after = moved(config, state, [0.9, 1.1, 1.0], lanes)
     for name, rate, momentum in (("pixels", 3.0, 0.5), ("labels", 0.5, 0.8), ("log_step", 0.1, 0.5)):
-        mean = (lanes[0][name].astype(float) + lanes[2][name]) / 2
-        velocity = momentum * state[f"velocity_{name}"].astype(float) + mean
-        np.testing.assert_allclose(after[f"velocity_{name}"], velocity, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(after[name], state[name] - rate * velocity, rtol=1e-5, atol=1e-5)
-        assert after[name].dtype == np.float32
-        assert after[name].shape == state[name].shape
+        mean = (getattr(lanes[0], name).astype(float) + getattr(lanes[2], name)) / 2
+        before, found = getattr(state, name), getattr(after, name)
+        velocity = momentum * getattr(state, f"velocity_{name}").astype(float) + mean
+        np.testing.assert_allclose(getattr(after, f"velocity_{name}"), velocity, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found, before - rate * velocity, rtol=1e-5, atol=1e-5)
+        assert found.dtype == np.float32
+        assert found.shape == before.shape
 
 
 def test_without_a_usable_lane_nothing_moves() -> None:
-    state = {**state_of(), "velocity_pixels": arrays(K, M, *SHAPE, seed=30)}
+    state = state_of()._replace(velocity_pixels=arrays(K, M, *SHAPE, seed=30))
     after = moved(config_of(), state, [1.1, 5.0], gradients(2))
-    assert set(after) == set(state)
-    assert all(after[name].tobytes() == state[name].tobytes() for name in state)
+    assert all(one.tobytes() == other.tobytes() for one, other in zip(after, state, strict=True))
 
 
 def test_labels_that_are_not_learned_stay() -> None:
     state = state_of()
     after = moved(config_of("mtt"), state, [0.5], gradients(1))
-    assert after["labels"].tobytes() == state["labels"].tobytes()
-    assert after["pixels"].tobytes() != state["pixels"].tobytes()
-    assert set(MOVING) == {"pixels", "labels", "log_step"}
+    assert after.labels.tobytes() == state.labels.tobytes()
+    assert after.pixels.tobytes() != state.pixels.tobytes()
+
+
+def test_a_state_is_what_moves_and_its_velocities_by_the_names_of_its_file() -> None:
+    moving = SetGradient._fields
+    assert SetState._fields == (*moving, *(f"velocity_{name}" for name in moving))
 
 
 # --- where students start --------------------------------------------------------------------------------------------
@@ -155,14 +168,14 @@ def test_labels_that_are_not_learned_stay() -> None:
 def test_the_range_of_start_epochs_widens_shifts_and_ends_with_the_experts(
     round: int, shift: int, expected: tuple[int, int]
 ) -> None:
-    assert start_range(config_of(), 0, round, shift) == expected
+    assert start_epochs(config_of(), 0, round, shift) == expected
 
 
 def test_draws_cover_experts_and_epochs_and_follow_from_their_place() -> None:
     config = config_of()
-    drawn = {start_of(config, 0, 10, lane, 3, 0) for lane in range(200)}
+    drawn = {draw_start(config, 0, 10, lane, 3, 0) for lane in range(200)}
     assert drawn == {(who, when) for who in range(3) for when in range(5)}
-    assert start_of(config, 0, 4, 1, 3, 0) == start_of(config, 0, 4, 1, 3, 0)
+    assert draw_start(config, 0, 4, 1, 3, 0) == draw_start(config, 0, 4, 1, 3, 0)
 
 
 def test_a_probe_is_placed_where_experts_are_as_good() -> None:

@@ -20,18 +20,14 @@ from toy import COUNTS, FIRST, SHAPE, WatchedBlocks, config_of, generator, toy_a
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.core.augment import augment
 from dasm_ray.core.matching.round import Assignment, Surroundings, _draw_from, distil_round, matching_of, pixel_rate
+from dasm_ray.core.matching.step import StepInputs, Stepped
 from dasm_ray.core.networks.network import Network
 
 CLASSES = (1, 3)
 """The group of most tests: not the first classes, so that a place in the group is no label."""
 
-
 SECOND = [np.array([0, 2, 6])] * 4
-
-
 THIRD = [np.array([3])] * 4
-
-
 STARTS = np.cumsum(COUNTS) - COUNTS
 
 
@@ -65,7 +61,7 @@ class Watched:
     pixels: NDArray[np.float32]
     velocity: NDArray[np.float32]
     distances: list[float]
-    steps: list[tuple[Tensor, ...]]
+    steps: list[StepInputs]
     taken: list[list[int]]
 
     @property
@@ -91,14 +87,14 @@ def run(
     for array in (pixels, velocity, around.earlier, around.beside, *around.experts, *around.probes):
         array.setflags(write=False)  # as they come out of shared memory
     matching = matching_of(network, config)
-    steps: list[tuple[Tensor, ...]] = []
+    steps: list[StepInputs] = []
     true_step = matching.step
 
-    def step(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        steps.append(tuple(value.clone() for value in inputs))
-        return true_step(*inputs)
+    def step(inputs: StepInputs) -> Stepped:
+        steps.append(StepInputs(*(value.clone() for value in inputs)))
+        return true_step(inputs)
 
-    object.__setattr__(matching, "step", step)
+    matching.step = step
     where = Assignment(segment, group, round, CLASSES)
     made, speed, distances = distil_round(matching, config, where, around, pixels, velocity)
     taken = around.blocks.taken if isinstance(around.blocks, WatchedBlocks) else []
@@ -153,7 +149,7 @@ def test_other_groups_rounds_segments_and_seeds_draw_otherwise() -> None:
     names: list[dict[str, Any]] = [{}, {"group": 1}, {"round": 1}, {"segment": 1}]
     runs = [run(config, around=replace(one, blocks=WatchedBlocks(toy_arrays())), **name) for name in names]
     runs.append(run(config_of(networks=1, seed=1), around=replace(one, blocks=WatchedBlocks(toy_arrays()))))
-    draws = [tuple(made.steps[0][5].flatten().tolist()) for made in runs]
+    draws = [tuple(made.steps[0].draws.flatten().tolist()) for made in runs]
     assert len(set(draws)) == len(runs)
     assert len({str(made.taken) for made in runs}) == len(runs)
 
@@ -161,15 +157,15 @@ def test_other_groups_rounds_segments_and_seeds_draw_otherwise() -> None:
 def test_the_states_of_one_round_draw_otherwise_too() -> None:
     made = run(config_of(networks=4))
     assert len(made.steps) == 4 * len(CLASSES)
-    assert len({tuple(step[5].flatten().tolist()) for step in made.steps}) == len(made.steps)
+    assert len({tuple(step.draws.flatten().tolist()) for step in made.steps}) == len(made.steps)
 
 
 def test_classes_of_the_group_are_matched_in_turn_each_with_its_own_label_and_slots() -> None:
     pixels = pixels_of(2, 2, 1)
     made = run(config_of(networks=1), pixels=pixels)
-    assert [int(step[4]) for step in made.steps] == list(CLASSES)
+    assert [int(step.label) for step in made.steps] == list(CLASSES)
     for place, step in enumerate(made.steps):
-        np.testing.assert_array_equal(step[1].numpy(), pixels[place])
+        np.testing.assert_array_equal(step.pixels.numpy(), pixels[place])
 
 
 def test_velocity_is_carried_from_round_to_round() -> None:
@@ -221,7 +217,7 @@ def test_a_probe_share_in_between_mixes_and_zero_never_asks() -> None:
     around = surroundings(toy_network())
     probes = {probe.tobytes() for probe in around.probes}
     made = run(config_of(networks=60, probe_share=0.3, batch_real=1), around=around)
-    share = sum(step[0].numpy().tobytes() in probes for step in made.steps) / len(made.steps)
+    share = sum(step.flat.numpy().tobytes() in probes for step in made.steps) / len(made.steps)
     assert 0.1 < share < 0.5
     assert not probes & set(run(config_of(networks=20), around=replace(around, probes=[])).flats)
 
@@ -360,7 +356,7 @@ def test_each_batch_is_of_one_class() -> None:
 def test_the_step_is_given_what_was_taken() -> None:
     made = run(config_of(networks=1))
     for indices, step in zip(made.taken, made.steps, strict=True):
-        np.testing.assert_array_equal(step[3].numpy(), toy_blocks().take(np.array(indices)))
+        np.testing.assert_array_equal(step.images.numpy(), toy_blocks().take(np.array(indices)))
 
 
 @pytest.mark.parametrize(("batch", "parts"), [(6, (2, 2, 2)), (7, (2, 2, 3)), (2, (0, 1, 1))])
@@ -408,7 +404,7 @@ def test_a_residual_step_matches_the_union_of_segments_to_the_mixture(factor: in
     made = run(config, 2, around=around, pixels=pixels)
     expected = []
     for place, label in enumerate(CLASSES):
-        flat, draws = made.steps[place][0].double().requires_grad_(), made.steps[place][5]
+        flat, draws = made.steps[place].flat.double().requires_grad_(), made.steps[place].draws
         own = torch.tensor(pixels[place]).double().requires_grad_()
         union = torch.cat([torch.tensor(around.earlier[label]).double(), own])
         tiles = _tiles(union, factor)
@@ -449,25 +445,25 @@ def test_all_steps_at_one_residual_state_share_the_draw_of_the_earlier_segments(
     made = run(config_of(context="residual", networks=2, steps=3), 1)
     for place in range(2):
         for outer in range(2):
-            here = [step for step in made.steps[6 * outer : 6 * outer + 6] if int(step[4]) == CLASSES[place]]
-            assert len({tuple(step[5].flatten().tolist()) for step in here}) == 1
-            assert all(torch.equal(step[6], here[0][6]) for step in here)
-            assert bool(here[0][6].any())
+            here = [step for step in made.steps[6 * outer : 6 * outer + 6] if int(step.label) == CLASSES[place]]
+            assert len({tuple(step.draws.flatten().tolist()) for step in here}) == 1
+            assert all(torch.equal(step.earlier, here[0].earlier) for step in here)
+            assert bool(here[0].earlier.any())
 
 
 @pytest.mark.parametrize("method", [{"network": "train"}, {"name": "dsa", "inner_steps": 2}])
 def test_a_network_that_moves_gives_the_earlier_segments_a_new_gradient_and_draw(method: dict[str, Any]) -> None:
     made = run(config_of(context="residual", networks=1, steps=3, **method), 1)
-    here = [step for step in made.steps if int(step[4]) == CLASSES[0]]
-    assert len({tuple(step[5].flatten().tolist()) for step in here}) == 3
-    assert len({step[6].numpy().tobytes() for step in here}) == 3
+    here = [step for step in made.steps if int(step.label) == CLASSES[0]]
+    assert len({tuple(step.draws.flatten().tolist()) for step in here}) == 3
+    assert len({step.earlier.numpy().tobytes() for step in here}) == 3
 
 
 @pytest.mark.parametrize(("context", "segment"), [("alone", 1), ("residual", 0)])
 def test_a_segment_that_stands_alone_gets_nothing_from_others(context: str, segment: int) -> None:
     made = run(config_of(context=context), segment)
-    assert all(not step[6].any() for step in made.steps)
-    assert all(float(step[7][1]) == 1 for step in made.steps)
+    assert all(not step.earlier.any() for step in made.steps)
+    assert all(float(step.settings[1]) == 1 for step in made.steps)
 
 
 # --- the rate --------------------------------------------------------------------------------------------------------
@@ -494,7 +490,7 @@ def test_the_rate_is_scaled_by_images_a_class_and_image_size(size: int, segment_
 
 def test_the_rate_reaches_the_step() -> None:
     made = run(config_of(networks=1, ipc=4, lr_img=8.0))
-    assert float(made.steps[0][7][0]) == pytest.approx(8.0 * (2 / 10) * (8 / 32) ** 2)
+    assert float(made.steps[0].settings[0]) == pytest.approx(8.0 * (2 / 10) * (8 / 32) ** 2)
 
 
 # --- distributions ---------------------------------------------------------------------------------------------------
@@ -505,12 +501,12 @@ def test_distributions_are_matched_for_all_classes_of_the_group_at_once(name: st
     pixels = pixels_of(2, 2, 1)
     made = run(config_of(name=name, networks=1), pixels=pixels)
     (step,) = made.steps
-    np.testing.assert_array_equal(step[1].numpy(), pixels)
-    assert step[3].shape == (2, 4, *SHAPE)
+    np.testing.assert_array_equal(step.pixels.numpy(), pixels)
+    assert step.images.shape == (2, 4, *SHAPE)
     blocks = toy_blocks()
     for place, label in enumerate(CLASSES):
         of_class = {image.tobytes() for image in blocks.blocks[label][FIRST[label]]}
-        assert {image.numpy().tobytes() for image in step[3][place]} <= of_class
+        assert {image.numpy().tobytes() for image in step.images[place]} <= of_class
 
 
 def test_dm_looks_through_fresh_networks_or_experts_or_probes() -> None:

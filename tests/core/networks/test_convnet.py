@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from dasm_ray.config.keys import Model
-from dasm_ray.core.networks.convnet import EPSILON, Norm, average_pool, batch_moments, build, default_depth
+from dasm_ray.core.networks.convnet import EPSILON, Norm, average_pool, batch_moments, default_depth
 from dasm_ray.core.networks.params import Layout, apply, initial
+from dasm_ray.core.networks.zoo import build
 from dasm_ray.core.seed import torch_generator
 
 NORMS = {

@@ -1,0 +1,144 @@
+"""A pool without Ray: tasks are calls in this process, one after another, so that a run takes milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dasm_ray.config.digests import digest_of
+from dasm_ray.config.keys import RunConfig
+from dasm_ray.config.parsing import parse_config
+from dasm_ray.method.run import Run, whitened
+from dasm_ray.runtime.decoding import SPLITS, RealRefs
+from dasm_ray.runtime.plan import Shape
+from dasm_ray.runtime.pool import Done, InputLost, Task
+from dasm_ray.runtime.progress import Progress
+from dasm_ray.runtime.session import Session
+from dasm_ray.runtime.worker import Worker
+from dasm_ray.store.datasets import decode, open_source, split_of
+from dasm_ray.store.place import Place
+
+
+@dataclass(frozen=True, eq=False)
+class LocalRef:
+    """What a reference is here: the value itself, its arrays not to be written to, as in shared memory."""
+
+    value: Any
+
+
+def put(value: Any) -> LocalRef:
+    for array in value if isinstance(value, tuple | list) else (value,):
+        if isinstance(array, np.ndarray):
+            array.setflags(write=False)
+    return LocalRef(value)
+
+
+def fetch(ref: Any) -> Any:
+    return [each.value for each in ref] if isinstance(ref, list) else ref.value
+
+
+class LocalPool:
+    """Does what ``runtime.pool.Pool`` does, in this process and on one thread. ``done`` names all tasks that were done.
+
+    ``lose``: names of tasks that are said, once each, to have lost what they read.
+    """
+
+    alive, lost = 1, 0
+    put, fetch = staticmethod(put), staticmethod(fetch)
+
+    def __init__(self, lose: Iterable[str] = ()) -> None:
+        self._worker, self._tasks, self._lose = Worker(1, fetch), [], set(lose)
+        self.done: list[str] = []
+
+    def submit(self, task: Task) -> None:
+        self._tasks.append(task)
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Done]:
+        self._tasks.extend(tasks)
+        return self.results()
+
+    def results(self) -> Iterator[Done]:
+        while self._tasks:
+            yield self._do(self._tasks.pop(0))
+
+    def _do(self, task: Task) -> Done:
+        if task.name in self._lose:
+            self._lose.remove(task.name)
+            return Done(task, None, error=InputLost(f"{task.name}: an object that it reads is gone"))
+        arguments = [fetch(each) if isinstance(each, LocalRef) else each for each in task.args]
+        answer = getattr(self._worker, task.method)(*arguments)
+        self.done.append(task.name)
+        first, *others = answer if task.outputs > 1 else (answer,)
+        return Done(task, first, tuple(map(put, others)))
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "data": {"name": "digits"},
+    "model": {"width": 4, "depth": 1},
+    "synthetic": {"ipc": 2, "segments": 2, "group_size": 5},
+    "experts": {"count": 2, "epochs": 3, "batch": 128},
+    "matcher": {"rounds": 2, "networks": 2, "batch_real": 8, "lr_img": 0.01, "scale_lr": False, "snapshots": [[0, 3]]},
+    "score": {"early": 1, "batch": 400},
+    "probe": {"epochs": 4, "batch": 10, "members": 2},
+    "evaluate": {"epochs": 3, "full_epochs": 1, "batch": 20, "seeds": 2, "checkpoints": 1},
+    "runtime": {"compile": False, "checkpoint_seconds": 0},
+}
+"""A run of digits that takes a second or two in this process."""
+
+WALKS: dict[str, dict[str, Any]] = {
+    "synthetic": {"group_size": None},
+    "matcher": {"name": "datm", "rounds": 2, "augment": "crop"},
+    "trajectory": {"steps": 3, "batch": 10, "lanes": 2, "starts": [[0, 1, 2]], "epochs": 1, "threshold": 100},
+}
+"""What makes trajectories of it."""
+
+
+def small(**sections: dict[str, Any]) -> RunConfig:
+    """The small run with some keys changed; another matcher brings its own section."""
+    tree = {name: dict(section) for name, section in SMALL.items()}
+    for name, section in sections.items():
+        is_another = name == "matcher" and "name" in section
+        tree[name] = section if is_another else tree.get(name, {}) | section
+    return parse_config(tree)
+
+
+SESSION = Session(workers=1, shape=Shape(1, 0.0), device="cpu", started_here=False, connected_here=False)
+
+
+def local_real(config: RunConfig) -> RealRefs:
+    """The real images of a configuration, decoded here."""
+    source = open_source(config.data)
+    images, labels, splits = [], [], []
+    for shard in (shard for of_split in source.shards.values() for shard in of_split):
+        found = decode(shard, config.data)
+        names = split_of(found.keys, source.has_test, config.data)
+        splits.append(names if shard.split == "train" else np.full(len(shard), shard.split))
+        images.append(found.images)
+        labels.append(found.labels)
+    pixels, label, split = (np.concatenate(parts) for parts in (images, labels, splits))
+    blocks = {s: [pixels[(split == s) & (label == c)] for c in range(len(source.class_names))] for s in SPLITS}
+    train = np.concatenate(blocks["train"]).astype(np.float64) / 255
+    return RealRefs(
+        splits={name: tuple(map(put, of_class)) for name, of_class in blocks.items()},
+        counts={name: np.array([len(block) for block in of_class]) for name, of_class in blocks.items()},
+        shape=source.shape,
+        class_names=source.class_names,
+        mean=tuple(train.mean((0, 2, 3)).tolist()),
+        std=tuple(train.std((0, 2, 3)).tolist()),
+        digest=digest_of([[block.tobytes().hex() for block in of_class] for of_class in blocks.values()]),
+    )
+
+
+def local_run(config: RunConfig, folder: Path, real: RealRefs, pool: LocalPool | None = None) -> Run:
+    """An open run in this process."""
+    run = Run(config, Place(folder), pool or LocalPool(), Progress(live=False), SESSION, real)  # type: ignore[arg-type]
+    return whitened(run)
+
+
+def again(run: Run, config: RunConfig) -> Run:
+    """The same directory and images under another configuration, with a pool of its own."""
+    return whitened(replace(run, config=config, pool=LocalPool(), whitening=None))  # type: ignore[arg-type]

@@ -1,0 +1,171 @@
+"""The loop over segments, in this process: what each segment sees, what is done once, and what is found again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from local_pool import WALKS, LocalPool, local_run, small
+
+from dasm_ray.config import matchers
+from dasm_ray.config.matchers import BaseMatcher, keys_without_meaning
+from dasm_ray.core.matching import gradient
+from dasm_ray.method.dasm import Distilled, distil
+from dasm_ray.method.experts import train_experts
+from dasm_ray.runtime.decoding import RealRefs
+
+TRAINED = {"rounds": 2, "networks": 1, "steps": 2}
+METHODS: dict[str, dict[str, dict[str, Any]]] = {
+    "idc": {},
+    "idc, a network in the loop": {"matcher": {"name": "idc", "network": "train", **TRAINED}},
+    "dsa": {"matcher": {"name": "dsa", "inner_steps": 1, **TRAINED}},
+    "dm": {"matcher": {"name": "dm", "rounds": 2, "networks": 2, "batch_real": 8}},
+    "cafe": {"synthetic": {"group_size": None}, "matcher": {"name": "cafe", "batch_real": 8, **TRAINED}},
+    "datm": WALKS,
+}
+
+
+def distilled(real: RealRefs, folder: Path, pool: LocalPool | None = None, **sections: Any) -> tuple[Any, Any]:
+    """What came out, and the pool. All runs of a test share their experts."""
+    sections = {**sections, "experts": {"cache": str(folder.parent / "experts"), **sections.get("experts", {})}}
+    run = local_run(small(**sections), folder, real, pool)
+    return distil(run, train_experts(run)), run.pool
+
+
+def bytes_of(made: Distilled) -> bytes:
+    parts = [(each.pixels, each.logits) for each in made.segments]
+    return b"".join(array.tobytes() for part in parts for array in part if array is not None)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_distils_all_segments_and_goes_on_from_its_files(
+    digits: RealRefs, tmp_path: Path, name: str
+) -> None:
+    whole, pool = distilled(digits, tmp_path / "whole", **METHODS[name])
+    assert [each.pixels.shape for each in whole.segments] == [(10, 1, 1, 8, 8)] * 2
+    for segment, start in zip(whole.segments, whole.starts, strict=True):
+        assert not np.array_equal(segment.pixels, start.pixels)
+    again, idle = distilled(digits, tmp_path / "whole", **METHODS[name])
+    assert bytes_of(again) == bytes_of(whole)
+    assert not [task for task in idle.done if "round" in task], "a segment that is done was distilled again"
+    assert len(idle.done) < len(pool.done)
+
+
+@pytest.mark.parametrize("name", ["idc", "datm"])
+def test_inputs_lost_on_the_way_change_no_byte(digits: RealRefs, tmp_path: Path, name: str) -> None:
+    sections = {**METHODS[name], "runtime": {"max_lost": 3}}
+    whole, pool = distilled(digits, tmp_path / "whole", **sections)
+    second = next(task for task in pool.done if "round 1" in task)
+    lossy, again = distilled(digits, tmp_path / "lossy", LocalPool(lose=[second]), **sections)
+    assert bytes_of(lossy) == bytes_of(whole)
+    assert "expert 0" in again.done[again.done.index("start of segment 1") :], "experts may have gone with the node"
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("idc", {"matcher": {"probe_share": 0.5}}), ("datm", {}), ("dm", {"matcher": {"probe_share": 1.0}})],
+)
+def test_probes_are_trained_once_a_segment(digits: RealRefs, tmp_path: Path, name: str, more: dict[str, Any]) -> None:
+    """Though the scores, the states of rounds and the place of start epochs all ask for them."""
+    sections = {**METHODS[name]}
+    if more:
+        sections["matcher"] = METHODS[name].get("matcher", {}) | more["matcher"]
+    _, pool = distilled(digits, tmp_path, **sections)
+    trained = Counter(task for task in pool.done if task.startswith("probe "))
+    assert trained == {"probe 0 before segment 2": 1, "probe 1 before segment 2": 1}
+
+
+def test_each_segment_is_told_with_those_before(digits: RealRefs, tmp_path: Path) -> None:
+    run, heard = local_run(small(), tmp_path, digits), []
+    made = distil(run, train_experts(run), lambda frozen: heard.append([each.pixels for each in frozen]))
+    assert [len(segments) for segments in heard] == [1, 2]
+    assert heard[1][0] is heard[0][0] is made.segments[0].pixels
+
+
+def test_no_real_image_starts_two_segments(digits: RealRefs, tmp_path: Path) -> None:
+    made, _ = distilled(digits, tmp_path, synthetic={"init": "real"})
+    first, second = ({image.tobytes() for image in each.pixels.reshape(-1, 64)} for each in made.starts)
+    assert len(first) == len(second) == 10
+    assert not first & second
+
+
+def test_soft_labels_start_as_what_the_experts_say(digits: RealRefs, tmp_path: Path) -> None:
+    made, _ = distilled(digits, tmp_path, **WALKS)
+    for start, segment in zip(made.starts, made.segments, strict=True):
+        assert start.logits is not None
+        assert start.logits.shape == (10, 1, 10)
+        right = start.logits.argmax(-1)[:, 0] == np.arange(10)
+        assert right.mean() >= 0.8, "images that experts know start a segment"
+        assert not np.array_equal(start.logits, segment.logits)
+    assert made.starts[1].step_size == made.segments[0].step_size
+
+
+# --- the table of matchers ---------------------------------------------------------------------------------------
+
+
+def test_a_matcher_is_one_row_and_one_function(
+    digits: RealRefs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A toy that compares biases alone: digits are distilled by it, and by nothing else's bytes."""
+    monkeypatch.setitem(gradient.COMPARED, "biases", lambda shape: len(shape) == 1)
+    toy = BaseMatcher("gradient", "biases", {None: "experts"}, "class", "l1")
+    monkeypatch.setitem(matchers.MATCHERS, "toy", toy)
+    measure = {"rounds": 2, "networks": 2, "batch_real": 8}
+    monkeypatch.setitem(gradient.METRICS, "l1", lambda real, synthetic: (real - synthetic).abs().sum())
+    made, _ = distilled(digits, tmp_path / "toy", matcher={"name": "toy", **measure})
+    other, _ = distilled(digits, tmp_path / "idc", matcher={"name": "idc", **measure})
+    assert made.starts[0].pixels.tobytes() == other.starts[0].pixels.tobytes()
+    assert bytes_of(made) != bytes_of(other)
+
+
+CHANGES: dict[str, Any] = {
+    "networks": 3, "steps": 3, "batch_real": 5, "batch_syn": 3, "lr_img": 0.02, "scale_lr": True, "snapshots": [[1, 2]],
+    "perturb": 0.3, "probe_share": 0.7, "inner_samples": 100, "inner_steps": 2, "inner_lr": 0.3, "metric": "l1",
+    "augment": "flip",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "idc"])
+def test_a_key_that_is_said_to_have_no_meaning_has_none(digits: RealRefs, tmp_path: Path, name: str) -> None:
+    """Past the rules that refuse them, all such keys at once change no byte."""
+    config = small(**METHODS[name])
+    keys = [f"matcher.{key}" for key in CHANGES]
+    without = [key.partition(".")[2] for key in keys_without_meaning(config.base, config.matcher.network, keys)]
+    changes = {key: CHANGES[key] for key in without if key in CHANGES}
+    assert changes
+    results = []
+    for place, matcher in (("as it is", config.matcher), ("changed", config.matcher.model_copy(update=changes))):
+        experts = config.experts.model_copy(update={"cache": str(tmp_path / "experts")})
+        changed = config.model_copy(update={"matcher": matcher, "experts": experts})
+        run = local_run(changed, tmp_path / place, digits)
+        results.append(bytes_of(distil(run, train_experts(run))))
+    assert results[0] == results[1]
+
+
+WITH_A_MEANING = (
+    "networks",
+    "steps",
+    "batch_real",
+    "lr_img",
+    "snapshots",
+    "perturb",
+    "probe_share",
+    "metric",
+    "augment",
+)
+
+
+@pytest.fixture(scope="module")
+def plain(digits: RealRefs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    folder = tmp_path_factory.mktemp("plain")
+    return folder, bytes_of(distilled(digits, folder / "plain")[0])
+
+
+@pytest.mark.parametrize("key", WITH_A_MEANING)
+def test_a_key_with_a_meaning_changes_the_set(digits: RealRefs, plain: tuple[Path, bytes], key: str) -> None:
+    folder, expected = plain
+    changed, _ = distilled(digits, folder / key, matcher={key: CHANGES[key]})
+    assert bytes_of(changed) != expected

@@ -1,0 +1,43 @@
+"""What a run will take: counts are exact, times are measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from local_pool import WALKS, local_run, small
+
+from dasm_ray.method.estimate import Stage, estimate
+from dasm_ray.runtime.decoding import RealRefs
+
+
+def test_work_in_waves() -> None:
+    assert Stage("distil", 5, 10.0).wall(2) == 6.0
+    assert Stage("distil", 5, 10.0).wall(50) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("sections", "tasks", "moved"),
+    [
+        ({}, 2, 2 * 8 * 5 * 1 * 64),
+        ({"matcher": {"name": "cafe", "rounds": 1}, "synthetic": {"group_size": None}}, 1, 2 * 8 * 10 * 1 * 64),
+        (WALKS, 2, 10 * 1 * (64 + 10) * 12),
+    ],
+    ids=["groups", "all classes at once", "lanes"],
+)
+def test_tasks_and_bytes_follow_from_the_configuration(
+    digits: RealRefs, tmp_path: Path, sections: dict[str, Any], tasks: int, moved: int
+) -> None:
+    found = estimate(local_run(small(**sections), tmp_path, digits))
+    assert [stage.name for stage in found.stages] == ["experts", "distil", "evaluate"]
+    assert found.stages[1].tasks == tasks
+    assert found.moved_each_round == moved
+    assert all(stage.seconds > 0 for stage in found.stages)
+    assert found.useful_workers == max(stage.tasks for stage in found.stages)
+    assert (found.device_memory, found.worker_memory > 0) == (0, True)
+
+
+def test_an_estimate_keeps_nothing(digits: RealRefs, tmp_path: Path) -> None:
+    estimate(local_run(small(), tmp_path / "run", digits))
+    assert not (tmp_path / "run").exists()

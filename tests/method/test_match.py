@@ -1,0 +1,83 @@
+"""One segment by its matcher: what rounds are given, and where students start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from local_pool import WALKS, local_run, small
+
+from dasm_ray.config.matchers import MATCHERS
+from dasm_ray.method import match as module
+from dasm_ray.method.experts import train_experts
+from dasm_ray.method.match import WALKS as OF_FAMILIES
+from dasm_ray.method.match import match
+from dasm_ray.method.probes import Probes
+from dasm_ray.method.sets import Segment
+from dasm_ray.runtime.decoding import RealRefs
+
+WIDE = {**WALKS, "trajectory": {**WALKS["trajectory"], "expansion": 1}}
+"""Students start at any of the first two epochs, from the first round on."""
+
+
+def matched(digits: RealRefs, folder: Path, frozen: list[Segment], **sections: Any) -> tuple[Segment, list[str]]:
+    """The last segment after those that are frozen, and what was said."""
+    run, notes = local_run(small(**sections), folder, digits), []
+    run.progress.note = notes.append  # type: ignore[method-assign]
+    experts, segment = train_experts(run), len(frozen)
+    rate = 0.01 if run.config.is_trajectory else None
+    logits = np.zeros((10, 1, 10), np.float32) if run.config.learns_labels else None
+    start = Segment(np.full((10, 1, 1, 8, 8), 0.5, np.float32), logits, rate)
+    windows = [[np.arange(count) for count in digits.counts["train"]] for _ in range(segment + 1)]
+    probes = Probes(run, segment, experts, frozen)
+    return match(run, segment, start, experts, probes, frozen, windows), notes
+
+
+def frozen_of(value: float, **more: Any) -> list[Segment]:
+    return [Segment(np.full((10, 1, 1, 8, 8), value, np.float32), **more)]
+
+
+def test_every_family_has_its_way_through_a_segment() -> None:
+    assert {base.family for base in MATCHERS.values()} <= set(OF_FAMILIES)
+
+
+@pytest.mark.parametrize(("context", "depends"), [("alone", False), ("residual", True)])
+def test_earlier_segments_take_part_where_the_context_says_so(
+    digits: RealRefs, tmp_path: Path, context: str, depends: bool
+) -> None:
+    results = [
+        matched(digits, tmp_path / str(value), frozen_of(value), matcher={"context": context})[0].pixels.tobytes()
+        for value in (0.2, 0.9)
+    ]
+    assert (results[0] != results[1]) == depends
+
+
+def test_students_start_where_the_probe_stands(
+    digits: RealRefs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen = frozen_of(0.3, logits=np.zeros((10, 1, 10), np.float32), step_size=0.01)
+    monkeypatch.setattr(module, "shift_of", lambda losses, probe: 1)
+    segment, notes = matched(digits, tmp_path / "shifted", frozen, **WIDE)
+    assert "segment 2: students start at expert epochs 1 to 2" in notes
+    assert segment.step_size != 0.01
+    held = {**WIDE, "trajectory": {**WIDE["trajectory"], "by_probe": False}}
+    _, notes = matched(digits, tmp_path / "held", frozen, **held)
+    assert "segment 2: students start at expert epochs 0 to 1" in notes
+
+
+def test_stretches_that_teach_nothing_are_said(
+    digits: RealRefs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "stalled", lambda losses, epochs: [(1, 0)])
+    _, notes = matched(digits, tmp_path, [], **WIDE)
+    said = "25% of the expert stretches to match do not lower the expert's own loss (such as expert 1, epoch 0)"
+    assert [note for note in notes if note.startswith(said)]
+
+
+def test_labels_that_are_not_learned_are_certainties() -> None:
+    certain = module._labels(Segment(np.zeros((3, 2, 1, 2, 2), np.float32)))
+    assert certain.shape == (3, 2, 3)
+    assert np.array_equal(certain.argmax(-1), [[0, 0], [1, 1], [2, 2]])
+    assert certain.sum() == 6

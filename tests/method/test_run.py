@@ -1,0 +1,105 @@
+"""An open run: its keys, its whitening, its tasks, and what is refused once the images are known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from local_pool import LocalPool, local_run, small
+
+from dasm_ray.errors import ConfigError, DataError, TaskLost
+from dasm_ray.method.run import check_against_data, run_all, under, whitened
+from dasm_ray.runtime.decoding import RealRefs
+from dasm_ray.runtime.pool import task
+from dasm_ray.runtime.worker import Worker
+
+
+def test_a_run_has_one_configuration_and_all_keys_follow_from_it(digits: RealRefs, tmp_path: Path) -> None:
+    run = local_run(small(), tmp_path, digits)
+    other = replace(run, config=small(matcher={"lr_img": 0.5}))
+    assert other.job.config is other.config
+    assert other.key != run.key
+    assert other.expert_key == run.expert_key, "how pixels move is nothing to an expert"
+    assert replace(run, config=small(evaluate={"lr": 0.5})).key == run.key, "nor is a table to a segment"
+    assert replace(run, config=small(experts={"count": 1})).expert_key == run.expert_key
+    assert replace(run, config=small(experts={"lr": 0.5})).expert_key != run.expert_key
+    assert str(run.shared_place) == f"{tmp_path}/experts/{run.expert_key}"
+    cached = replace(run, config=small(experts={"cache": "/cache"}))
+    assert str(cached.shared_place) == f"/cache/{run.expert_key}"
+
+
+def test_a_run_opens_whitened_where_that_is_asked_and_reads_it_again(digits: RealRefs, tmp_path: Path) -> None:
+    config = small(data={"zca": 0.1})
+    run = local_run(config, tmp_path, digits)
+    assert run.job.whitening is not None
+    assert "whitening" in run.pool.done  # type: ignore[attr-defined]
+    again = local_run(config, tmp_path, digits)
+    assert not again.pool.done  # type: ignore[attr-defined]
+    one, other = (each.pool.fetch(each.whitening) for each in (run, again))
+    assert all(np.array_equal(one[name], other[name]) for name in ("mean", "matrix"))
+    assert local_run(small(), tmp_path / "plain", digits).whitening is None
+
+
+def test_a_whitening_that_is_known_is_taken_as_it_is(digits: RealRefs, tmp_path: Path) -> None:
+    run = local_run(small(data={"zca": 0.1}), tmp_path, digits)
+    known = {"mean": np.zeros(64, np.float32), "matrix": np.eye(64, dtype=np.float32)}
+    assert run.pool.fetch(whitened(run, known).whitening)["matrix"].tobytes() == known["matrix"].tobytes()
+
+
+def test_a_run_under_another_configuration_has_that_one_s_whitening(digits: RealRefs, tmp_path: Path) -> None:
+    run = local_run(small(data={"zca": 0.1}), tmp_path, digits)
+    other = under(run, small(data={"zca": 0.5}), digits)
+    assert run.pool.fetch(other.whitening)["matrix"].tobytes() != run.pool.fetch(run.whitening)["matrix"].tobytes()
+    assert under(run, small(), digits).whitening is None
+
+
+def test_experts_refuse_to_be_trained_on_images_that_are_not_whitened(digits: RealRefs, tmp_path: Path) -> None:
+    run = local_run(small(data={"zca": 0.1}), tmp_path, digits)
+    bare = replace(run, whitening=None)
+    with pytest.raises(AssertionError, match="see images as the run does"):
+        run_all(bare, [task("expert 0", Worker.expert, bare.job, bare.shared_place, bare.expert_key, 0)])
+
+
+def test_answers_come_in_the_order_of_the_tasks_and_each_is_heard(digits: RealRefs, tmp_path: Path) -> None:
+    run, heard = local_run(small(), tmp_path, digits), []
+    tasks = [task(f"nap {number}", Worker.nap, 0.0) for number in range(3)]
+    answers = run_all(run, tasks, lambda done: heard.append(done.task.name))
+    assert [done.task.name for done in answers] == heard == ["nap 0", "nap 1", "nap 2"]
+
+
+def test_a_task_whose_input_is_lost_ends_the_command_with_what_to_do(digits: RealRefs, tmp_path: Path) -> None:
+    run = local_run(small(), tmp_path, digits, LocalPool(lose=["nap"]))
+    with pytest.raises(TaskLost, match="nap: what it reads was lost with its node; run the same command again"):
+        run_all(run, [task("nap", Worker.nap, 0.0)])
+
+
+def test_each_notice_is_said_once(digits: RealRefs, tmp_path: Path) -> None:
+    run, said = local_run(small(), tmp_path, digits), []
+    run.progress.note = said.append  # type: ignore[method-assign]
+    run.take_notices(["slow", "slow", "small"])
+    run.take_notices(["small"])
+    assert said == ["slow", "small"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "error", "words"),
+    [
+        ({"model": {"depth": 4}}, ConfigError, "model.depth: 4 blocks halve 8 pixels to nothing; use at most 3"),
+        ({"synthetic": {"factor": 9}}, ConfigError, "synthetic.factor: 9 tiles do not fit into 8 pixels"),
+        ({"synthetic": {"ipc": 200}}, DataError, "has .* training images, but synthetic.ipc 200 at factor 1"),
+    ],
+    ids=["too deep", "too many tiles", "too many images"],
+)
+def test_what_only_the_images_show_is_refused(
+    digits: RealRefs, sections: dict[str, dict[str, int]], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        check_against_data(small(**sections), digits)
+
+
+def test_an_empty_split_is_refused(digits: RealRefs) -> None:
+    without = replace(digits, counts={**digits.counts, "val": np.zeros(10, np.int64)})
+    with pytest.raises(DataError, match=r"digits: the val split is empty; raise data\.val_share"):
+        check_against_data(small(), without)

@@ -1,0 +1,84 @@
+"""Scores of all real images: kept and read again, shared beside the experts, and the window that they make."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from local_pool import WALKS, LocalPool, again, local_run, small
+
+from dasm_ray.core.window import window
+from dasm_ray.method.experts import train_experts
+from dasm_ray.method.probes import Probes
+from dasm_ray.method.run import Run
+from dasm_ray.method.scores import scores_before, sharded, static_name, static_scores, window_of
+from dasm_ray.runtime.decoding import RealRefs
+from dasm_ray.runtime.worker import Worker
+from dasm_ray.store.checkpoints import Scores
+
+
+def scored(run: Run) -> Scores:
+    experts = train_experts(run)
+    return scores_before(run, 0, experts, Probes(run, 0, experts, []))
+
+
+def test_scores_are_kept_and_read_again(digits: RealRefs, tmp_path: Path) -> None:
+    run = local_run(small(), tmp_path, digits)
+    first = scored(run)
+    later = again(run, run.config)
+    second = scored(later)
+    assert isinstance(later.pool, LocalPool)
+    assert not [name for name in later.pool.done if "scores" in name]
+    for name in ("dynamic", "static", "wrong", "known", "window", "label", "index"):
+        assert np.array_equal(getattr(first, name), getattr(second, name))
+    assert len(first.label) == digits.counts["train"].sum()
+
+
+def test_the_number_of_shards_changes_no_score(digits: RealRefs, tmp_path: Path) -> None:
+    run = local_run(small(), tmp_path, digits)
+    experts = train_experts(run)
+    cut = replace(run, config=small(score={"shards": 3}))
+    whole, parts = (sharded(each, Worker.score, "scores", experts.early) for each in (run, cut))
+    for one, other in zip(whole, parts, strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+def test_static_scores_lie_beside_the_experts_by_what_affects_them(digits: RealRefs, tmp_path: Path) -> None:
+    run = local_run(small(), tmp_path, digits)
+    experts = train_experts(run)
+    score, errs = static_scores(run, experts)
+    assert static_name(run) in run.shared_place.names()
+    later = again(run, small(score={"dynamic": "margin"}))
+    assert static_name(later) == static_name(run), "the score under probes is nothing to it"
+    found, wrong = static_scores(later, experts)
+    assert (found.tobytes(), wrong.tobytes()) == (score.tobytes(), errs.tobytes())
+    assert isinstance(later.pool, LocalPool)
+    assert not later.pool.done
+    assert static_name(again(run, small(score={"static": "loss"}))) != static_name(run)
+    assert static_name(again(run, small(experts={"count": 1}))) != static_name(run)
+
+
+def test_the_window_is_that_of_each_class_by_itself(digits: RealRefs, tmp_path: Path) -> None:
+    run = local_run(small(), tmp_path, digits)
+    found = scored(run)
+    for label, seen in enumerate(window_of(run, found)):
+        mine = found.label == label
+        expected = window(
+            run.config.window,
+            segment=0,
+            segments=2,
+            dynamic=found.dynamic[mine],
+            static=found.static[mine],
+            wrong=found.wrong[mine],
+            known=found.known[mine],
+        )
+        assert np.array_equal(seen, expected)
+
+
+def test_where_labels_are_learned_only_images_that_experts_know_are_seen(digits: RealRefs, tmp_path: Path) -> None:
+    run = local_run(small(**WALKS), tmp_path, digits)
+    found = scored(run)
+    assert not found.known.all()
+    for label, seen in enumerate(window_of(run, found)):
+        assert found.known[found.label == label][seen].all()

@@ -1,0 +1,71 @@
+"""Segments as one set, what is trained on with its digest, and the artifact made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from local_pool import local_run, small
+
+from dasm_ray.method.sets import Images, Segment, chosen, distilled_set, flattened, images_of, selected_set, stored
+from dasm_ray.runtime.decoding import RealRefs
+
+
+def pixels_of(*shape: int) -> np.ndarray:
+    return np.random.Generator(np.random.PCG64(len(shape))).random(shape, np.float32)
+
+
+def test_images_stand_by_class_then_segment() -> None:
+    first, second = pixels_of(3, 1, 1, 2, 2), pixels_of(3, 2, 1, 2, 2)
+    flat = flattened([Segment(first), Segment(second)])
+    assert flat.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    for label in range(3):
+        assert np.array_equal(flat.pixels[3 * label], first[label, 0])
+        assert np.array_equal(flat.pixels[3 * label + 1 : 3 * label + 3], second[label])
+    assert (flat.logits, flat.is_normalised) == (None, False)
+
+
+def test_learned_labels_and_rates_come_along() -> None:
+    logits = pixels_of(3, 1, 3)
+    flat = flattened([Segment(pixels_of(3, 1, 1, 2, 2), logits, 0.1)])
+    assert np.array_equal(flat.logits, logits.reshape(3, 3))
+    assert flat.is_normalised
+
+
+def test_a_training_has_the_digest_of_all_that_it_sees(digits: RealRefs, tmp_path: Path) -> None:
+    run = local_run(small(), tmp_path, digits)
+    images = Images(pixels_of(4, 1, 8, 8), np.arange(4), pixels_of(4, 10), False)
+    same = stored(run, images._replace(pixels=images.pixels.copy()))
+    digests = {
+        stored(run, images).digest,
+        stored(run, images, factor=2).digest,
+        stored(run, images, is_soft=True).digest,
+        stored(run, images._replace(is_normalised=True)).digest,
+        stored(run, images._replace(labels=np.arange(4)[::-1].copy())).digest,
+        chosen(np.arange(4)).digest,
+        chosen(np.arange(4), images.logits).digest,
+        chosen(np.arange(5)).digest,
+    }
+    assert len(digests) == 8
+    assert same.digest == stored(run, images).digest
+
+
+def test_the_artifact_holds_the_segments_and_where_they_came_from(digits: RealRefs, tmp_path: Path) -> None:
+    run = local_run(small(), tmp_path, digits)
+    segments = [Segment(pixels_of(10, 1, 1, 8, 8)), Segment(pixels_of(10, 1, 1, 8, 8) / 2)]
+    artifact = distilled_set(run, segments)
+    assert artifact.segments.tolist() == [0, 1] * 10
+    assert np.array_equal(artifact.pixels[1], segments[1].pixels[0, 0])
+    assert artifact.provenance["data_digest"] == digits.digest
+    some = images_of(artifact, artifact.labels < 3)
+    assert some.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert len(images_of(artifact).pixels) == 20
+
+
+def test_a_whitened_set_carries_its_whitening_and_a_selection_does_not(digits: RealRefs, tmp_path: Path) -> None:
+    run = local_run(small(data={"zca": 0.1}), tmp_path, digits)
+    walked = distilled_set(run, [Segment(pixels_of(10, 1, 1, 8, 8), None, 0.1)] * 2)
+    assert walked.whitening_matrix is not None
+    assert walked.step_size == 0.1
+    picked = selected_set(run, pixels_of(20, 1, 8, 8))
+    assert (picked.whitening_matrix, picked.factor, picked.labels.tolist()[:3]) == (None, 1, [0, 0, 1])

@@ -1,0 +1,93 @@
+"""The fair table: which rows stand in it, that all are trained alike, and which selection is shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from local_pool import LocalPool, local_run, small
+
+from dasm_ray.method.experts import train_experts
+from dasm_ray.method.run import Run
+from dasm_ray.method.sets import Images
+from dasm_ray.report.table import Row
+from dasm_ray.runtime.decoding import RealRefs
+from dasm_ray.studies.finished import cells_place
+from dasm_ray.studies.rows import _best_selection, evaluate_rows
+
+ROWS = ["distilled", "initial", "random", "herding", "el2n", "full"]
+
+
+@pytest.fixture
+def run(digits: RealRefs, tmp_path: Path) -> Run:
+    return local_run(small(evaluate={"rows": ROWS}), tmp_path, digits)
+
+
+def sets_of(soft: bool = False) -> dict[str, Images]:
+    generator = np.random.Generator(np.random.PCG64(0))
+    labels = np.repeat(np.arange(10), 2)
+    logits = generator.random((20, 10), np.float32) if soft else None
+    names = ("distilled", "initial")
+    return {name: Images(generator.random((20, 1, 8, 8), np.float32), labels, logits, False) for name in names}
+
+
+def test_all_rows_of_hard_labels(run: Run) -> None:
+    rows = evaluate_rows(run, sets_of(), 1, train_experts(run), cells_place(run.place))
+    assert [row.name for row in rows][:3] == ["distilled", "initial", "random"]
+    assert rows[3].name.startswith("selection: ")
+    assert rows[4].name == "full"
+    assert {row.labels for row in rows} == {"hard"}
+    assert {row.note.partition(",")[0] for row in rows[:4]} == {"3 steps"}, "as many steps for every small set"
+    assert all(len(row.accuracies) == len(row.validation) == 2 for row in rows)
+
+
+def test_soft_labels_stand_beside_random_images_with_labels_of_the_experts(run: Run) -> None:
+    rows = evaluate_rows(run, sets_of(soft=True), 1, train_experts(run), None)
+    soft = [row.name for row in rows if row.labels == "soft"]
+    assert soft == ["distilled", "initial", "random"]
+    assert [row.name for row in rows if row.labels == "hard"][:3] == soft
+
+
+def test_an_artifact_alone_has_no_rows_that_need_experts(run: Run) -> None:
+    rows = evaluate_rows(run, {"distilled": sets_of(soft=True)["distilled"]}, 1, None, None)
+    assert [(row.name, row.labels) for row in rows] == [
+        ("distilled", "soft"),
+        ("distilled", "hard"),
+        ("random", "hard"),
+        ("full", "hard"),
+    ]
+
+
+def test_rows_that_are_there_are_not_computed_again(run: Run) -> None:
+    experts, folder = train_experts(run), cells_place(run.place)
+    first = evaluate_rows(run, sets_of(), 1, experts, folder)
+    assert isinstance(run.pool, LocalPool)
+    before = len(run.pool.done)
+    again = evaluate_rows(run, sets_of(), 1, experts, folder)
+    assert [row.accuracies for row in again] == [row.accuracies for row in first]
+    assert not [name for name in run.pool.done[before:] if name.startswith("evaluate")]
+
+
+def test_another_set_pays_for_its_own_rows_alone(run: Run) -> None:
+    experts, folder = train_experts(run), cells_place(run.place)
+    evaluate_rows(run, sets_of(), 1, experts, folder)
+    assert isinstance(run.pool, LocalPool)
+    before = len(run.pool.done)
+    changed = {name: images._replace(pixels=images.pixels / 2) for name, images in sets_of().items()}
+    evaluate_rows(run, changed, 1, experts, folder)
+    computed = {name.partition(",")[0] for name in run.pool.done[before:] if name.startswith("evaluate")}
+    assert computed == {"evaluate distilled", "evaluate initial"}
+
+
+def test_of_the_selections_the_one_that_validation_prefers_is_shown_with_the_others_named() -> None:
+    rows = [
+        Row("random", [0.5], [0.5]),
+        Row("herding", [0.9], [0.6], note="3 steps"),
+        Row("el2n", [0.1], [0.7], note="3 steps"),
+        Row("full", [0.95], [0.9]),
+    ]
+    kept = _best_selection(rows)
+    assert [row.name for row in kept] == ["random", "selection: el2n", "full"]
+    assert kept[1].note == "3 steps, before herding"
+    assert _best_selection(rows[:2]) == rows[:2], "one alone is called by its name"
