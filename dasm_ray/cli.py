@@ -73,6 +73,30 @@ def main() -> None:
 
 
 @main.command()
+@click.argument("config")
+@SET
+@click.option("--png", metavar="FILE", help="Also draw the first images of each class, a row per class.")
+def data(config: str, overrides: tuple[str, ...], png: str | None) -> None:
+    """Say what the real images of a config are, before anything runs.
+
+    Splits and what each serves as, classes, counts, shape, and what is left out. Nothing is started, and hardly an
+    image is decoded. `docs/data.md` says how sets are read.
+    """
+    with _told():
+        settings = _config(config, overrides, None, None)
+        from dasm_ray.report.page import draw_rows
+        from dasm_ray.runtime.opening import open_checked
+        from dasm_ray.store.datasets.catalogue import first_pictures
+        from dasm_ray.store.place import Place
+
+        source = open_checked(settings)
+        click.echo("\n".join(source.found.lines()))
+        if png:
+            Place(png).write_bytes(draw_rows(first_pictures(source, settings.data)))
+            click.echo(f"drawn to {png}")
+
+
+@main.command()
 @recipe
 def distill(config: str, run: str | None, overrides: tuple[str, ...], workers: int | None, address: str | None) -> None:
     """Distil a real set and evaluate the result.

@@ -15,6 +15,7 @@ from typing import Any
 
 from dasm_ray.config.keys import Model, RunConfig
 from dasm_ray.config.parsing import parse_config
+from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.config.space import Sweep
 from dasm_ray.errors import ArtifactError, ConfigError, RunFailure
 from dasm_ray.method.choices import choices, random_choice
@@ -26,13 +27,16 @@ from dasm_ray.method.run import Run, check_against_data, connected, opened, run_
 from dasm_ray.method.scores import scores_before
 from dasm_ray.method.sets import distilled_set, flattened, images_of, selected_set, stored
 from dasm_ray.report import standings
+from dasm_ray.report.page import draw_rows
 from dasm_ray.report.standings import Line
 from dasm_ray.report.table import Row, as_json, markdown
+from dasm_ray.runtime.opening import open_checked
 from dasm_ray.runtime.pool import task
 from dasm_ray.runtime.progress import Progress, clock_text
 from dasm_ray.runtime.session import Session
 from dasm_ray.runtime.worker import Worker
 from dasm_ray.store.artifact import digest, read_artifact, write_artifact
+from dasm_ray.store.datasets.catalogue import first_pictures
 from dasm_ray.store.findings import claimed_comparison, claimed_sweep, find, trial_place
 from dasm_ray.store.place import Place
 from dasm_ray.store.rundir import RunDir
@@ -91,12 +95,32 @@ def distill(config: RunConfig, run: str | Place | None = None) -> Result:
 
 def _distilled(run: Run) -> Result:
     """The steps of a run: experts, segments, artifact, table."""
+    run.progress.expect(_stages(run.config))
     experts = train_experts(run)
     made = distil(run, experts)
     stamp = write_artifact(run.place / "synthetic", distilled_set(run, made.segments))
     sets = {"distilled": flattened(made.segments), "initial": flattened(made.starts)}
     rows = evaluate_rows(run, sets, run.config.synthetic.factor, experts, cells_place(run.place))
     return _reported(run, rows, stamp)
+
+
+def describe_data(config: RunConfig, png: str | None = None) -> list[str]:
+    """What the real images of ``config`` are, a few lines; ``png``: where to draw the first ones of each class.
+
+    Decodes hardly any, and starts nothing. Raises a DataError for a set that cannot be used.
+    """
+    source = open_checked(config)
+    if png is not None:
+        Place(png).write_bytes(draw_rows(first_pictures(source, config.data)))
+    return source.found.lines()
+
+
+def _stages(config: RunConfig) -> int:
+    """How many stages a run shows, from its experts on: what is on disk already is passed over."""
+    read = {SELECTIONS[row].reads for row in config.evaluate.rows if row in SELECTIONS}
+    before_segments, of_segments = len(("experts", "static scores")), len(("probes", "scores", "distil"))
+    without_probes = 1  # the first segment has experts in their stead
+    return before_segments + of_segments * config.synthetic.segments - without_probes + len(read) + len(("evaluate",))
 
 
 def experts(config: RunConfig, run: str | None = None) -> list[str]:
@@ -210,6 +234,7 @@ def sweep(plan: Sweep, run: str | None = None, *, resume: bool = False) -> Swept
     folder = Place(run or f"runs/{plan.name}")
     with claimed_sweep(folder, plan.definition, resume=resume) as place, contextlib.ExitStack() as own:
         if any(not find(place, trial.number).is_over for trial in plan.trials):
+            trials.check_images(plan)
             with Progress() as progress:
                 session = own.enter_context(Session.open(plan.trials[0].config.runtime, progress.note))
                 progress.note(f"{plan.name}: {len(plan.trials)} trials of {session}, results in {place}")

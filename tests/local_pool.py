@@ -13,13 +13,15 @@ from dasm_ray.config.digests import digest_of
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.method.run import Run, whitened
-from dasm_ray.runtime.decoding import SPLITS, RealRefs
+from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.runtime.plan import Shape
 from dasm_ray.runtime.pool import Done, InputLost, Task
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.session import Session
 from dasm_ray.runtime.worker import Worker
-from dasm_ray.store.datasets import decode, open_source, split_of
+from dasm_ray.store.datasets.catalogue import open_source, rows_of
+from dasm_ray.store.datasets.shards import decode, split_of
+from dasm_ray.store.datasets.splits import SPLITS
 from dasm_ray.store.place import Place
 
 
@@ -114,8 +116,8 @@ def local_real(config: RunConfig) -> RealRefs:
     source = open_source(config.data)
     images, labels, splits = [], [], []
     for shard in (shard for of_split in source.shards.values() for shard in of_split):
-        found = decode(shard, config.data)
-        names = split_of(found.keys, source.has_test, config.data)
+        found = decode(shard, rows_of(shard), config.data)
+        names = split_of(found.keys, source.cut)
         splits.append(names if shard.split == "train" else np.full(len(shard), shard.split))
         images.append(found.images)
         labels.append(found.labels)

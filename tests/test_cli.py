@@ -585,3 +585,61 @@ def test_a_home_that_cannot_be_written(artifact: Path) -> None:
     done = command("inspect", "~/set", stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     assert done.returncode == 2
     told_alone(done.stderr, "/proc/nobody/set")
+
+
+# --- what was found ----------------------------------------------------------------------------------------------
+
+
+def test_data_says_what_a_set_is(recipe: Path, tmp_path: Path) -> None:
+    images, labels = good_images()
+    folder = parquet_of(tmp_path / "images", images, labels)
+    options = ["--set", "data.name=parquet", "--set", f"data.path={folder}", "--png", tmp_path / "sheet.png"]
+    result = call("data", recipe, *options)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [
+        "data parquet: 1 file in Parquet, column image and label",
+        "  images     60 of 16 x 16 pixels (rows x columns), RGB",
+        "  train      60 images (train-00000-of-00001.parquet)",
+        "  validation held out from the training images by their content, 8 % of them",
+        "  test       held out from the training images by their content, 20 % of them",
+        "  classes    2 of 30 training images each: cat, dog",
+        f"drawn to {tmp_path / 'sheet.png'}",
+    ]
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape == (2 * 2 * 18, 2 * 10 * 18, 3)
+    assert abs(int(sheet[0, 0, 0]) - 10) < 3  # the first cat, and below it the first dog, which is lighter
+    assert abs(int(sheet[36, 0, 0]) - 12) < 3
+
+
+@pytest.mark.parametrize("spoil", [truncated, wrong_label, no_label, mixed_sizes, not_an_image])
+def test_data_refuses_what_cannot_be_used(
+    recipe: Path, tmp_path: Path, spoil: Callable[[list[bytes], list[int | None]], None]
+) -> None:
+    images, labels = good_images()
+    spoil(images, labels)
+    folder = parquet_of(tmp_path / "images", images, labels)
+    options = ["--set", "data.name=parquet", "--set", f"data.path={folder}"]
+    refused(call("data", recipe, *options), "train-00000-of-00001.parquet", "row 7")
+
+
+@pytest.mark.parametrize("ground", ["red", "#12", "#12345g", "ffffff"])
+def test_a_ground_that_is_no_colour(recipe: Path, ground: str) -> None:
+    refused(call("data", recipe, "--set", f"data.ground='{ground}'"), "data.ground")
+
+
+def test_a_whitening_that_does_not_fit_is_refused_at_once(recipe: Path) -> None:
+    options = ["--set", "data.zca=0.1", "--set", "data.image_size=1024"]
+    refused(call("data", recipe, *options), "data.zca: whitening 1048576 values", "GiB")
+
+
+def test_data_waits_for_neither_ray_nor_torch(recipe: Path, tmp_path: Path) -> None:
+    images, labels = good_images()
+    folder = parquet_of(tmp_path / "images", images, labels)
+    options = ["--set", "data.name=parquet", "--set", f"data.path={folder}", "--png", str(tmp_path / "sheet.png")]
+    script = (
+        "import sys\nfrom dasm_ray.cli import main\nmain(sys.argv[1:], standalone_mode=False)\n"
+        "print(sorted({'ray', 'torch', 'torchvision', 'sklearn'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", script, "data", str(recipe), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr

@@ -469,6 +469,12 @@ def _no_cluster_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
+def test_the_data_of_a_configuration_are_described_without_ray(recipe: Path, tmp_path: Path) -> None:
+    lines = pipeline.describe_data(load_config(recipe), str(tmp_path / "sheet.png"))
+    assert lines[0] == "data digits: built in"
+    assert (tmp_path / "sheet.png").read_bytes()[:4] == b"\x89PNG"
+
+
 # --- what an artifact is obeyed in ----------------------------------------------------------------------------------
 
 THEIRS: dict[str, Any] = {
@@ -606,7 +612,7 @@ def test_an_artifact_whose_configuration_cannot_be_meant(tmp_path: Path, config:
 
 def test_a_set_that_goes_out_does_not_say_where_and_how_it_was_made() -> None:
     config = parse_config(THEIRS | {"score": {"shards": 7}, "networks": {"mlp": {"lr": 1}}})
-    real = SimpleNamespace(class_names=("a",), mean=(0.5,), std=(0.5,), shape=(1, 8, 8), digest="0" * 16)
+    real = SimpleNamespace(class_names=("a",), mean=(0.5,), std=(0.5,), shape=(1, 8, 8), digest="0" * 16, found={})
     session = SimpleNamespace(device="cpu")
     run: Any = SimpleNamespace(config=config, real=real, session=session, whitening=None, classes=1)
     artifact = selected_set(run, np.zeros((1, 1, 8, 8), np.float32))

@@ -1,6 +1,7 @@
 """Which settings a result depends on, and short names for them.
 
-What must stay true: a digest covers each key that can change a byte of the result, and no other.
+What must stay true: a digest covers each key that can change a byte of the result, and no other. A key that came after
+results were made is covered once it is set, so that older digests stand.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ def what(section: pydantic.BaseModel) -> dict[str, Any]:
         if isinstance(extra, dict) and extra.get("affects_result") is False:
             continue
         value = getattr(section, name)
+        if value is None and isinstance(extra, dict) and extra.get("only_if_set"):
+            continue
         kept[name] = what(value) if isinstance(value, pydantic.BaseModel) else value
     return kept
 

@@ -21,6 +21,9 @@ from dasm_ray.errors import ConfigError
 HOW: dict[str, Any] = {"affects_result": False}
 """Marks a field that says how or where a run is done, never what comes out."""
 
+ONLY_IF_SET: dict[str, Any] = {"only_if_set": True}
+"""Marks a field that is no part of a digest while it is unset: a key that came later, so that older digests stand."""
+
 
 def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
@@ -114,6 +117,11 @@ class Data(Section):
     download: StrictBool = Field(False, description="fetch a torchvision set into `path`", json_schema_extra=HOW)
     image_size: Whole | None = Field(
         None, le=4096, description="resize and centre-crop to this square; unset: sizes must agree"
+    )
+    ground: Annotated[StrictStr, Field(pattern=r"^(white|black|#[0-9a-fA-F]{6})$")] | None = Field(
+        None,
+        description="colour that transparent images are laid on: white (unset), black or #rrggbb",
+        json_schema_extra=ONLY_IF_SET,
     )
     zca: Positive | None = Field(None, description="epsilon of ZCA whitening after normalisation; unset: none")
     val_share: Annotated[Number, Field(gt=0, lt=0.5)] = Field(

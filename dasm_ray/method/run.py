@@ -18,6 +18,7 @@ from dasm_ray.core.scoring import shard_ranges
 from dasm_ray.errors import ConfigError, DataError, TaskLost, UserError
 from dasm_ray.runtime.decoding import RealRefs, load_real
 from dasm_ray.runtime.metrics import Metrics
+from dasm_ray.runtime.opening import open_checked
 from dasm_ray.runtime.plan import GIB
 from dasm_ray.runtime.pool import Done, ObjectRef, Pool, Task, task
 from dasm_ray.runtime.progress import Progress
@@ -130,10 +131,11 @@ def connected(
     nothing.
     """
     with Progress(event) as progress, contextlib.ExitStack() as own:
+        source = None if given else open_checked(config)  # what can be refused without Ray is
         session = given.session if given else own.enter_context(Session.open(config.runtime, progress.note))
         progress.listen(Metrics(config.name))
         progress.note(f"{config.name}: {session}, results in {place}")
-        real = given.real if given else load_real(config.data, progress.note, progress)
+        real = given.real if given else load_real(config.data, progress.note, progress, source)
         check_against_data(config, real)
         with _pool(config, session, progress) as pool:
             run = Run(config, place, pool, progress, session, real)

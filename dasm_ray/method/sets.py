@@ -125,6 +125,7 @@ def _artifact(run: Run, images: Images, segments: NDArray[np.int32], factor: int
             "config": what(config),
             "config_digest": digest_of(what(config)),
             "data_digest": real.digest,
+            "found": dict(real.found),
             "device": run.session.device,
             "versions": versions(),
         },

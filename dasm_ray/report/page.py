@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from dasm_ray.config.shown import escaped
@@ -54,15 +55,19 @@ def _rounded(values: tuple[float, ...]) -> str:
 
 def draw_sheet(artifact: Artifact, most: int = 20) -> bytes:
     """A PNG of at most ``most`` stored images a class, a row a class."""
-    _, channels, height, width = artifact.pixels.shape
-    pictures = artifact.visible()
-    rows = [pictures[artifact.labels == label][:most] for label in range(len(artifact.class_names))]
+    pictures = np.rint(artifact.visible() * 255).astype(np.uint8)
+    return draw_rows([pictures[artifact.labels == label][:most] for label in range(len(artifact.class_names))])
+
+
+def draw_rows(rows: Sequence[NDArray[np.uint8]]) -> bytes:
+    """A PNG of images (n, C, H, W), each row of them on a line, at twice their size."""
+    _, channels, height, width = rows[0].shape
     columns = max(len(row) for row in rows)
     sheet = np.full((len(rows) * (height + MARGIN), columns * (width + MARGIN), channels), 255, np.uint8)
     for y, row in enumerate(rows):
         for x, pixels in enumerate(row):
             top, left = y * (height + MARGIN), x * (width + MARGIN)
-            sheet[top : top + height, left : left + width] = np.rint(pixels * 255).astype(np.uint8).transpose(1, 2, 0)
+            sheet[top : top + height, left : left + width] = pixels.transpose(1, 2, 0)
     picture = Image.fromarray(sheet[:, :, 0] if channels == 1 else sheet)
     data = io.BytesIO()
     picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(data, "PNG")

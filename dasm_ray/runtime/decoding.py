@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,12 +22,14 @@ from ray.exceptions import RayError
 
 from dasm_ray.config.digests import digest_of
 from dasm_ray.config.keys import Data
-from dasm_ray.errors import SessionError, TaskLost
+from dasm_ray.errors import DataError, SessionError, TaskLost
+from dasm_ray.runtime.machine import check_whitening
 from dasm_ray.runtime.pool import ObjectRef, failure_of, loss_of
 from dasm_ray.runtime.progress import Progress
-from dasm_ray.store.datasets import Shard, Source, check_counts, decode, digest_block, open_source, split_of
-
-SPLITS = ("train", "val", "test")
+from dasm_ray.store.datasets.catalogue import open_source, rows_of
+from dasm_ray.store.datasets.found import Found
+from dasm_ray.store.datasets.shards import Shard, Source, check_counts, decode, digest_block, split_of
+from dasm_ray.store.datasets.splits import SPLITS, Cut
 
 WAIT_NOTICE_SECONDS = 60.0
 """Without a finished task for this long, say so."""
@@ -51,21 +54,32 @@ class RealRefs:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     digest: str
+    found: Mapping[str, Any] = field(default_factory=dict)  # `Found` as plain values: what was read, and how
 
 
-def load_real(data: Data, notice: Callable[[str], None], progress: Progress | None = None) -> RealRefs:
-    """Decodes a set on the cluster and sorts it by split and class.
+def load_real(
+    data: Data, notice: Callable[[str], None], progress: Progress | None = None, source: Source | None = None
+) -> RealRefs:
+    """Decodes a set on the cluster and sorts it by split and class; says first what was found, then what decoding told.
 
-    Raises DataError for a set that is missing or holds something that cannot be used, TaskLost or SessionError when
-    the cluster does not do the work.
+    ``source``: the set, where it is open already. Raises DataError for a set that is missing or holds something that
+    cannot be used, ResourceError for a whitening that fits on no node, TaskLost or SessionError when the cluster does
+    not do the work.
     """
-    source = open_source(data)
-    shards = [shard for of_split in source.shards.values() for shard in of_split]
-    if progress is not None:
-        progress.stage("data", len(shards) + len(source.class_names), source.name)
-    chunks = _decode_all(shards, source, data, notice, progress)
+    source = source or open_source(data)
+    if data.zca is not None:
+        check_whitening(source.shape, largest_memory())
+    for line in source.found.lines():
+        notice(line)
+    source, chunks = _decode_in_its_colours(source, data, notice, progress)
     counts = np.stack([chunk.counts for chunk in chunks]).sum(axis=0)
-    check_counts(counts[0], source.class_names)
+    _check_differ(chunks)
+    check_counts(dict(zip(SPLITS, counts, strict=True)), source.class_names)
+    found = _completed_report(source.found, counts, chunks)
+    for line in found.decoded_lines():
+        notice(line)
+    if progress is not None:
+        progress.found(found.as_values())
     summaries, blocks = _gather_all(chunks, source, notice, progress)
     mean, std = _moments(summaries, int(counts[0].sum()) * math.prod(source.shape[1:]))
     return RealRefs(
@@ -76,18 +90,44 @@ def load_real(data: Data, notice: Callable[[str], None], progress: Progress | No
         mean=mean,
         std=std,
         digest=digest_of([summary.digests for summary in summaries]),
+        found=found.as_values(),
     )
+
+
+def largest_memory() -> int:
+    """Bytes of memory that the largest node of the cluster lends to its workers, its object store included."""
+    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return max((int(has.get("memory", 0) + has.get("object_store_memory", 0)) for has in nodes), default=0)
 
 
 # --- decoding ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
+class _Told:
+    """What the driver is told of a decoded shard: ``counts`` (3, K) of images, and their content ``keys`` (n,).
+
+    ``sides`` (n,) says which split each key is in, ``done`` what was done to how many images, ``coloured`` how many
+    are in colour.
+    """
+
+    counts: NDArray[np.int64]
+    keys: NDArray[np.float64]
+    sides: NDArray[np.int8]
+    done: Counter[str]
+    coloured: int
+
+
+@dataclass(frozen=True)
 class _Chunk:
     """A decoded shard, sorted by split and class: ``counts`` (3, K) says where each class lies."""
 
-    counts: NDArray[np.int64]
+    told: _Told
     images: ObjectRef
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        return self.told.counts
 
     def range_of(self, split: int, label: int) -> tuple[int, int]:
         """First and one past the last of the images of a class in a split."""
@@ -96,26 +136,77 @@ class _Chunk:
 
 
 @ray.remote(num_cpus=1, num_returns=2, scheduling_strategy="SPREAD")
-def _decode(shard: Shard, data: Data, has_test: bool) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Counts (3, K) and images (n, C, H, W) of a shard, sorted by split and class, else in their order."""
-    found = decode(shard, data)
-    names = split_of(found.keys, has_test, data) if shard.split == "train" else np.full(len(shard), "test")
-    cells = np.array([SPLITS.index(name) for name in names], dtype=np.int64) * shard.classes + found.labels
+def _decode(shard: Shard, data: Data, cut: Cut) -> tuple[_Told, NDArray[np.uint8]]:
+    """What there is to tell of a shard, and its images (n, C, H, W) sorted by split and class, else in their order."""
+    found = decode(shard, rows_of(shard), data)
+    names = split_of(found.keys, cut) if shard.split == "train" else np.full(len(shard), shard.split)
+    sides = np.array([SPLITS.index(name) for name in names], dtype=np.int64)
+    cells = sides * shard.classes + found.labels
     counts = np.bincount(cells, minlength=len(SPLITS) * shard.classes).reshape(len(SPLITS), shard.classes)
-    return counts, found.images[np.argsort(cells, kind="stable")]
+    told = _Told(counts, found.keys, sides.astype(np.int8), found.done, found.coloured)
+    return told, found.images[np.argsort(cells, kind="stable")]
+
+
+def _decode_in_its_colours(
+    source: Source, data: Data, notice: Callable[[str], None], progress: Progress | None
+) -> tuple[Source, list[_Chunk]]:
+    """All shards, in their order, and the set in the shape that it turned out to have.
+
+    A set whose first look showed grey images alone is decoded as such; an image in colour among the rest of the
+    training images makes it a set in colour, and it is decoded once more.
+    """
+    shards = [shard for of_role in source.shards.values() for shard in of_role]
+    chunks = _decode_all(shards, source, data, notice, progress)
+    coloured = sum(c.told.coloured for s, c in zip(shards, chunks, strict=True) if s.split == "train")
+    if source.shape[0] == 3 or not coloured:
+        return source, chunks
+    notice(f"{coloured} training images are in colour, unlike those looked at first: all are read as RGB, once more")
+    source = source.with_shape((3, *source.shape[1:]))
+    if data.zca is not None:
+        check_whitening(source.shape, largest_memory())
+    shards = [shard for of_role in source.shards.values() for shard in of_role]
+    return source, _decode_all(shards, source, data, notice, progress)
 
 
 def _decode_all(
     shards: list[Shard], source: Source, data: Data, notice: Callable[[str], None], progress: Progress | None
 ) -> list[_Chunk]:
     """All shards, in their order."""
-    calls = [partial(_decode.remote, shard, data, source.has_test) for shard in shards]
+    if progress is not None:
+        progress.stage("data", len(shards) + len(source.class_names), source.name)
+    calls = [partial(_decode.remote, shard, data, source.cut) for shard in shards]
     chunks: dict[int, _Chunk] = {}
-    for index, counts, (images,) in _completed(calls, "decoding", notice):
-        chunks[index] = _Chunk(counts, images)
+    for index, told, (images,) in _completed(calls, "decoding", notice):
+        chunks[index] = _Chunk(told, images)
         if progress is not None:
             progress.advance(samples=len(shards[index]))
     return [chunks[index] for index in range(len(shards))]
+
+
+def _check_differ(chunks: list[_Chunk]) -> None:
+    """DataError for a set all of whose images are one."""
+    keys = np.concatenate([chunk.told.keys for chunk in chunks])
+    if len(keys) > 1 and np.all(keys == keys[0]):
+        raise DataError(
+            f"all {len(keys)} images are equal, pixel for pixel, so there is nothing to learn from; look at one "
+            f"(drawings in one colour on a transparent ground of that colour look like that; data.ground sets it)"
+        )
+
+
+def _completed_report(found: Found, counts: NDArray[np.int64], chunks: list[_Chunk]) -> Found:
+    """What was found, with what decoding has told."""
+    keys = np.concatenate([chunk.told.keys for chunk in chunks])
+    sides = np.concatenate([chunk.told.sides for chunk in chunks])
+    trained = np.unique(keys[sides == 0])
+    leaked = {split: int(np.isin(keys[sides == s], trained).sum()) for s, split in enumerate(SPLITS) if s}
+    done = sum((chunk.told.done for chunk in chunks), Counter[str]())
+    return replace(
+        found,
+        counts={split: tuple(map(int, of_split)) for split, of_split in zip(SPLITS, counts, strict=True)},
+        converted=dict(sorted(done.items())),
+        equal=int((sides == 0).sum()) - len(trained),
+        leaked={split: count for split, count in leaked.items() if count},
+    )
 
 
 # --- gathering ---------------------------------------------------------------------------------------------------

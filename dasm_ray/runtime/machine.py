@@ -12,12 +12,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import ray._private.accelerators
+from dasm_ray.errors import ResourceError
 
 SMALLEST_STORE = 80 * 2**20
 """Bytes: Ray refuses an object store below 75 MiB."""
 SLOW_STORE = 2 * 2**30
 """Bytes: the most that a store which has to live on disk may hold."""
+
+WHITENING_MATRICES = 17
+"""Matrices of D x D float64 that are in memory at once while a whitening of D values is fitted: the sums of eight parts
+in the object store, and a copy of these and one sum more in the worker that adds them up."""
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -38,10 +42,19 @@ def read_machine() -> Machine:
     files = read_cgroup_files()
     return Machine(
         cores=usable_cores(_affinity(), files),
-        memory=usable_memory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), files),
+        memory=_memory_under(files),
         shm=_shm_bytes(),
         gpus=_gpu_count(),
     )
+
+
+def read_memory() -> int:
+    """Bytes of memory that this process may use."""
+    return _memory_under(read_cgroup_files())
+
+
+def _memory_under(files: Sequence[Mapping[str, str]]) -> int:
+    return usable_memory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), files)
 
 
 def usable_cores(affinity: int, groups: Sequence[Mapping[str, str]]) -> int:
@@ -111,6 +124,8 @@ def _shm_bytes() -> int:
 
 def _gpu_count() -> int:
     """As Ray itself will count: by NVML, without a CUDA context, cut by CUDA_VISIBLE_DEVICES."""
+    import ray._private.accelerators  # here, so that who asks for memory alone does not wait for Ray
+
     manager = ray._private.accelerators.NvidiaGPUAcceleratorManager
     visible = manager.get_current_process_visible_accelerator_ids()
     found = int(manager.get_current_node_num_accelerators())
@@ -129,3 +144,15 @@ def object_store_bytes(memory: int, shm: int) -> int:
     """
     bound = SLOW_STORE if shm_is_small(shm) else int(0.9 * shm)
     return max(SMALLEST_STORE, min(int(0.3 * memory), bound))
+
+
+def check_whitening(shape: tuple[int, int, int], memory: int) -> None:
+    """ResourceError where the whitening of images (C, H, W) cannot be fitted in so many bytes of memory."""
+    values = math.prod(shape)
+    matrix = 8 * values**2
+    if WHITENING_MATRICES * matrix > memory:
+        raise ResourceError(
+            f"data.zca: whitening {values} values an image ({' x '.join(map(str, shape))}) takes about "
+            f"{WHITENING_MATRICES} matrices of {values} x {values}, {WHITENING_MATRICES * matrix / 2**30:.1f} GiB, and "
+            f"there are {memory / 2**30:.1f} GiB; leave data.zca out or lower data.image_size"
+        )

@@ -1,25 +1,30 @@
-"""What the run is doing, for whoever watches: one live line on a terminal, now and then a plain line elsewhere.
+"""What the run is doing, for whoever watches: bars on a terminal or in a notebook, now and then a line elsewhere.
 
 What must stay true: nothing is written to stdout, which belongs to results; and a line fits 80 columns.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
+from rich.progress import Task as RichTask
+from rich.table import Column
 from rich.text import Text
 
 from dasm_ray.runtime.streams import onlooking
 
 Events = Callable[..., None]
+
+FACTS = ("count", "crew", "speed", "left")
+"""Words to the right of a bar."""
 
 PLAIN_SECONDS = 10.0
 """Least time between two plain lines of one stage."""
@@ -69,7 +74,8 @@ class _Stage:
 class Progress:
     """Shows stages as they go. ``events`` is told each fact as keywords with a ``kind``; ``live`` forces the display.
 
-    On a terminal (stderr), a live line; elsewhere a line when a stage begins and ends, and every 10 seconds between.
+    On a terminal (stderr) and in a notebook bars: of the stage and, once ``expect`` has said how many there are, of the
+    whole; elsewhere a line when a stage begins and ends, and every 10 seconds between.
     """
 
     def __init__(
@@ -86,13 +92,11 @@ class Progress:
         self._stage: _Stage | None = None
         self._workers = self._lost = 0
         self._said = 0.0
-        self._live: Live | None = None
-        if self._console.is_terminal if live is None else live:
-            # Warnings pass above the line; results on stdout, which may be a pipe, are left alone.
-            self._live = Live(
-                console=self._console, get_renderable=self._picture, transient=True, redirect_stdout=False
-            )
-            self._live.start()
+        self._began, self._expected, self._ended = clock(), 0, 0
+        self._bars: _Bars | None = None
+        if _can_draw(self._console) if live is None else live:
+            self._bars = _Bars(self._console, clock, self._picture)
+            self._bars.start()
 
     def __enter__(self) -> Progress:
         return self
@@ -103,6 +107,11 @@ class Progress:
     def listen(self, events: Events) -> None:
         """Someone else who is told each fact from now on."""
         self._listeners.append(events)
+
+    def expect(self, stages: int) -> None:
+        """So many stages are to come, which the overall bar counts."""
+        self._end_stage()
+        self._began, self._expected, self._ended = self._clock(), stages, 0
 
     def stage(self, name: str, total: int, detail: str = "", *, done: int = 0) -> None:
         """Begins a stage of ``total`` tasks, of which ``done`` are done already; ends the one before."""
@@ -136,6 +145,10 @@ class Progress:
         self._tell(kind="note", text=text)
         self._print(text)
 
+    def found(self, facts: Mapping[str, Any]) -> None:
+        """What the real images turned out to be, as plain values, for those who listen; it is said elsewhere."""
+        self._tell(kind="data", **facts)
+
     def workers(self, alive: int, lost: int) -> None:
         """How many workers are alive, and how many tasks were lost so far."""
         if (alive, lost) != (self._workers, self._lost):
@@ -149,9 +162,9 @@ class Progress:
     def close(self) -> None:
         """Ends the stage and the display."""
         self._end_stage()
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
 
     def _tell(self, **event: Any) -> None:
         for listener in self._listeners:
@@ -163,6 +176,7 @@ class Progress:
         stage, self._stage = self._stage, None
         if stage is None:
             return
+        self._ended += 1
         now = self._clock()
         self._tell(kind="stage_end", stage=stage.name, detail=stage.detail, done=stage.done, seconds=now - stage.start)
         took = clock_text(now - stage.start)
@@ -171,7 +185,7 @@ class Progress:
     def _say_plainly(self) -> None:
         """One line on how the stage goes, where there is no live line."""
         stage = self._stage
-        if self._live is not None or stage is None:
+        if self._bars is not None or stage is None:
             return
         now = self._said = self._clock()
         left = stage.left(now)
@@ -185,20 +199,60 @@ class Progress:
         return f"{self._workers} worker{'' if self._workers == 1 else 's'}" if self._workers else ""
 
     def _picture(self) -> RenderableType:
-        """The live line: what, how far, by whom, how fast, how long; below it the latest metrics."""
-        stage = self._stage
-        if stage is None:
+        """The bars as they stand: what, how far, by whom, how fast, how long; below them the latest metrics."""
+        stage, bars = self._stage, self._bars
+        if stage is None or bars is None:
             return Text("")
         now = self._clock()
-        line = Table.grid(padding=(0, 1), expand=True)
-        line.add_column(no_wrap=True, overflow="ellipsis", max_width=34)
-        line.add_column(ratio=1, min_width=8)
-        for _ in range(4):
-            line.add_column(no_wrap=True, justify="right")
-        bar = ProgressBar(total=max(stage.total, 1), completed=stage.done)
-        line.add_row(Text(stage.title, "bold"), bar, stage.count, self._crew(), stage.speed(now), stage.left(now))
+        words = (stage.count, self._crew(), stage.speed(now), stage.left(now))
+        rows = [bars.row(stage.title, stage.done, stage.total, *words)]
+        if self._expected:
+            rows.insert(0, self._overall(bars, stage, now))
         numbers = stage.numbers()
-        return Group(line, Text(f"  {numbers}", "dim", no_wrap=True, overflow="ellipsis")) if numbers else line
+        table = bars.make_tasks_table(rows)
+        return Group(table, Text(f"  {numbers}", "dim", no_wrap=True, overflow="ellipsis")) if numbers else table
+
+    def _overall(self, bars: _Bars, stage: _Stage, now: float) -> RichTask:
+        """The bar of the whole: stages that are done, and what is done of this one."""
+        number, expected = min(self._ended + 1, self._expected), self._expected
+        done = min(self._ended + stage.done / max(stage.total, 1), expected)
+        count = f"stage {number} of {expected}"
+        return bars.row("all", done, expected, count, "", "", clock_text(now - self._began))
+
+
+class _Bars(RichProgress):
+    """Bars redrawn from ``picture`` a few times a second. Warnings pass above them; stdout is left alone."""
+
+    def __init__(self, console: Console, clock: Callable[[], float], picture: Callable[[], RenderableType]) -> None:
+        self._picture = picture  # first, because rich asks for it at once
+        right = Column(no_wrap=True, justify="right")
+        title = Column(no_wrap=True, overflow="ellipsis", max_width=34)
+        super().__init__(
+            TextColumn("{task.fields[title]}", style="bold", markup=False, table_column=title),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),
+            *(TextColumn(f"{{task.fields[{name}]}}", markup=False, table_column=right.copy()) for name in FACTS),
+            console=console,
+            get_time=clock,
+            expand=True,
+            transient=True,
+            redirect_stdout=False,
+        )
+
+    def get_renderable(self) -> RenderableType:
+        """What is drawn now."""
+        return self._picture()
+
+    def row(self, title: str, done: float, total: float, *facts: str) -> RichTask:
+        """One bar with its words."""
+        fields = {"title": title, **dict(zip(FACTS, facts, strict=True))}
+        task = RichTask(TaskID(0), title, max(total, 1), done, _get_time=self.get_time, fields=fields)
+        task.start_time = self.get_time()  # else the bar only pulses
+        return task
+
+
+def _can_draw(console: Console) -> bool:
+    """Whether bars can be redrawn in place: on a terminal, and in a notebook that has widgets."""
+    return console.is_terminal or (console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None)
 
 
 def _console() -> Console:

@@ -28,6 +28,9 @@ T = TypeVar("T")
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 """The name that a file has while it is written."""
 
+LISTINGS = 20
+"""Tries to list a folder in which files come and go meanwhile."""
+
 FAULTS = (OSError, pa.ArrowException, NotImplementedError)
 """What file systems raise. Those of fsspec raise the errors of any client, all of which are caught."""
 
@@ -106,6 +109,11 @@ class Place:
     def names(self) -> list[str]:
         """Sorted names of what the folder holds, temporary files left out; empty where there is no folder."""
         return sorted(name for name, _ in self._listing(recursive=False) if not _is_temporary(name))
+
+    def children(self) -> list[tuple[str, bool]]:
+        """The same names, each with whether it is a folder."""
+        found = self._listing(recursive=False)
+        return sorted((name, _is_folder(info)) for name, info in found if not _is_temporary(name))
 
     def walk(self) -> tuple[list[str], list[str]]:
         """Sorted paths, relative to here, of all folders and of all files below this folder."""
@@ -233,9 +241,13 @@ class Place:
     def _listing(self, *, recursive: bool) -> list[tuple[str, fs.FileInfo]]:
         """What is in the folder, or below it, by its path relative to the folder; nothing where there is no folder."""
 
+        selector = fs.FileSelector(self._at, allow_not_found=True, recursive=recursive)
+        start = len(self._at.rstrip("/")) + 1
+
         def found() -> list[tuple[str, fs.FileInfo]]:
-            selector = fs.FileSelector(self._at, allow_not_found=True, recursive=recursive)
-            start = len(self._at.rstrip("/")) + 1
+            for _ in range(LISTINGS):
+                with contextlib.suppress(FileNotFoundError):  # a file that went between being seen and being looked at
+                    return [(info.path[start:], info) for info in self._fs.get_file_info(selector)]
             return [(info.path[start:], info) for info in self._fs.get_file_info(selector)]
 
         return self._do("be listed", found)

@@ -24,6 +24,7 @@ from dasm_ray.method.sets import Segments, flattened, stored
 from dasm_ray.report.standings import Line
 from dasm_ray.runtime.autoscaler import grows
 from dasm_ray.runtime.decoding import RealRefs, load_real
+from dasm_ray.runtime.opening import open_checked
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.session import Session
 from dasm_ray.runtime.tune import Report, Stopping, Told, run_trials
@@ -35,6 +36,12 @@ from dasm_ray.studies.rows import always, label_of
 
 PATIENCE = 120.0
 """Seconds that a trial waits for its run directory: what a killed driver left behind may still have it."""
+
+
+def check_images(sweep: Sweep) -> None:
+    """Refuses trials whose real images cannot be used, as far as that can be seen without Ray."""
+    for config in {_data_key(trial.config): trial.config for trial in sweep.trials}.values():
+        open_checked(config)
 
 
 def run_all_trials(sweep: Sweep, place: Place, session: Session) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dasm_ray.config import plain_yaml
@@ -215,6 +215,8 @@ PLAIN = st.recursive(
 
 
 @given(PLAIN)
+@example("\x85")
+@example(["a\u2028 b", " \n x\n"])
 def test_what_is_written_is_read_back(value: Any) -> None:
     text = write(value)
     assert read(text, "here") == value

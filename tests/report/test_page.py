@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dasm_ray.report.page import MARGIN, describe, draw_sheet
+from dasm_ray.report.page import MARGIN, describe, draw_rows, draw_sheet
 from dasm_ray.store.artifact import Artifact, digest
 
 
@@ -78,3 +78,12 @@ def test_sheet_has_a_row_per_class(channels: int) -> None:
     top, left = 2 * (4 + MARGIN), 2 * (5 + MARGIN)
     assert (grey[top : top + 8, left : left + 10] == 255).all()
     assert (grey[:8, :10] == 0).all()
+
+
+def test_rows_of_any_length_are_drawn_side_by_side() -> None:
+    rows = [np.full((n, 3, 4, 5), value, np.uint8) for n, value in ((1, 10), (3, 20))]
+    sheet = np.asarray(Image.open(io.BytesIO(draw_rows(rows))))
+    assert sheet.shape == (2 * 2 * (4 + MARGIN), 2 * 3 * (5 + MARGIN), 3)
+    assert (sheet[:8, :10] == 10).all()
+    assert (sheet[:8, 14:24] == 255).all()
+    assert (sheet[12:20, 14:24] == 20).all()

@@ -15,12 +15,14 @@ import ray
 from PIL import Image
 
 from dasm_ray.config.keys import Data
-from dasm_ray.errors import DataError, SessionError
+from dasm_ray.errors import DataError, ResourceError, SessionError
 from dasm_ray.runtime import decoding as real_module
 from dasm_ray.runtime.decoding import SPLITS, RealRefs, load_real
 from dasm_ray.runtime.progress import Progress
-from dasm_ray.store import datasets
-from dasm_ray.store.datasets import Source, decode, open_source, split_of
+from dasm_ray.store.datasets import catalogue, folders
+from dasm_ray.store.datasets.catalogue import open_source, rows_of
+from dasm_ray.store.datasets.shards import Source, decode, split_of
+from dasm_ray.store.datasets.splits import CALLED
 
 
 def load(data: Data) -> tuple[RealRefs, list[str]]:
@@ -38,8 +40,8 @@ def one_by_one(data: Data) -> dict[str, list[list[np.ndarray]]]:
     lists: dict[str, list[list[np.ndarray]]] = {split: [[] for _ in source.class_names] for split in SPLITS}
     for split, shards in source.shards.items():
         for shard in shards:
-            found = decode(shard, data)
-            names = split_of(found.keys, source.has_test, data) if split == "train" else ["test"] * len(shard)
+            found = decode(shard, rows_of(shard), data)
+            names = split_of(found.keys, source.cut) if split == "train" else [split] * len(shard)
             for image, label, name in zip(found.images, found.labels, names, strict=True):
                 lists[name][label].append(image)
     return lists
@@ -72,7 +74,10 @@ def test_digits_are_those_of_a_plain_loop(ray_session: object) -> None:
     assert_equal(blocks, lists)
     assert sum(int(counts.sum()) for counts in real.counts.values()) == 1797
     assert (real.shape, real.class_names) == ((1, 8, 8), tuple("0123456789"))
-    assert notices == []
+    source = open_source(data)
+    assert notices[: len(source.found.lines())] == source.found.lines()
+    sizes = ", ".join(f"{name} {int(real.counts[s].sum())}" for s, name in CALLED.items())
+    assert notices[len(source.found.lines()) :] == [f"  decoded    {sizes}; grey"]
 
 
 def test_parquet_is_that_of_a_plain_loop(ray_session: object, mnist: Path) -> None:
@@ -142,10 +147,111 @@ def test_colour_folders_keep_their_channels(ray_session: object, tmp_path: Path)
     assert len(real.mean) == len(real.std) == 3
 
 
+def images(folder: Path, mode: str = "RGB", count: int = 20) -> None:
+    for number in range(count):
+        pixels = np.random.default_rng([len(str(folder)), number]).integers(0, 255, (5, 4, 3), np.uint8)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).convert(mode).save(folder / f"{number:02}.png")
+
+
+def test_a_validation_split_of_the_set_is_the_validation_split(ray_session: object, tmp_path: Path) -> None:
+    """And nothing is cut from the training images then."""
+    for split in ("Training", "VALID", "eval"):
+        for name in "ab":
+            images(tmp_path / split / name, count=10)
+    data = Data(name="folder", path=str(tmp_path))
+    real, _ = load(data)
+    assert {split: counts.tolist() for split, counts in real.counts.items()} == {s: [10, 10] for s in SPLITS}
+    assert_equal(fetched(real), one_by_one(data))
+    assert real.found["counts"] == dict.fromkeys(SPLITS, (10, 10))
+
+
+def test_an_image_in_colour_makes_the_set_so_wherever_it_stands(
+    ray_session: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        images(tmp_path / name, "L")
+    grey, _ = load(Data(name="folder", path=str(tmp_path)))
+    assert grey.shape == (1, 5, 4)
+    Image.fromarray(np.full((5, 4, 3), [200, 10, 10], np.uint8)).save(tmp_path / "b" / "07.png")
+    monkeypatch.setattr(catalogue, "LOOKED_AT", 2)
+    data = Data(name="folder", path=str(tmp_path))
+    assert open_source(data).shape == (1, 5, 4)
+    real, notices = load(data)
+    assert real.shape == (3, 5, 4)
+    in_b = np.concatenate([of_split[1] for of_split in fetched(real).values()])
+    assert (in_b[:, 0] != in_b[:, 1]).any()
+    assert real.found["converted"] == {"grey turned to RGB": 59}
+    assert any("1 training images are in colour" in notice for notice in notices)
+
+
+def test_a_test_image_in_colour_leaves_a_grey_set_grey(ray_session: object, tmp_path: Path) -> None:
+    for name in "ab":
+        images(tmp_path / "train" / name, "L")
+        images(tmp_path / "test" / name, "RGB", 3)
+    real, _ = load(Data(name="folder", path=str(tmp_path)))
+    assert real.shape == (1, 5, 4)
+    assert real.found["converted"] == {"RGB turned to grey": 6}
+
+
+def test_images_that_are_all_equal_are_said_to_be(ray_session: object, tmp_path: Path) -> None:
+    """As drawings in black on a clear ground that is black as well."""
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            drawn = np.zeros((5, 4, 4), np.uint8)
+            drawn[number, :, 3] = 255
+            Image.fromarray(drawn).save(tmp_path / name / f"{number}.png")
+    with pytest.raises(DataError, match="all 15 images are equal, pixel for pixel"):
+        load(Data(name="folder", path=str(tmp_path), ground="black"))
+
+
+def test_copies_are_counted_within_and_across_splits(ray_session: object, tmp_path: Path) -> None:
+    for name in "ab":
+        images(tmp_path / "train" / name, count=30)
+    twin = np.full((5, 4, 3), 7, np.uint8)
+    for path in ("train/a/x.png", "train/a/y.png", "train/b/z.png", "val/a/x.png", "test/b/x.png", "test/b/y.png"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(twin).save(tmp_path / path)
+    images(tmp_path / "val" / "longer name to differ", count=1)
+    shutil.move(tmp_path / "val" / "longer name to differ" / "00.png", tmp_path / "val" / "a" / "00.png")
+    (tmp_path / "val" / "longer name to differ").rmdir()
+    real, _ = load(Data(name="folder", path=str(tmp_path)))
+    assert (real.found["equal"], real.found["leaked"]) == (2 + 30, {"val": 1, "test": 2})
+
+
+def test_a_class_whose_images_were_all_held_out(ray_session: object, tmp_path: Path) -> None:
+    for name in "ab":
+        images(tmp_path / name)
+    for number in range(40):  # classes of one image: some will be held out
+        images(tmp_path / f"t{number:02}" / ("x" * number), count=1)
+    with pytest.raises(DataError, match=r"has no training image: of the 1 of class \d+ all were held out, 1 to the"):
+        load(Data(name="folder", path=str(tmp_path)))
+
+
+def test_a_source_that_is_open_is_not_opened_again(
+    ray_session: object, mnist: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Data(name="mnist", path=str(mnist))
+    source = open_source(data)
+    monkeypatch.setattr(real_module, "open_source", None)
+    assert load_real(data, lambda text: None, source=source).class_names == source.class_names
+
+
+def test_a_whitening_that_fits_no_node_is_refused_before_decoding(
+    ray_session: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert real_module.largest_memory() > 2**28
+    monkeypatch.setattr(real_module, "largest_memory", lambda: 2**20)
+    monkeypatch.setattr(real_module, "_decode_all", None)
+    with pytest.raises(ResourceError, match=r"data\.zca: whitening 1024 values"):
+        load(Data(zca=0.1, image_size=32))
+
+
 def test_a_corrupt_image_stops_the_loading_and_leaves_nothing_behind(
     ray_session: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(datasets, "SHARD_ROWS", 4)  # 15 shards: some done, some under way, some never sent
+    monkeypatch.setattr(folders, "SHARD_ROWS", 4)  # 15 shards: some done, some under way, some never sent
     write_folder(tmp_path / "set", last=b"no image")
     before = references()
     with pytest.raises(DataError, match=r"class2/19\.png") as caught:
@@ -191,6 +297,9 @@ def test_progress_counts_shards_and_classes(ray_session: object, mnist: Path) ->
     events: list[dict[str, Any]] = []
     with Progress(lambda **fields: events.append(fields), live=False) as progress:
         load_real(Data(name="mnist", path=str(mnist)), print, progress)
+    (found,) = [event for event in events if event["kind"] == "data"]
+    assert found["name"] == "mnist"
+    assert sum(found["counts"]["test"]) == 300
     last = [event for event in events if event["kind"] == "progress"][-1]
     assert last["done"] == last["total"] == len(open_source(Data(name="mnist", path=str(mnist))).shards["train"]) + 11
 

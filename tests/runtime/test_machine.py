@@ -4,12 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from dasm_ray.errors import ResourceError
 from dasm_ray.runtime.machine import (
     SLOW_STORE,
     SMALLEST_STORE,
+    check_whitening,
     object_store_bytes,
     read_cgroup_files,
     read_machine,
+    read_memory,
     shm_is_small,
     usable_cores,
     usable_memory,
@@ -102,3 +105,14 @@ def test_this_machine_has_something() -> None:
 def test_hidden_gpus_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert read_machine().gpus == 0
+
+
+def test_a_whitening_needs_room_for_its_matrices() -> None:
+    check_whitening((3, 32, 32), 2 * GIB)
+    with pytest.raises(ResourceError, match=r"12288 values an image \(3 x 64 x 64\) .* 19\.1 GiB, and .* 16\.0 GiB"):
+        check_whitening((3, 64, 64), 16 * GIB)
+    check_whitening((3, 64, 64), 20 * GIB)
+
+
+def test_the_memory_is_that_of_the_machine() -> None:
+    assert read_memory() == read_machine().memory

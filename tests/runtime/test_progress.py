@@ -1,5 +1,6 @@
 """What is shown, on a terminal of 80 columns and in a log, with a clock of our own."""
 
+import importlib.util
 import io
 import sys
 from typing import Any
@@ -35,9 +36,10 @@ def live(clock: Clock, width: int = 80) -> tuple[Progress, Console]:
 
 def picture(progress: Progress, console: Console) -> list[str]:
     """The live line as it would be drawn now."""
-    with console.capture() as captured:
-        console.print(progress._picture())
-    return [Text.from_ansi(line).plain for line in captured.get().splitlines()]
+    paper = Console(file=io.StringIO(), width=console.width, force_terminal=True, color_system=None, _environ={})
+    paper.print(progress._picture())
+    assert isinstance(paper.file, io.StringIO)
+    return [Text.from_ansi(line).plain for line in paper.file.getvalue().splitlines()]
 
 
 def test_a_log_gets_a_line_at_the_beginning_now_and_then_and_at_the_end(clock: Clock) -> None:
@@ -120,6 +122,43 @@ def test_the_live_line_says_what_how_far_by_whom_how_fast_and_how_long(clock: Cl
     assert numbers.strip() == "loss 0.1235"
 
 
+def test_the_overall_bar_counts_stages_and_what_is_done_of_this_one(clock: Clock) -> None:
+    progress, console = live(clock)
+    with progress:
+        progress.stage("data", 1)
+        progress.advance()
+        progress.expect(4)
+        progress.stage("experts", 2)
+        progress.advance(2)
+        progress.stage("distil", 40, "segment 1 of 2")
+        clock.now += 75
+        progress.advance(20)
+        overall, line = picture(progress, console)
+    assert overall.startswith("all ")
+    assert overall.split()[-5:] == ["stage", "2", "of", "4", "1:15"]
+    assert line.startswith("distil segment 1 of 2 ")
+    assert max(len(overall), len(line)) <= 80
+
+
+def test_more_stages_than_were_expected_do_no_harm(clock: Clock) -> None:
+    progress, console = live(clock)
+    with progress:
+        progress.expect(1)
+        for name in ("experts", "scores"):
+            progress.stage(name, 1)
+        overall, _ = picture(progress, console)
+    assert "stage 1 of 1" in overall
+
+
+def test_a_notebook_gets_bars_where_it_has_widgets_and_else_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Progress(console=Console(force_jupyter=True)) as progress:
+        assert progress._bars is not None
+        progress.stage("experts", 1)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with Progress(console=Console(force_jupyter=True)) as progress:
+        assert progress._bars is None
+
+
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_the_live_line_fits_the_terminal_whatever_is_told(clock: Clock, width: int) -> None:
     progress, console = live(clock, width)
@@ -170,3 +209,11 @@ def test_times_and_rates_are_short() -> None:
         "36k",
         "1.5M",
     ]
+
+
+def test_what_was_found_is_told_and_not_printed(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    events: list[dict[str, object]] = []
+    with Progress(lambda **event: events.append(event), live=False, clock=clock) as progress:
+        progress.found({"name": "digits", "splits": ()})
+    assert events == [{"kind": "data", "name": "digits", "splits": ()}]
+    assert capsys.readouterr().err == ""

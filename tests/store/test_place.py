@@ -51,6 +51,7 @@ def test_names_and_walk_are_sorted_and_relative(place):
     for name in ("b/2.png", "b/1.png", "a/deep/3.png", "top.txt"):
         (place / name).write_bytes(b"x")
     assert place.names() == ["a", "b", "top.txt"]
+    assert place.children() == [("a", True), ("b", True), ("top.txt", False)]
     assert place.walk() == (["a", "a/deep", "b"], ["a/deep/3.png", "b/1.png", "b/2.png", "top.txt"])
 
 

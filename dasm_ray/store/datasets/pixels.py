@@ -1,0 +1,210 @@
+"""One image: out of the bytes of a file, upright, 8 bits a channel, on a ground; and what was done to it on the way.
+
+What must stay true: pixels change only in the ways that `docs/data.md` lists, and each change is named, so that it can
+be counted and said. What could be read in two ways (several frames) or only with a loss (16 bits) is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dasm_ray.config.keys import Data
+from dasm_ray.errors import DataError
+
+Raw = bytes | np.ndarray | None  # an encoded image, or pixels (H, W) or (H, W, 3) uint8
+
+GREY_MODES = ("1", "L", "LA", "La")
+WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
+
+NO_PIXELS = frozenset({"BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS", "IPTC"})
+"""Formats that Pillow knows by name but hands to other programs, or that hold no pixels."""
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by the EXIF orientation that its camera wrote; as `PIL.ImageOps.exif_transpose` does."""
+
+ORIENTATION = 0x0112
+
+TURNED = "turned upright as their EXIF says"
+ODD_EXIF = "taken as stored, since their EXIF cannot be read"
+MAIN_PICTURE = "the main picture taken of a multi-picture JPEG"
+
+FINE = re.compile(r"(1|L|LA|La|RGB|RGBA|RGBa|RGBX|CMYK);1[0-6][BLNS]*")
+"""Raw modes whose samples are finer than 8 bits, and which Pillow cuts to 8 without a word."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A decoded image, upright, and what was done to it so far."""
+
+    image: Image.Image
+    done: tuple[str, ...] = ()
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether the file itself holds a grey image."""
+        return self.image.mode in GREY_MODES
+
+
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """The suffixes, in lower case, of every format that Pillow can decode here."""
+    return frozenset(
+        suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN and form not in NO_PIXELS
+    )
+
+
+def is_image_name(path: str) -> bool:
+    """Whether a file is an image by its name."""
+    name = path.rpartition("/")[2]
+    return "." in name and f".{name.rpartition('.')[2].lower()}" in image_suffixes()
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without what Pillow warns of in files that it can read; around many images, since it costs as much as one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def open_image(raw: Raw, where: str) -> Opened:
+    """The decoded image; DataError if it is none, has several frames, or has more than 8 bits a channel."""
+    if raw is None:
+        raise DataError(f"{where} holds no image; remove the row or mend it")
+    if isinstance(raw, np.ndarray):
+        return Opened(Image.fromarray(raw))
+    try:
+        image = Image.open(io.BytesIO(raw))
+        frames = getattr(image, "n_frames", 1) if getattr(image, "is_animated", False) else 1
+        finer = _finer_than_8_bits(image, raw)
+        image.load()
+    except Exception as error:  # Pillow's decoders raise whatever their format makes of odd bytes
+        raise DataError(
+            f"{where} is not an image that can be decoded ({first_line(error)}); mend or remove it"
+        ) from None
+    if image.mode.startswith(("I", "F")) or finer:
+        raise DataError(f"{where} has more than 8 bits a channel (mode {finer or image.mode}); save it with 8")
+    if frames > 1 and image.format != "MPO":
+        raise DataError(
+            f"{where} holds {frames} frames, and could be read as the first or as all of them; "
+            f"save those that are meant as images of their own"
+        )
+    return _turned(image, (MAIN_PICTURE,) if frames > 1 else ())
+
+
+def to_pixels(
+    opened: Opened, where: str, shape: tuple[int, int, int], data: Data
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(C, H, W) uint8 in the shape of the set, and all that was done to the image."""
+    channels, height, width = shape
+    image, done = _converted(opened, where, "L" if channels == 1 else "RGB", ground_of(data))
+    if data.image_size:
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    elif image.size != (width, height):
+        raise DataError(
+            f"{where} is {image.height} x {image.width} where the set is {height} x {width} (rows x columns); "
+            f"set data.image_size or make the sizes agree"
+        )
+    return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1), done
+
+
+def ground_of(data: Data) -> str:
+    """The colour that transparent images are laid on."""
+    return data.ground or "white"
+
+
+def first_line(error: Exception) -> str:
+    """What a library says went wrong."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+# --- steps -------------------------------------------------------------------------------------------------------
+
+
+def _finer_than_8_bits(image: Image.Image, raw: bytes) -> str:
+    """What says that Pillow would cut samples to 8 bits; empty where it would not. To be asked before it decodes."""
+    for tile in getattr(image, "tile", None) or ():
+        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+        raw_mode = str(arguments[0]) if arguments else ""
+        if FINE.fullmatch(raw_mode):
+            return raw_mode
+        if (tile[0] == "ppm" and len(arguments) > 1 and arguments[1] > 255) or tile[0] == "SGI16":
+            return f"{image.mode} of 16 bits"
+    bits_in = BITS_IN_HEADER.get(image.format or "")
+    bits = bits_in(raw) if bits_in else 8
+    return f"{image.mode} of {bits} bits" if bits > 8 else ""
+
+
+def _bits_of_jpeg_2000(raw: bytes) -> int:
+    """The depth of the first component, which stands at the end of SIZ, the first marker of a codestream."""
+    start = raw.find(b"\xff\x4f\xff\x51")
+    return (raw[start + 42] & 0x7F) + 1 if 0 <= start < len(raw) - 42 else 8
+
+
+def _bits_of_avif(raw: bytes) -> int:
+    """10 or 12 bits are a flag in the third byte of the configuration of the codec."""
+    start = raw.find(b"av1C")
+    return 10 if 0 <= start < len(raw) - 6 and raw[start + 6] & 0x40 else 8
+
+
+BITS_IN_HEADER: dict[str, Callable[[bytes], int]] = {"JPEG2000": _bits_of_jpeg_2000, "AVIF": _bits_of_avif}
+"""Formats whose depth Pillow does not tell."""
+
+
+def _turned(image: Image.Image, done: tuple[str, ...]) -> Opened:
+    """The image upright. An orientation that is none of the eight, or cannot be read, leaves it as it is stored."""
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # EXIF is a file format of its own, and as often damaged
+        return Opened(image, (*done, ODD_EXIF))
+    way = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return Opened(image, done) if way is None else Opened(image.transpose(way), (*done, TURNED))
+
+
+def _converted(opened: Opened, where: str, mode: str, ground: str) -> tuple[Image.Image, tuple[str, ...]]:
+    """The image in ``mode`` ("L" or "RGB"), laid on the ground where it is transparent."""
+    image, done = opened.image, opened.done
+    try:
+        if image.mode in WITH_ALPHA or "transparency" in image.info:
+            clear = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
+            if clear.getchannel("A").getextrema() != (255, 255):
+                laid = Image.alpha_composite(Image.new("RGBA", clear.size, ground), clear)
+                return laid.convert("RGB").convert(mode), (*done, f"transparent, laid on {ground}")
+            flat = clear.convert("RGB")
+        else:
+            flat = image
+        if image.mode == mode:
+            return image, done
+        if (image.mode, mode) == ("1", "L"):
+            return image.convert(mode), done
+        return flat.convert(mode), (*done, f"{MODES.get(image.mode, image.mode)} turned to {MODES[mode]}")
+    except ValueError as error:  # a colour space that Pillow can open but not convert
+        raise DataError(f"{where} cannot be turned to {MODES[mode]} ({first_line(error)}); save it as RGB") from None
+
+
+MODES = {
+    "1": "black and white",
+    "L": "grey",
+    "LA": "grey with opaque alpha",
+    "P": "palette",
+    "RGB": "RGB",
+    "RGBA": "RGB with opaque alpha",
+}
+"""Modes of Pillow as people call them."""

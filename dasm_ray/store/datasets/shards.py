@@ -1,0 +1,201 @@
+"""A set as shards that workers decode, and what every kind of set shares: labels, content keys, counts, digests.
+
+What must stay true: no image is dropped or altered in silence. Whatever cannot be decoded, labelled or fitted to the
+shape of the set is a DataError that names its file and row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dasm_ray.config.keys import Data
+from dasm_ray.errors import DataError, RunDirError
+from dasm_ray.store.datasets.found import Found
+from dasm_ray.store.datasets.pixels import Raw, open_image, quietly, to_pixels
+from dasm_ray.store.datasets.splits import CALLED, Cut
+from dasm_ray.store.place import Place
+
+SHARD_ROWS = 2000
+"""Images of one shard: a task of seconds, and of 300 MB decoded for photographs of 224 x 224."""
+
+ARRAY_ROWS = 16384
+"""The same where the pixels need no decoding, and each shard opens the whole file."""
+
+Rows = Iterator[tuple[str, Raw, Any]]  # where it lies (for messages), the image, the label
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one task decodes: rows [first, last) of a file, or a list of files. Plain values, so it travels anywhere."""
+
+    kind: str  # a row of READERS
+    split: str  # what it serves as: "train", "val" or "test"
+    path: str  # file, or root folder of a torchvision set
+    first: int
+    last: int
+    classes: int
+    shape: tuple[int, int, int] = (0, 0, 0)  # (C, H, W) that each image must come out with
+    columns: tuple[str, str] = ("", "")  # of a Parquet file: image and label
+    files: tuple[str, ...] = ()  # of a list: the file of each row, and its label
+    labels: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+
+@dataclass(frozen=True)
+class Source:
+    """A set that was found and looked at, but not decoded."""
+
+    name: str
+    class_names: tuple[str, ...]  # in label order
+    shards: Mapping[str, tuple[Shard, ...]]  # by what they serve as: "train", and "val" and "test" where there are
+    found: Found
+
+    @property
+    def has_test(self) -> bool:
+        """Whether a split of the set serves as test split, so that none is cut from the training images."""
+        return "test" in self.shards
+
+    @property
+    def cut(self) -> Cut:
+        """What is held out from the training images."""
+        return self.found.cut
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        return self.shards["train"][0].shape
+
+    def with_shape(self, shape: tuple[int, int, int]) -> Source:
+        """The same, all images of which come out as (C, H, W)."""
+        shards = {
+            role: tuple(dataclasses.replace(shard, shape=shape) for shard in of_role)
+            for role, of_role in self.shards.items()
+        }
+        return dataclasses.replace(self, shards=shards, found=dataclasses.replace(self.found, shape=shape))
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The images of one shard, in its order."""
+
+    images: np.ndarray  # (n, C, H, W) uint8
+    labels: np.ndarray  # (n,) int64
+    keys: np.ndarray  # (n,) float64 in [0, 1), a hash of the pixels: what `split_of` cuts
+    done: Counter[str]  # what was done to how many images
+    coloured: int  # images that are not grey in their files
+
+
+def decode(shard: Shard, rows: Rows, data: Data) -> Decoded:
+    """Decodes the rows of a shard to uint8 pixels, labels and content keys.
+
+    Raises DataError, naming file and row, for an image that is corrupt, missing or of another size, and for a label
+    that is missing or out of range.
+    """
+    images = np.empty((len(shard), *shard.shape), np.uint8)
+    labels = np.empty(len(shard), np.int64)
+    keys = np.empty(len(shard), np.float64)
+    every: Counter[str] = Counter()
+    row, coloured = -1, 0
+    try:
+        with quietly():
+            for row, (where, raw, label) in enumerate(rows):
+                opened = open_image(raw, where)
+                images[row], done = to_pixels(opened, where, shard.shape, data)
+                labels[row] = _label(label, where, shard.classes)
+                keys[row] = _key(images[row])
+                coloured += not opened.is_grey
+                if done:
+                    every.update(done)
+    except RunDirError as error:
+        raise DataError(str(error)) from None
+    if row + 1 != len(shard):
+        raise DataError(f"{Place(shard.path)} changed while it was read; run again")
+    return Decoded(images, labels, keys, every, coloured)
+
+
+def split_of(keys: np.ndarray, cut: Cut) -> np.ndarray:
+    """The split ("train", "val" or "test") of each image that the set itself counts as training data.
+
+    Equal images have equal keys (n,), so none stands on both sides.
+    """
+    val = cut.test + cut.val
+    return np.where(keys < cut.test, "test", np.where(keys < val, "val", "train"))
+
+
+def check_counts(counts: Mapping[str, np.ndarray], class_names: Sequence[str]) -> None:
+    """DataError naming each class that has no training image, and where its images went; counts are (K,) by split."""
+    missing = [label for label in range(len(class_names)) if counts["train"][label] == 0]
+    if not missing:
+        return
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    names = ", ".join(f"{label} ({class_names[label]})" for label in missing[:5]) + more
+    held = {split: int(of_split[missing[0]]) for split, of_split in counts.items() if split != "train"}
+    if not sum(held.values()):
+        raise DataError(f"class {names} has no training image; add images of it or take the class out")
+    went = " and ".join(f"{count} to the {CALLED[split]} split" for split, count in held.items() if count)
+    raise DataError(
+        f"class {names} has no training image: of the {sum(held.values())} of class {missing[0]} all were held out, "
+        f"{went}; add images of it, lower data.val_share or data.test_share, or take the class out"
+    )
+
+
+def check_classes(class_names: Sequence[str], where: str) -> None:
+    """DataError for a set of a single class, of which every network is right about everything."""
+    if len(class_names) < 2:
+        raise DataError(
+            f"{where} holds one class only, {class_names[0]}, so there is nothing to tell apart; name the folder that "
+            f"holds a folder or a label for each class"
+        )
+
+
+def digest_block(block: np.ndarray) -> str:
+    """SHA-256 (hex) of the shape and pixels of one class block (n, C, H, W) uint8."""
+    total = hashlib.sha256(str(block.shape).encode())
+    total.update(np.ascontiguousarray(block).data)
+    return total.hexdigest()
+
+
+def _label(label: Any, where: str, classes: int) -> int:
+    if label is None:
+        raise DataError(f"{where} has no label; remove the row or label it")
+    if not 0 <= label < classes:
+        raise DataError(f"{where} has label {label}, which is not in 0..{classes - 1}; mend or remove it")
+    return int(label)
+
+
+def _key(image: np.ndarray) -> float:
+    """53 bits of a hash of the pixels, as a number in [0, 1)."""
+    return (int.from_bytes(hashlib.sha256(image.tobytes()).digest()[:8], "big") >> 11) / 2**53
+
+
+def cut_rows(
+    kind: str, split: str, path: str, rows: int, classes: int, step: int, columns: tuple[str, str] = ("", "")
+) -> tuple[Shard, ...]:
+    """Shards of at most ``step`` rows that make up one file or set."""
+    return tuple(
+        Shard(kind, split, path, first, min(first + step, rows), classes, columns=columns)
+        for first in range(0, rows, step)
+    )
+
+
+def address(place: Place) -> str:
+    """What opens a place again, on a worker; a message shows the place itself."""
+    return place.uri
+
+
+def needed_path(data: Data) -> str:
+    """`data.path`, where there must be something; DataError else."""
+    if data.path is None:
+        raise DataError(f"data.path: {data.name} needs the folder or URI of its files; set it")
+    if not Place(data.path).exists():
+        raise DataError(f"data.path: there is nothing at {Place(data.path)}; name the folder or URI of the files")
+    return data.path

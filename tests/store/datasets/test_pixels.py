@@ -1,0 +1,262 @@
+"""Images of every kind that people have: what becomes of their pixels, held against `datasets` where both read them."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from made import encoded, pixels_of, planes
+from PIL import Image, ImageOps
+
+from dasm_ray.config.keys import Data
+from dasm_ray.errors import DataError
+from dasm_ray.store.datasets.pixels import (
+    BITS_IN_HEADER,
+    MAIN_PICTURE,
+    ODD_EXIF,
+    TURNED,
+    image_suffixes,
+    is_image_name,
+    open_image,
+    quietly,
+    to_pixels,
+)
+
+ROWS, COLUMNS = 6, 5
+
+
+def read(raw, channels=3, shape=(ROWS, COLUMNS), **data):
+    """Pixels (C, H, W), and what was done."""
+    return to_pixels(open_image(raw, "x.png"), "x.png", (channels, *shape), Data(**data))
+
+
+def saved(image, form="PNG", **how):
+    out = io.BytesIO()
+    image.save(out, form, **how)
+    return out.getvalue()
+
+
+# --- upright -----------------------------------------------------------------------------------------------------
+
+
+def with_orientation(pixels, orientation, form="JPEG"):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return saved(Image.fromarray(pixels), form, exif=exif)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_as_its_camera_says(orientation, form):
+    raw = with_orientation(pixels_of(0, 8, 16), orientation, form)
+    opened = open_image(raw, "x.jpg")
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(raw)))
+    np.testing.assert_array_equal(np.asarray(opened.image), np.asarray(expected))
+    assert opened.done == ((TURNED,) if orientation > 1 and form != "TIFF" else ())  # Pillow itself turns a TIFF
+
+
+def test_it_is_what_datasets_reads():
+    datasets = pytest.importorskip("datasets")
+    for orientation in range(1, 9):
+        raw = with_orientation(pixels_of(0, 8, 16), orientation)
+        theirs = datasets.Image().decode_example({"bytes": raw, "path": None})
+        np.testing.assert_array_equal(np.asarray(open_image(raw, "x.jpg").image), np.asarray(theirs))
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 255])
+def test_an_orientation_that_there_is_not_leaves_the_image(orientation):
+    assert open_image(with_orientation(pixels_of(0), orientation), "x.jpg").done == ()
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"x"]
+)
+def test_exif_that_is_damaged_leaves_the_image(exif):
+    raw = saved(Image.fromarray(pixels_of(0)), "JPEG", exif=exif)
+    with quietly():
+        opened = open_image(raw, "x.jpg")
+    assert opened.image.size == (COLUMNS, ROWS)
+    assert set(opened.done) <= {ODD_EXIF}
+
+
+# --- transparent -------------------------------------------------------------------------------------------------
+
+
+def half_clear(mode):
+    """The left half is clear, the right one opaque."""
+    image = Image.fromarray(pixels_of(0)).convert("RGB" if mode in ("RGBA", "P") else "L")
+    alpha = Image.fromarray(np.repeat(np.uint8([[0, 0, 0, 255, 255]]), ROWS, axis=0))
+    image.putalpha(alpha)
+    return image
+
+
+GROUNDS = {None: (255, 255, 255), "white": (255, 255, 255), "black": (0, 0, 0), "#1040ff": (16, 64, 255)}
+
+
+@pytest.mark.parametrize("ground", GROUNDS)
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_what_is_transparent_is_laid_on_a_ground(mode, ground):
+    image = half_clear(mode)
+    pixels, done = read(saved(image), ground=ground)
+    np.testing.assert_array_equal(pixels[:, :, 0].T, [GROUNDS[ground]] * ROWS)
+    np.testing.assert_array_equal(pixels[:, :, 3:], planes(np.asarray(image.convert("RGB")))[:, :, 3:])
+    assert done == (f"transparent, laid on {ground or 'white'}",)
+
+
+def test_half_transparent_pixels_are_mixed():
+    clear = np.full((ROWS, COLUMNS, 4), [0, 0, 0, 128], np.uint8)
+    assert set(read(saved(Image.fromarray(clear)))[0].flat) == {127}
+    assert set(read(saved(Image.fromarray(clear)), ground="black")[0].flat) == {0}
+
+
+def test_grey_with_alpha_stays_exact_in_a_grey_set():
+    image = half_clear("LA")
+    pixels, _ = read(saved(image), channels=1)
+    assert set(pixels[0, :, 0]) == {255}
+    np.testing.assert_array_equal(pixels[0, :, 3:], np.asarray(image)[:, 3:, 0])
+
+
+@pytest.mark.parametrize("kind", ["index", "bytes"])
+def test_palettes_with_transparency(kind):
+    image = Image.fromarray(np.tile(np.uint8([0, 1, 2, 1, 0]), (ROWS, 1)))
+    image = image.convert("P")
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    raw = saved(image, transparency=1 if kind == "index" else bytes([255, 0, 255]))
+    pixels, done = read(raw)
+    np.testing.assert_array_equal(pixels[:, 0].T, [[10, 20, 30], [255] * 3, [70, 80, 90], [255] * 3, [10, 20, 30]])
+    assert done == ("transparent, laid on white",)
+
+
+def test_a_transparent_colour_of_rgb():
+    pixels = np.full((ROWS, COLUMNS, 3), 9, np.uint8)
+    pixels[0] = 200
+    laid, _ = read(saved(Image.fromarray(pixels), transparency=(200, 200, 200)))
+    assert set(laid[:, 0].flat) == {255}
+    assert set(laid[:, 1:].flat) == {9}
+
+
+def test_opaque_alpha_changes_nothing():
+    image = Image.fromarray(pixels_of(0))
+    opaque = image.copy()
+    opaque.putalpha(255)
+    for ground in GROUNDS:
+        np.testing.assert_array_equal(read(saved(opaque), ground=ground)[0], planes(pixels_of(0)))
+
+
+# --- modes and depths --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "form", "said"),
+    [
+        ("L", "PNG", ("grey turned to RGB",)),
+        ("1", "PNG", ("black and white turned to RGB",)),
+        ("P", "PNG", ("palette turned to RGB",)),
+        ("CMYK", "JPEG", ("CMYK turned to RGB",)),
+        ("RGB", "PNG", ()),
+    ],
+)
+def test_each_turn_of_mode_is_said(mode, form, said):
+    raw = saved(Image.fromarray(pixels_of(0)).convert(mode), form)
+    pixels, done = read(raw)
+    np.testing.assert_array_equal(pixels, planes(np.asarray(Image.open(io.BytesIO(raw)).convert("RGB"))))
+    assert done == said
+
+
+def test_colour_in_a_grey_set_is_said():
+    assert read(encoded(pixels_of(0)), channels=1)[1] == ("RGB turned to grey",)
+
+
+def png_of_16_bits(colour_type, channels):
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    row = b"\0" + bytes(range(1, 1 + 2 * channels * COLUMNS))
+    head = struct.pack(">IIBBBBB", COLUMNS, ROWS, 16, colour_type, 0, 0, 0)
+    body = zlib.compress(row * ROWS)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+FINE = {
+    "grey PNG": png_of_16_bits(0, 1),
+    "RGB PNG": png_of_16_bits(2, 3),
+    "grey PNG with alpha": png_of_16_bits(4, 2),
+    "RGBA PNG": png_of_16_bits(6, 4),
+    "TIFF": saved(Image.fromarray(np.zeros((ROWS, COLUMNS), np.uint16)), "TIFF"),
+    "TIFF of floats": saved(Image.fromarray(np.zeros((ROWS, COLUMNS), np.float32)), "TIFF"),
+    "TIFF of 32 bits": saved(Image.fromarray(np.zeros((ROWS, COLUMNS), np.int32)), "TIFF"),
+    "PPM": b"P6\n5 6\n65535\n" + bytes(180),
+    "PGM": b"P5\n5 6\n65535\n" + bytes(60),
+}
+
+
+def patched(form, marker, offset, value):
+    """An image of 8 bits whose header is made to say more; it is refused before its pixels are decoded."""
+    raw = bytearray(saved(Image.fromarray(pixels_of(0, 32, 32)), form))
+    raw[raw.find(marker) + offset] = value
+    return bytes(raw)
+
+
+FINE["JPEG 2000"] = patched("JPEG2000", b"\xff\x4f\xff\x51", 42, 15)
+FINE["SGI"] = struct.pack(">hBBHHHH", 474, 0, 2, 3, COLUMNS, ROWS, 3).ljust(512, b"\0") + bytes(180)
+
+
+def test_the_header_of_avif_says_how_deep_it_is():
+    assert BITS_IN_HEADER["AVIF"](patched("AVIF", b"av1C", 6, 0x4C)) == 10
+    assert BITS_IN_HEADER["AVIF"](saved(Image.fromarray(pixels_of(0)), "AVIF")) == 8
+
+
+@pytest.mark.parametrize("form", ["JPEG2000", "AVIF", "SGI", "PPM", "BMP", "TGA", "TIFF", "WEBP", "PNG"])
+def test_8_bits_are_read_in_every_format(form):
+    raw = saved(Image.fromarray(pixels_of(0, 32, 32)), form)
+    expected = np.asarray(Image.open(io.BytesIO(raw)))
+    np.testing.assert_array_equal(read(raw, shape=(32, 32))[0], planes(expected))
+
+
+@pytest.mark.parametrize("kind", FINE)
+def test_more_than_8_bits_are_refused_in_every_format(kind):
+    with pytest.raises(DataError, match=r"x\.png has more than 8 bits a channel .*save it with 8"):
+        open_image(FINE[kind], "x.png")
+
+
+# --- several frames ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_several_frames_are_refused(form):
+    frames = [Image.fromarray(pixels_of(seed)) for seed in range(3)]
+    moving = saved(frames[0], form, save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match=r"x\.gif holds 3 frames, and could be read as the first or as all of them"):
+        open_image(moving, "x.gif")
+    assert open_image(saved(frames[0], form), "x.gif").done == ()
+
+
+def test_the_main_picture_of_a_multi_picture_jpeg_is_taken():
+    frames = [Image.fromarray(pixels_of(seed)) for seed in range(2)]
+    raw = saved(frames[0], "MPO", save_all=True, append_images=frames[1:])
+    opened = open_image(raw, "x.jpg")
+    assert opened.done == (MAIN_PICTURE,)
+    np.testing.assert_array_equal(np.asarray(opened.image), np.asarray(Image.open(io.BytesIO(raw))))
+
+
+# --- names -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["a.png", "a.JPEG", "a.jfif", "a.JPE", "a.tiff", "a.webp", "x.y.PNG", "a.jp2", "d/a.ppm"]
+)
+def test_every_suffix_that_pillow_reads_is_an_image(name):
+    assert is_image_name(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "png", "a.txt", "a.png.part", "a.eps", "a.mpg", "a.h5", "a.csv", "a.npy", "d.png/a"]
+)
+def test_other_names_are_none(name):
+    assert not is_image_name(name)
+
+
+def test_the_suffixes_are_those_of_datasets_but_for_what_has_no_pixels():
+    theirs = pytest.importorskip("datasets.packaged_modules.imagefolder.imagefolder").ImageFolder.EXTENSIONS
+    assert set(theirs) - image_suffixes() <= {".bufr", ".grib", ".mpg", ".mpeg", ".eps", ".ps", ".wmf", ".emf", ".iim"}

@@ -1,0 +1,67 @@
+"""What every kind of set shares: splits by content, counts, digests, and keys of pixels."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from made import decode_all, encoded, parquet, pixels_of, table_of, write
+
+from dasm_ray.config.keys import Data
+from dasm_ray.errors import DataError
+from dasm_ray.store.datasets.shards import check_classes, check_counts, digest_block, split_of
+from dasm_ray.store.datasets.splits import cut_of
+
+
+def test_keys_depend_on_the_pixels_alone(tmp_path):
+    grey = pixels_of(3, channels=1)
+    images = [encoded(grey), encoded(pixels_of(4, channels=1)), encoded(grey, "BMP")]
+    write(tmp_path / "train.parquet", table_of(images, [0, 1, 2]))
+    _, _, _, keys = decode_all(parquet(tmp_path))
+    assert keys[0] == keys[2] != keys[1]
+    first = int.from_bytes(hashlib.sha256(grey.tobytes()).digest(), "big") / 2**256
+    assert keys[0] == pytest.approx(first, abs=1e-15)
+
+
+def test_splits_have_their_shares_and_the_test_split_does_not_move_with_val():
+    keys = np.random.default_rng(0).random(20_000)
+    with_test = split_of(keys, cut_of({"train", "test"}, Data(val_share=0.1)))
+    without = split_of(keys, cut_of({"train"}, Data(val_share=0.25, test_share=0.2)))
+    assert set(with_test) == {"train", "val"}
+    assert np.mean(with_test == "val") == pytest.approx(0.1, abs=0.01)
+    assert np.mean(without == "test") == pytest.approx(0.2, abs=0.01)
+    assert np.mean(without == "val") == pytest.approx(0.25 * 0.8, abs=0.01)
+    other = split_of(keys, cut_of({"train"}, Data(val_share=0.4, test_share=0.2)))
+    np.testing.assert_array_equal(other == "test", without == "test")
+    assert set(split_of(keys, cut_of({"train", "val", "test"}, Data()))) == {"train"}
+
+
+def counts_of(train, val=(0, 0), test=(0, 0)):
+    return {"train": np.array(train), "val": np.array(val), "test": np.array(test)}
+
+
+def test_counts_name_the_classes_that_are_missing():
+    check_counts(counts_of([1, 2]), ("a", "b"))
+    with pytest.raises(DataError, match=r"class 1 \(b\) has no training image; add images of it"):
+        check_counts(counts_of([1, 0]), ("a", "b"))
+    with pytest.raises(DataError, match=r"class 0 \(0\), 1 \(1\).*4 \(4\) and 3 more has no"):
+        check_counts(counts_of(np.zeros(8, int), np.zeros(8), np.zeros(8)), [str(label) for label in range(8)])
+
+
+def test_a_class_that_was_held_out_whole_says_so():
+    with pytest.raises(DataError, match=r"of the 3 of class 1 all were held out, 1 to the validation split and 2 to"):
+        check_counts(counts_of([4, 0], [1, 1], [0, 2]), ("a", "b"))
+
+
+def test_one_class_is_no_set():
+    check_classes(("a", "b"), "here")
+    with pytest.raises(DataError, match="here holds one class only, a"):
+        check_classes(("a",), "here")
+
+
+def test_the_digest_of_a_block_sees_pixels_and_shape():
+    block = np.arange(24, dtype=np.uint8).reshape(2, 3, 2, 2)
+    other = block.copy()
+    other[1, 2, 1, 1] += 1
+    digests = {digest_block(block), digest_block(other), digest_block(block.reshape(2, 3, 4, 1))}
+    assert len(digests) == 3
+    assert digest_block(block) == digest_block(np.asfortranarray(block))
