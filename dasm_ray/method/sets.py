@@ -122,7 +122,7 @@ def _artifact(run: Run, images: Images, segments: NDArray[np.int32], factor: int
         step_size=step_size,
         recipe={"model": what(config.model), "image_size": list(real.shape[1:]), "training": what(config.evaluate)},
         provenance={
-            "config": config.model_dump(mode="json"),
+            "config": what(config),
             "config_digest": config_digest(config),
             "data_digest": real.digest,
             "found": dict(real.found),

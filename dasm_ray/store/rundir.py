@@ -14,13 +14,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
-
+from dasm_ray.config import plain_yaml
 from dasm_ray.config.digests import config_digest, what
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config, to_yaml
 from dasm_ray.errors import ConfigError, DasmError, RunDirError
 from dasm_ray.store import claims
+from dasm_ray.store.checked import read_at_most
 from dasm_ray.store.claims import Claim
 from dasm_ray.store.events import EVENTS, PARTS, EventLog
 from dasm_ray.store.place import Place
@@ -202,11 +202,14 @@ def _different(one: dict[str, Any], other: dict[str, Any], above: str = "") -> I
 def _read_config(place: Place) -> RunConfig:
     file = place / CONFIG
     try:
-        return parse_config(yaml.safe_load(file.read_text()))
+        tree = plain_yaml.read_mapping(read_at_most(file, plain_yaml.MOST_BYTES).decode(), "it")
+    except (ConfigError, ValueError) as error:
+        why = str(error).partition("\n")[0]
+        raise RunDirError(f"{file} cannot be read ({why}); the file is damaged, choose another --run") from None
+    try:
+        return parse_config(tree)
     except ConfigError as error:
         raise RunDirError(f"{file} is not for this version of dasm_ray: {error.problems[0]}") from None
-    except yaml.YAMLError:
-        raise RunDirError(f"{file} cannot be read: it is not YAML; the file is damaged, choose another --run") from None
 
 
 def versions() -> dict[str, str]:
