@@ -82,7 +82,7 @@ def data(config: str, overrides: tuple[str, ...], png: str | None) -> None:
     Splits and what each serves as, classes, counts, shape, and what is left out. Nothing is started, and hardly an
     image is decoded. `docs/data.md` says how sets are read.
     """
-    with _told():
+    with _reporting_errors():
         settings = _config(config, overrides, None, None)
         from dasm_ray.report.page import draw_rows
         from dasm_ray.runtime.opening import open_checked
@@ -104,7 +104,7 @@ def distill(config: str, run: str | None, overrides: tuple[str, ...], workers: i
     CONFIG is a recipe such as configs/digits.yaml. The synthetic set is written to RUN/synthetic, the table to
     RUN/report. Stopped or killed, the same command goes on from the last checkpoint.
     """
-    with _told():
+    with _reporting_errors():
         settings = _config(config, overrides, workers, address)
         from dasm_ray import pipeline
 
@@ -119,7 +119,7 @@ def experts(config: str, run: str | None, overrides: tuple[str, ...], workers: i
     Says first how long it will take and how large they will be. Prints per expert and epoch the validation accuracy in
     % and the loss on training images, from the initialisation on.
     """
-    with _told():
+    with _reporting_errors():
         settings = _config(config, overrides, workers, address)
         from dasm_ray import pipeline
 
@@ -137,7 +137,7 @@ def estimate(config: str, overrides: tuple[str, ...], workers: int | None, addre
 
     Measures a few steps on a worker, then counts: time by stage, memory, disk, bytes moved, useful number of workers.
     """
-    with _told():
+    with _reporting_errors():
         settings = _config(config, overrides, workers, address)
         from dasm_ray import pipeline
 
@@ -152,7 +152,7 @@ def score(config: str, run: str | None, overrides: tuple[str, ...], workers: int
 
     Writes RUN/scores and prints a line per class.
     """
-    with _told():
+    with _reporting_errors():
         settings = _config(config, overrides, workers, address)
         from dasm_ray import pipeline
 
@@ -182,7 +182,7 @@ def select(
     METHOD: random; herding, k_center, k_means by an expert's features; forgetting, el2n, grand (the hardest), ccs
     (spread over difficulties) and window (the best neighbours in difficulty) by the experts' scores.
     """
-    with _told():
+    with _reporting_errors():
         settings = _config(config, overrides, workers, address)
         from dasm_ray import pipeline
 
@@ -217,7 +217,7 @@ def compare(
     IOR, HLR and the compression ratio stand beside. Stopped, the same command goes on: sets and cells that are there
     are not computed again. --set changes all configs.
     """
-    with _told():
+    with _reporting_errors():
         settings = [_config(config, overrides, workers, address) for config in configs]
         from rich.console import Console
 
@@ -257,7 +257,7 @@ def sweep(
     the best is evaluated on the test set. Killed, the same command with --resume runs what is left. Several files are
     done one after another. --set changes all trials.
     """
-    with _told("the same command with --resume goes on where it was stopped"):
+    with _reporting_errors("the same command with --resume goes on where it was stopped"):
         from dasm_ray.config.space import load_sweep
 
         if run and len(sweeps) > 1:
@@ -286,7 +286,7 @@ def relabel(path: str, target: str, overrides: tuple[str, ...], workers: int | N
     PATH: a run directory or an artifact, such as what `select` wrote. Only keys of experts, evaluate, runtime and
     data.path can be changed with --set.
     """
-    with _told():
+    with _reporting_errors():
         from dasm_ray import pipeline
 
         place, digest = pipeline.relabel(path, target, _with_options(overrides, workers, address))
@@ -303,7 +303,7 @@ def evaluate(path: str, overrides: tuple[str, ...], workers: int | None, address
 
     Only keys of evaluate, runtime and data.path can be changed with --set.
     """
-    with _told():
+    with _reporting_errors():
         from dasm_ray import pipeline
 
         _print_table(pipeline.evaluate(path, _with_options(overrides, workers, address)))
@@ -321,7 +321,7 @@ def incremental(path: str, steps: int, overrides: tuple[str, ...], workers: int 
     PATH: a run directory or an artifact. Classes come in parts; after each a fresh network is trained on the memory
     alone, which holds the set's images of the classes so far, and tested on these classes. Random images stand beside.
     """
-    with _told():
+    with _reporting_errors():
         from rich.console import Console
 
         from dasm_ray import pipeline
@@ -356,7 +356,7 @@ def rank(
     PATH: a run directory or an artifact. Every network is trained on the set, on as many random images and on the full
     data; Spearman's correlation says how well either small set foretells the ranking by the full data.
     """
-    with _told():
+    with _reporting_errors():
         from rich.console import Console
 
         from dasm_ray import pipeline
@@ -376,7 +376,7 @@ def rank(
 @click.option("--png", metavar="FILE", help="Also draw the stored images, a row per class.")
 def inspect(path: str, png: str | None) -> None:
     """Show what a synthetic set is."""
-    with _told():
+    with _reporting_errors():
         from dasm_ray.report.page import describe, draw_sheet
         from dasm_ray.store.artifact import read_artifact
         from dasm_ray.store.place import Place
@@ -407,7 +407,7 @@ def inspect(path: str, png: str | None) -> None:
 )
 @click.option(
     "--normalise",
-    metavar="HOW",
+    metavar="NOT_IN_RESULT",
     help="Images in pt: none (in [0, 1]), own (and whitened), or M,M,M:S,S,S. [default: as stored]",
 )
 @click.option("--stored", is_flag=True, help="png: stored images, grids where the factor is above 1.")
@@ -417,7 +417,7 @@ def export(path: str, target: str, kind: str, labels: str | None, normalise: str
     PATH: a run directory or an artifact. pt: images.pt, labels.pt, lr.pt, mean.pt, std.pt, and the whitening where
     images are whitened.
     """
-    with _told():
+    with _reporting_errors():
         from dasm_ray import synthetic
 
         for line in synthetic.export(path, target, kind, labels=labels, normalise=normalise, stored=stored):
@@ -442,7 +442,7 @@ def submit(address: str, name: str | None, install: bool, no_wait: bool, words: 
     This folder is sent along, without runs, data and what .gitignore names. --run must be a URI or an absolute path
     that every node reaches. The exit code is the command's own. Ctrl-C ends the showing, not the job.
     """
-    with _told():
+    with _reporting_errors():
         from pathlib import Path
 
         from dasm_ray.config.space import load_sweep
@@ -477,7 +477,7 @@ def doctor(address: str | None) -> None:
 
     What differs is marked. Exits with 1 where something must be mended.
     """
-    with _told():
+    with _reporting_errors():
         from rich.console import Console
 
         from dasm_ray.config.parsing import parse_config
@@ -534,7 +534,7 @@ def _numbers(option: str, listed: str | None) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def _told(how: str = "the same command goes on from the last checkpoint") -> Iterator[None]:
+def _reporting_errors(how: str = "the same command goes on from the last checkpoint") -> Iterator[None]:
     """Errors as sentences with their exit code; being stopped as a word on ``how`` to go on."""
     before = {number: signal.getsignal(number) for number in STOPPED_BY}
     for number, handler in before.items():

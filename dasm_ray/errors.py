@@ -2,7 +2,7 @@
 
     DasmError
     ├── UserError            exit 2: something the user wrote or asked for; nothing was started or written
-    │   ├── ConfigError        a configuration that cannot be meant: a typo, a wrong type, an impossible combination
+    │   ├── ConfigError        a configuration that is contradictory: a typo, a wrong type, an impossible combination
     │   ├── DataError          an image, a label or a class that cannot be used; names the file and the row
     │   ├── ArtifactError      a synthetic set that is damaged or of another version
     │   ├── RunDirError        a place named wrongly: it cannot be made, or belongs to another configuration
@@ -38,7 +38,7 @@ class UserError(DasmError):
 
 
 class ConfigError(UserError):
-    """A configuration that cannot be meant. ``problems`` holds one sentence for each fault found."""
+    """A configuration that is contradictory. ``problems`` holds one sentence for each fault found."""
 
     def __init__(self, *problems: str) -> None:
         self.problems = problems

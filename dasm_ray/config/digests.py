@@ -15,7 +15,7 @@ import pydantic
 # --- digests -----------------------------------------------------------------------------------------------------
 
 
-def what(section: pydantic.BaseModel) -> dict[str, Any]:
+def result_keys(section: pydantic.BaseModel) -> dict[str, Any]:
     """The fields of a section that can change the result, as plain values."""
     kept: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
@@ -25,13 +25,13 @@ def what(section: pydantic.BaseModel) -> dict[str, Any]:
         value = getattr(section, name)
         if value is None and isinstance(extra, dict) and extra.get("only_if_set"):
             continue
-        kept[name] = what(value) if isinstance(value, pydantic.BaseModel) else value
+        kept[name] = result_keys(value) if isinstance(value, pydantic.BaseModel) else value
     return kept
 
 
 def config_digest(config: pydantic.BaseModel) -> str:
     """The digest of all that the result of a run depends on."""
-    return digest_of(what(config))
+    return digest_of(result_keys(config))
 
 
 def digest_of(*parts: Any) -> str:

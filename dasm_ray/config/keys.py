@@ -1,7 +1,7 @@
-"""What a run is: one frozen tree of plain values, read from YAML, refused as a whole if any part cannot be meant.
+"""What a run is: one frozen tree of plain values, read from YAML, refused as a whole if any part is contradictory.
 
 Every field says here what it means, and is read somewhere. The digest of a run covers each field that can change a
-byte of the result; a field that cannot (how many workers, where they are) is marked ``HOW`` and left out of it.
+byte of the result; a field that cannot (how many workers, where they are) is marked ``NOT_IN_RESULT`` and left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.config.shown import INSTEAD, odd_character, secret_in
 from dasm_ray.errors import ConfigError
 
-HOW: dict[str, Any] = {"affects_result": False}
+NOT_IN_RESULT: dict[str, Any] = {"affects_result": False}
 """Marks a field that says how or where a run is done, never what comes out."""
 
 ONLY_IF_SET: dict[str, Any] = {"only_if_set": True}
@@ -113,8 +113,10 @@ class Data(Section):
     """The real images."""
 
     name: Text = Field("digits", description="a named set, or `parquet` or `folder` with `path`")
-    path: Text | None = Field(None, description="folder or URI of the files", json_schema_extra=HOW)
-    download: StrictBool = Field(False, description="fetch a torchvision set into `path`", json_schema_extra=HOW)
+    path: Text | None = Field(None, description="folder or URI of the files", json_schema_extra=NOT_IN_RESULT)
+    download: StrictBool = Field(
+        False, description="fetch a torchvision set into `path`", json_schema_extra=NOT_IN_RESULT
+    )
     image_size: Whole | None = Field(
         None, le=4096, description="resize and centre-crop to this square; unset: sizes must agree"
     )
@@ -181,7 +183,9 @@ class Experts(TrainRecipe):
     count: Whole = Field(4, le=10_000, description="independent trainings")
     rho: NotNegative = Field(0.0, description="radius of sharpness-aware training (FTD: GSAM, adaptive); 0: plain SGD")
     alpha: NotNegative = Field(0.3, description="GSAM's weight of the perpendicular gradient; only with rho")
-    cache: Text | None = Field(None, description="folder shared by runs; unset: RUN/experts", json_schema_extra=HOW)
+    cache: Text | None = Field(
+        None, description="folder shared by runs; unset: RUN/experts", json_schema_extra=NOT_IN_RESULT
+    )
 
 
 class Matcher(Section):
@@ -278,7 +282,10 @@ class Score(Section):
     )
     early: Count = Field(3, description="expert epochs that the static score is averaged over")
     shards: Whole | None = Field(
-        None, le=100_000, description="tasks a scoring is cut into; unset: one a worker", json_schema_extra=HOW
+        None,
+        le=100_000,
+        description="tasks a scoring is cut into; unset: one a worker",
+        json_schema_extra=NOT_IN_RESULT,
     )
     batch: Count = Field(500, description="samples a forward pass")
 
@@ -325,7 +332,10 @@ class Runtime(Section):
     """How the work is spread. Only the threads of a worker and compilation touch the result, by rounding."""
 
     workers: Whole | None = Field(
-        None, le=10_000, description="most workers; unset: one per GPU, else one per core", json_schema_extra=HOW
+        None,
+        le=10_000,
+        description="most workers; unset: one per GPU, else one per core",
+        json_schema_extra=NOT_IN_RESULT,
     )
     cpus_per_worker: Whole = Field(1, le=10_000, description="cores, and so torch threads, of one worker")
     gpus_per_worker: NotNegative | None = Field(
@@ -335,24 +345,29 @@ class Runtime(Section):
         None,
         le=1_000_000,
         description="GiB of a host's memory that one worker is sure of; unset: none is set aside",
-        json_schema_extra=HOW,
+        json_schema_extra=NOT_IN_RESULT,
     )
     device: Literal["cpu", "cuda"] | None = Field(
         None, description="where workers compute; unset: on their GPUs, on the CPU where they have none"
     )
-    address: Text | None = Field(None, description="a running Ray cluster; unset: a local one", json_schema_extra=HOW)
+    address: Text | None = Field(
+        None, description="a running Ray cluster; unset: a local one", json_schema_extra=NOT_IN_RESULT
+    )
     compile: StrictBool | None = Field(
         None, description="compile the steps; off: the eager reference; unset: where networks are large enough to pay"
     )
-    max_lost: Count = Field(3, description="times that one task may be lost", json_schema_extra=HOW)
+    max_lost: Count = Field(3, description="times that one task may be lost", json_schema_extra=NOT_IN_RESULT)
     task_minutes: Positive = Field(
-        60, le=1_000_000, description="longest time that one task may take", json_schema_extra=HOW
+        60, le=1_000_000, description="longest time that one task may take", json_schema_extra=NOT_IN_RESULT
     )
     checkpoint_seconds: NotNegative = Field(
-        20, le=1e9, description="least time between checkpoints", json_schema_extra=HOW
+        20, le=1e9, description="least time between checkpoints", json_schema_extra=NOT_IN_RESULT
     )
     idle_seconds: NotNegative = Field(
-        60, le=1e9, description="a worker with nothing to do for this long is given back", json_schema_extra=HOW
+        60,
+        le=1e9,
+        description="a worker with nothing to do for this long is given back",
+        json_schema_extra=NOT_IN_RESULT,
     )
 
 
@@ -360,7 +375,7 @@ class RunConfig(Section):
     """A run of distillation, whole."""
 
     name: Annotated[StrictStr, Field(pattern=r"^\w[\w.-]*$", max_length=200)] = Field(
-        "run", description="names the default run directory, runs/NAME", json_schema_extra=HOW
+        "run", description="names the default run directory, runs/NAME", json_schema_extra=NOT_IN_RESULT
     )
     seed: Natural = Field(0, description="every random number of the run follows from it")
     data: Data = Data()
@@ -374,7 +389,7 @@ class RunConfig(Section):
     probe: Probe = Probe()
     evaluate: Evaluate = Evaluate()
     networks: dict[Arch, ArchRecipe] = Field(
-        {}, description="how `compare` trains other architectures on a set, by name", json_schema_extra=HOW
+        {}, description="how `compare` trains other architectures on a set, by name", json_schema_extra=NOT_IN_RESULT
     )
     runtime: Runtime = Runtime()
 

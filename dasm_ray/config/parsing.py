@@ -70,31 +70,31 @@ def meet(one: str, other: str) -> bool:
 def apply_override(tree: dict[str, Any], override: str) -> str:
     """Sets one ``a.b=value`` in the tree, and returns the key; the value is read as YAML."""
     key, equals, value = (part.strip() for part in override.partition("="))
-    told = f"--set {_shown(override)}"
+    source = "--set {_shown(override)}"
     if not equals or not all(key.split(".")):
-        raise ConfigError(f"{told}: write it as section.key=value")
-    set_key(tree, key, plain_yaml.read(value, told), told)
+        raise ConfigError(f"{source}: write it as section.key=value")
+    set_key(tree, key, plain_yaml.read(value, source), source)
     return key
 
 
-def set_key(tree: dict[str, Any], key: str, value: Any, told: str) -> None:
-    """Sets the key ``a.b`` in the tree; ``told`` names who asked, for the ConfigError.
+def set_key(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Sets the key ``a.b`` in the tree; ``source`` names who asked, for the ConfigError.
 
     ``a`` must be a section. A section that holds keys is not replaced by another one, in which they would be lost.
     """
     *parents, last = key.split(".")
     if len(parents) >= MOST_PARTS:
-        raise ConfigError(f"{told}: there is no key of {len(parents) + 1} parts")
+        raise ConfigError(f"{source}: there is no key of {len(parents) + 1} parts")
     node = tree
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"{told}: {escaped(parent)!r} is a value, not a section")
+            raise ConfigError(f"{source}: {escaped(parent)!r} is a value, not a section")
         node = child
     held = node.get(last)
     if isinstance(held, dict) and held and isinstance(value, dict):
         example = f"{key}.{next(iter(value or held))}=..."
-        raise ConfigError(f"{told}: would replace all of {key}, which is set already; set its keys, as in {example}")
+        raise ConfigError(f"{source}: would replace all of {key}, which is set already; set its keys, as in {example}")
     node[last] = value
 
 
@@ -117,7 +117,7 @@ def parse_config(tree: Mapping[str, Any]) -> RunConfig:
 def parse_result_keys(tree: Mapping[str, Any]) -> RunConfig:
     """The same of a configuration that came with somebody's files: where and how it was done there is not looked at.
 
-    Keys that are marked ``HOW`` have their defaults, whatever the tree says.
+    Keys that are marked ``NOT_IN_RESULT`` have their defaults, whatever the tree says.
     """
     return parse_config(_without_how(tree, RunConfig))
 

@@ -70,36 +70,36 @@ class _Fault(Exception):
 
 def read_file(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file; ConfigError, one sentence that names file and line, if there is none."""
-    told = escaped(masked(str(path)))
+    source = escaped(masked(str(path)))
     try:
         with Path(path).open("rb") as file:
             data = file.read(MOST_BYTES + 1)
-        return read_mapping(data.decode("utf-8"), told)
+        return read_mapping(data.decode("utf-8"), source)
     except FileNotFoundError:
-        raise ConfigError(f"{told}: there is no such file; configs/ holds the recipes") from None
+        raise ConfigError(f"{source}: there is no such file; configs/ holds the recipes") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{told}: cannot be read (byte {error.start} is no UTF-8)") from None
+        raise ConfigError(f"{source}: cannot be read (byte {error.start} is no UTF-8)") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{told}: cannot be read ({escaped(error)})") from None
+        raise ConfigError(f"{source}: cannot be read ({escaped(error)})") from None
 
 
-def read_mapping(text: str, told: str) -> dict[str, Any]:
-    """The mapping that the text spells, nothing being an empty one; ``told`` names it in the ConfigError."""
-    tree = read(text, told)
+def read_mapping(text: str, source: str) -> dict[str, Any]:
+    """The mapping that the text spells, nothing being an empty one; ``source`` names it in the ConfigError."""
+    tree = read(text, source)
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"{told}: must be a mapping of sections, not a {type(tree).__name__}")
+        raise ConfigError(f"{source}: must be a mapping of sections, not a {type(tree).__name__}")
     return tree
 
 
-def read(text: str, told: str) -> Any:
-    """The value that the text spells; ``told`` names it in the ConfigError, one sentence for the first fault."""
+def read(text: str, source: str) -> Any:
+    """The value that the text spells; ``source`` names it in the ConfigError, one sentence for the first fault."""
     try:
         return _Reader(text).document()
     except _Fault as fault:
         where = f"line {fault.line}: " if fault.line and "\n" in text.rstrip() else ""
-        raise ConfigError(f"{told}: {where}{fault.problem}") from None
+        raise ConfigError(f"{source}: {where}{fault.problem}") from None
 
 
 class _Reader:

@@ -19,7 +19,7 @@ import pydantic
 from pydantic import Field, StrictInt, StrictStr
 
 from dasm_ray.config import plain_yaml
-from dasm_ray.config.digests import digest_of, what
+from dasm_ray.config.digests import digest_of, result_keys
 from dasm_ray.config.keys import Natural, Number, RunConfig, Section, Text, Whole
 from dasm_ray.config.parsing import apply_overrides, field_of, meet, parse_config, sentences_of, set_key
 from dasm_ray.config.shown import escaped, masked
@@ -126,7 +126,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep whose every trial can be meant."""
+    """A sweep in which no trial contradicts itself."""
 
     name: str
     trials: tuple[Trial, ...]
@@ -138,7 +138,7 @@ class Sweep:
         """All that the sweep is, as JSON has it: a folder serves one of them."""
         return {
             "space": [trial.values for trial in self.trials],
-            "recipe": digest_of([what(trial.config) for trial in self.trials]),
+            "recipe": digest_of([result_keys(trial.config) for trial in self.trials]),
             "scheduler": self.scheduler.model_dump(),
         }
 
@@ -150,15 +150,15 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), workers: int | N
     """
     overrides = list(overrides)
     file = _parsed(path, {"workers": workers} if workers is not None else {})
-    told = _told(path)
+    name = _name_of(path)
     tree = plain_yaml.read_file(Path(path).parent / file.recipe)
     for key, value in file.set.items():
-        set_key(tree, key, value, f"{told}: set.{escaped(key)}")
+        set_key(tree, key, value, f"{name}: set.{escaped(key)}")
     changed = [*file.set, *(override.partition("=")[0].strip() for override in overrides)]
     apply_overrides(tree, overrides)
     problems = list(_misplaced(file, changed))
     if problems:
-        raise ConfigError(*(f"{told}: {problem}" for problem in problems))
+        raise ConfigError(*(f"{name}: {problem}" for problem in problems))
     runtime = tree.setdefault("runtime", {})
     if isinstance(runtime, dict):
         runtime["workers"] = file.workers
@@ -167,7 +167,7 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), workers: int | N
     return sweep
 
 
-def _told(path: str | Path) -> str:
+def _name_of(path: str | Path) -> str:
     """A path as a sentence may name it."""
     return escaped(masked(str(path)))
 
@@ -176,7 +176,7 @@ def _parsed(path: str | Path, changes: dict[str, Any]) -> SweepFile:
     try:
         return SweepFile.model_validate(plain_yaml.read_file(path) | changes)
     except pydantic.ValidationError as error:
-        raise ConfigError(*(f"{_told(path)}: {sentence}" for sentence in sentences_of(error, SweepFile))) from None
+        raise ConfigError(*(f"{_name_of(path)}: {sentence}" for sentence in sentences_of(error, SweepFile))) from None
 
 
 def _misplaced(file: SweepFile, changed: list[str]) -> Iterator[str]:
@@ -217,9 +217,9 @@ def _checked(path: str | Path, file: SweepFile, tree: dict[str, Any]) -> tuple[T
                 problems.setdefault(problem.partition(":")[0], problem)
             continue
         values = {key: _value(config, key) for key in point}
-        trials.setdefault(digest_of(what(config)), Trial(len(trials), values, config))
+        trials.setdefault(digest_of(result_keys(config)), Trial(len(trials), values, config))
     if problems:
-        raise ConfigError(*(f"{_told(path)}: {problem}" for problem in problems.values()))
+        raise ConfigError(*(f"{_name_of(path)}: {problem}" for problem in problems.values()))
     return tuple(trials.values())
 
 
@@ -263,11 +263,11 @@ def _check_scheduler(path: str | Path, sweep: Sweep) -> None:
     segments = {trial.config.synthetic.segments for trial in sweep.trials}
     if len(segments) > 1:
         raise ConfigError(
-            f"{_told(path)}: scheduler: asha compares trials after the same segment, so synthetic.segments cannot "
+            f"{_name_of(path)}: scheduler: asha compares trials after the same segment, so synthetic.segments cannot "
             f"be swept with it; fix it, or set scheduler to all"
         )
     if sweep.scheduler.grace >= max(segments):
         raise ConfigError(
-            f"{_told(path)}: scheduler: asha can stop a trial after segment {sweep.scheduler.grace} at the "
+            f"{_name_of(path)}: scheduler: asha can stop a trial after segment {sweep.scheduler.grace} at the "
             f"earliest, and there are {max(segments)}; raise synthetic.segments, lower grace, or set scheduler to all"
         )

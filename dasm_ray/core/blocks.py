@@ -54,8 +54,8 @@ class Blocks:
         labels = np.searchsorted(self.starts, indices, side="right") - 1
         images = np.empty((len(indices), *self.shape), np.uint8)
         for label in np.unique(labels):
-            here = labels == label
-            images[here] = self.blocks[label][indices[here] - self.starts[label]]
+            mine = labels == label
+            images[mine] = self.blocks[label][indices[mine] - self.starts[label]]
         return images
 
     def take_to(self, device: str, indices: NDArray[np.int64]) -> Tensor:
@@ -65,10 +65,10 @@ class Blocks:
         labels = np.searchsorted(self.starts, indices, side="right") - 1
         images = torch.empty(len(indices), *self.shape, dtype=torch.uint8, device=device)
         for label in np.unique(labels):
-            here, inside = labels == label, indices[labels == label] - self.starts[label]
+            mine, inside = labels == label, indices[labels == label] - self.starts[label]
             block = self._resident(device, int(label))
             found = self.blocks[label][inside] if block is None else block[torch.from_numpy(inside).to(device)]
-            images[torch.from_numpy(here).to(device)] = torch.as_tensor(found, device=device)
+            images[torch.from_numpy(mine).to(device)] = torch.as_tensor(found, device=device)
         return images
 
     def _resident(self, device: str, label: int) -> Tensor | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dasm_ray.config.digests import digest_of, what
+from dasm_ray.config.digests import digest_of, result_keys
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.core.networks.convnet import default_depth
 from dasm_ray.core.scoring import shard_ranges
@@ -34,7 +34,7 @@ WHITENING_PARTS = 8
 
 @dataclass
 class Run:
-    """An open run: its files, its workers, and what every task is told."""
+    """An open run: its files, its workers, its images, and what every task needs to know."""
 
     config: RunConfig
     place: Place
@@ -47,13 +47,13 @@ class Run:
 
     @property
     def job(self) -> Job:
-        """What every task is told."""
+        """What every task needs to know."""
         return Job(self.config, self.real, self.session.device, self.whitening)
 
     @property
     def key(self) -> str:
         """The digest of everything that scores and segments depend on; how they are evaluated is no part of it."""
-        kept = {name: value for name, value in what(self.config).items() if name != "evaluate"}
+        kept = {name: value for name, value in result_keys(self.config).items() if name != "evaluate"}
         return digest_of(kept, self.real.digest, self.session.device)
 
     @property
@@ -61,8 +61,10 @@ class Run:
         """The digest of everything that affects an expert; how many there are does not, so some of them are usable."""
         config = self.config
         runtime = (config.runtime.cpus_per_worker, config.runtime.compile, self.session.device)
-        recipe = {name: value for name, value in what(config.experts).items() if name != "count"}
-        return digest_of(recipe, what(config.model), what(config.data), config.seed, runtime, self.real.digest)
+        recipe = {name: value for name, value in result_keys(config.experts).items() if name != "count"}
+        return digest_of(
+            recipe, result_keys(config.model), result_keys(config.data), config.seed, runtime, self.real.digest
+        )
 
     @property
     def shared_place(self) -> Place:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dasm_ray.config.digests import digest_of, what
+from dasm_ray.config.digests import digest_of, result_keys
 from dasm_ray.core.scoring import shard_ranges
 from dasm_ray.core.window import window
 from dasm_ray.method.experts import Experts
@@ -70,7 +70,7 @@ def static_scores(run: Run, experts: Experts) -> Judgement:
 
 def static_name(run: Run) -> str:
     """The file name of the static scores, by what affects them beside the experts."""
-    score = {name: value for name, value in what(run.config.score).items() if name != "dynamic"}
+    score = {name: value for name, value in result_keys(run.config.score).items() if name != "dynamic"}
     return f"static_{digest_of(run.expert_key, run.config.experts.count, score)}.safetensors"
 
 

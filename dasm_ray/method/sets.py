@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dasm_ray.config.digests import config_digest, what
+from dasm_ray.config.digests import config_digest, result_keys
 from dasm_ray.method.run import Run
 from dasm_ray.runtime.worker import Chosen, Stored
 from dasm_ray.store.artifact import Artifact
@@ -120,9 +120,13 @@ def _artifact(run: Run, images: Images, segments: NDArray[np.int32], factor: int
         std=real.std,
         factor=factor,
         step_size=step_size,
-        recipe={"model": what(config.model), "image_size": list(real.shape[1:]), "training": what(config.evaluate)},
+        recipe={
+            "model": result_keys(config.model),
+            "image_size": list(real.shape[1:]),
+            "training": result_keys(config.evaluate),
+        },
         provenance={
-            "config": what(config),
+            "config": result_keys(config),
             "config_digest": config_digest(config),
             "data_digest": real.digest,
             "found": dict(real.found),

@@ -37,10 +37,10 @@ def describe(artifact: Artifact) -> str:
 
 def _evaluation(recipe: Mapping[str, Any]) -> Iterator[str]:
     """What a recipe says of the network and its training: it may leave out what has its usual value."""
-    told = dict(_part(recipe, "model")) | dict(_part(recipe, "training"))
+    settings = dict(_part(recipe, "model")) | dict(_part(recipe, "training"))
     for key, words in {"arch": "{}", "width": "width {}", "epochs": "{} epochs", "lr": "rate {}"}.items():
-        if key in told:
-            yield words.format(escaped(told[key], 40))
+        if key in settings:
+            yield words.format(escaped(settings[key], 40))
 
 
 def _part(values: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:

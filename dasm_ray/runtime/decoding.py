@@ -58,7 +58,7 @@ class RealRefs:
 
 
 def load_real(source: Source, data: Data, notice: Callable[[str], None], progress: Progress | None = None) -> RealRefs:
-    """Decodes a set on the cluster and sorts it by split and class; says first what was found, then what decoding told.
+    """Decodes a set on the cluster and sorts it by split and class; says what was found, before and after decoding.
 
     ``source``: the set of ``data``, opened. Raises DataError for a set that holds something that cannot be used,
     ResourceError for a whitening that fits on no node, TaskLost or SessionError when the cluster does not do the work.
@@ -105,8 +105,8 @@ def largest_memory() -> int:
 
 
 @dataclass(frozen=True)
-class _Told:
-    """What the driver is told of a decoded shard: ``counts`` (3, K) of images, and their content ``keys`` (n,).
+class _Facts:
+    """What the driver gets to know of a decoded shard: ``counts`` (3, K) of images, and their content ``keys`` (n,).
 
     ``sides`` (n,) says which split each key is in, ``done`` what was done to how many images, ``coloured`` how many
     are in colour.
@@ -123,12 +123,12 @@ class _Told:
 class _Chunk:
     """A decoded shard, sorted by split and class: ``counts`` (3, K) says where each class lies."""
 
-    told: _Told
+    facts: _Facts
     images: ObjectRef
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        return self.told.counts
+        return self.facts.counts
 
     def range_of(self, split: int, label: int) -> tuple[int, int]:
         """First and one past the last of the images of a class in a split."""
@@ -137,15 +137,15 @@ class _Chunk:
 
 
 @ray.remote(num_cpus=1, num_returns=2, scheduling_strategy="SPREAD")
-def _decode(shard: Shard, data: Data, cut: Cut) -> tuple[_Told, NDArray[np.uint8]]:
+def _decode(shard: Shard, data: Data, cut: Cut) -> tuple[_Facts, NDArray[np.uint8]]:
     """What there is to tell of a shard, and its images (n, C, H, W) sorted by split and class, else in their order."""
     found = decode(shard, rows_of(shard), data)
     names = split_of(found.keys, cut) if shard.split == "train" else np.full(len(shard), shard.split)
     sides = np.array([SPLITS.index(name) for name in names], dtype=np.int64)
     cells = sides * shard.classes + found.labels
     counts = np.bincount(cells, minlength=len(SPLITS) * shard.classes).reshape(len(SPLITS), shard.classes)
-    told = _Told(counts, found.keys, sides.astype(np.int8), found.done, found.coloured)
-    return told, found.images[np.argsort(cells, kind="stable")]
+    facts = _Facts(counts, found.keys, sides.astype(np.int8), found.done, found.coloured)
+    return facts, found.images[np.argsort(cells, kind="stable")]
 
 
 def _decode_in_its_colours(
@@ -158,7 +158,7 @@ def _decode_in_its_colours(
     """
     shards = [shard for of_role in source.shards.values() for shard in of_role]
     chunks = _decode_all(shards, source, data, notice, progress)
-    coloured = sum(c.told.coloured for s, c in zip(shards, chunks, strict=True) if s.split == "train")
+    coloured = sum(c.facts.coloured for s, c in zip(shards, chunks, strict=True) if s.split == "train")
     if source.shape[0] == 3 or not coloured:
         return source, chunks
     notice(f"{coloured} training images are in colour, unlike those looked at first: all are read as RGB, once more")
@@ -176,8 +176,8 @@ def _decode_all(
         progress.stage("data", len(shards) + len(source.class_names), source.name)
     calls = [partial(_decode.remote, shard, data, source.cut) for shard in shards]
     chunks: dict[int, _Chunk] = {}
-    for index, told, (images,) in _completed(calls, "decoding", notice):
-        chunks[index] = _Chunk(told, images)
+    for index, facts, (images,) in _completed(calls, "decoding", notice):
+        chunks[index] = _Chunk(facts, images)
         if progress is not None:
             progress.advance(samples=len(shards[index]))
     return [chunks[index] for index in range(len(shards))]
@@ -185,7 +185,7 @@ def _decode_all(
 
 def _check_differ(chunks: list[_Chunk]) -> None:
     """DataError for a set all of whose images are one."""
-    keys = np.concatenate([chunk.told.keys for chunk in chunks])
+    keys = np.concatenate([chunk.facts.keys for chunk in chunks])
     if len(keys) > 1 and np.all(keys == keys[0]):
         raise DataError(
             f"all {len(keys)} images are equal, pixel for pixel, so there is nothing to learn from; look at one "
@@ -194,12 +194,12 @@ def _check_differ(chunks: list[_Chunk]) -> None:
 
 
 def _completed_report(found: Found, counts: NDArray[np.int64], chunks: list[_Chunk]) -> Found:
-    """What was found, with what decoding has told."""
-    keys = np.concatenate([chunk.told.keys for chunk in chunks])
-    sides = np.concatenate([chunk.told.sides for chunk in chunks])
+    """What was found, with what decoding has added."""
+    keys = np.concatenate([chunk.facts.keys for chunk in chunks])
+    sides = np.concatenate([chunk.facts.sides for chunk in chunks])
     trained = np.unique(keys[sides == 0])
     leaked = {split: int(np.isin(keys[sides == s], trained).sum()) for s, split in enumerate(SPLITS) if s}
-    done = sum((chunk.told.done for chunk in chunks), Counter[str]())
+    done = sum((chunk.facts.done for chunk in chunks), Counter[str]())
     return replace(
         found,
         counts={split: tuple(map(int, of_split)) for split, of_split in zip(SPLITS, counts, strict=True)},

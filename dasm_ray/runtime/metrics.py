@@ -1,6 +1,6 @@
 """How a run goes, as metrics of Ray: its dashboard and Prometheus show them beside those of the cluster.
 
-What must stay true: metrics are told what the display is told, and nothing of a run depends on them.
+What must stay true: metrics get the facts that the display gets, and nothing of a run depends on them.
 """
 
 from __future__ import annotations

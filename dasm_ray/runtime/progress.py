@@ -72,7 +72,7 @@ class _Stage:
 
 
 class Progress:
-    """Shows stages as they go. ``events`` is told each fact as keywords with a ``kind``; ``live`` forces the display.
+    """Shows stages as they go. ``events`` gets each fact as keywords with a ``kind``; ``live`` forces the display.
 
     On a terminal (stderr) and in a notebook bars: of the stage and, once ``expect`` has said how many there are, of the
     whole; elsewhere a line when a stage begins and ends, and every 10 seconds between.
@@ -105,7 +105,7 @@ class Progress:
         self.close()
 
     def listen(self, events: Events) -> None:
-        """Someone else who is told each fact from now on."""
+        """Someone else who gets each fact from now on."""
         self._listeners.append(events)
 
     def expect(self, stages: int) -> None:

@@ -319,8 +319,8 @@ async def _tail(job: Job, log: _Log) -> None:
 
 async def _ended(job: Job, note: Say) -> Any:
     """What the server knows of the job once it has ended."""
-    begun = answered = time.monotonic()
-    told = False
+    started = answered = time.monotonic()
+    explained = False
     while True:
         try:
             info = await asyncio.to_thread(job.client.get_job_info, job.name)
@@ -332,9 +332,9 @@ async def _ended(job: Job, note: Say) -> Any:
             answered = time.monotonic()
             if info.status.is_terminal():
                 return info
-            if info.status == "PENDING" and not told and answered - begun > SLOW_START_SECONDS:
+            if info.status == "PENDING" and not explained and answered - started > SLOW_START_SECONDS:
                 note(f"{job.name}: has not begun ({info.message})")
-                told = True
+                explained = True
         await asyncio.sleep(POLL_SECONDS)
 
 

@@ -55,14 +55,14 @@ class Stopping:
 
 
 @dataclass(frozen=True)
-class Told:
+class Callbacks:
     """What a sweep hears: a report (number, segments, accuracy), an end, whether early or not (number), now and then
     for how many seconds no trial could be run, and at last who was not finished (number, why)."""
 
-    reported: Callable[[int, int, float], None]
-    ended: Callable[[int], None]
-    waiting: Callable[[float], None]
-    failed: Callable[[int, str], None]
+    on_report: Callable[[int, int, float], None]
+    on_end: Callable[[int], None]
+    on_wait: Callable[[float], None]
+    on_failure: Callable[[int, str], None]
 
 
 def run_trials(
@@ -75,13 +75,13 @@ def run_trials(
     known: Mapping[int, Sequence[float]],
     retries: int,
     scratch: Place,
-    told: Told,
+    callbacks: Callbacks,
 ) -> None:
     """Runs the trials ``numbers``, each with ``session.workers`` bundles of the session's shape.
 
     ``known``: accuracies by segment that other trials reported in earlier sessions. A trial whose process is lost is
-    begun again up to ``retries`` times; other errors too, and then ``told.failed`` hears of it. Tune's own files go to
-    ``scratch``.
+    begun again up to ``retries`` times; other errors too, and then ``callbacks.on_failure`` hears of it. Tune's own
+    files go to ``scratch``.
     """
     os.environ.update({name: value for name, value in SETTINGS.items() if name not in os.environ})
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -98,12 +98,12 @@ def run_trials(
             storage_path=scratch.uri,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=retries),
-            callbacks=[_Listener(told)],
+            callbacks=[_Listener(callbacks)],
         ),
     )
     for result in tuner.fit():
         if result.error is not None:
-            told.failed(result.config["trial"], _reason(result.error))
+            callbacks.on_failure(result.config["trial"], _reason(result.error))
 
 
 def bundles(session: Session) -> tune.PlacementGroupFactory:
@@ -156,8 +156,8 @@ class _Earlier:
 class _Listener(tune.Callback):
     """Passes on what Tune says of its trials. Tune pickles it at the start, for a use that it is not put to here."""
 
-    def __init__(self, told: Told) -> None:
-        self._told = told
+    def __init__(self, callbacks: Callbacks) -> None:
+        self._callbacks = callbacks
         self._idle_since = self._spoken_at = time.monotonic()
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
@@ -169,11 +169,11 @@ class _Listener(tune.Callback):
             self._idle_since = self._spoken_at = now
         elif now - self._spoken_at > WAIT_NOTICE_SECONDS:
             self._spoken_at = now
-            self._told.waiting(now - self._idle_since)
+            self._callbacks.on_wait(now - self._idle_since)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         if "segments" in result:
-            self._told.reported(trial.config["trial"], result["segments"], result["validation"])
+            self._callbacks.on_report(trial.config["trial"], result["segments"], result["validation"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._told.ended(trial.config["trial"])
+        self._callbacks.on_end(trial.config["trial"])

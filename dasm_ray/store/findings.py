@@ -7,7 +7,7 @@
     SWEEP/tune/                                   what Tune writes, and nobody reads
     COMPARISON/comparison.json  table.parquet     whose folder it is; a row for every training
 
-What must stay true: a folder serves one sweep or comparison, a trial's finding is on disk before anyone is told of it,
+What must stay true: a folder serves one sweep or comparison, a trial's finding is on disk before anyone hears of it,
 and figures keep all their digits: one that was changed since is never shown.
 """
 

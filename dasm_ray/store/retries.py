@@ -20,7 +20,7 @@ PATIENCE = 120.0
 FIRST_WAIT, LONGEST_WAIT = 0.5, 10.0
 """Seconds between two tries: twice as long every time."""
 
-TOLD_AFTER = 3.0
+NOTICE_AFTER = 3.0
 """Seconds of outage before anyone is told: most are over by then."""
 
 LOG = logging.getLogger("dasm_ray")
@@ -89,7 +89,7 @@ def persistently(
 
     ``where`` and what ``say`` makes of the error stand in the notice of an outage that lasts.
     """
-    began, wait, told = time.monotonic(), FIRST_WAIT, False
+    began, wait, noticed = time.monotonic(), FIRST_WAIT, False
     limit = PATIENCE if patience is None else patience
     while True:
         try:
@@ -98,8 +98,8 @@ def persistently(
             gone = time.monotonic() - began
             if not may_pass(error) or gone + wait > limit:
                 raise
-            if not told and gone + wait > TOLD_AFTER:
+            if not noticed and gone + wait > NOTICE_AFTER:
                 LOG.warning("%s does not answer (%s); it is tried again for %.0f s", where, say(error), limit)
-                told = True
+                noticed = True
         time.sleep(wait)
         wait = min(2 * wait, LONGEST_WAIT)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dasm_ray.config import plain_yaml
-from dasm_ray.config.digests import config_digest, what
+from dasm_ray.config.digests import config_digest, result_keys
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config, to_yaml
 from dasm_ray.errors import ConfigError, DasmError, RunDirError
@@ -184,7 +184,7 @@ def _own_config(place: Place) -> RunConfig | None:
 
 
 def _of_another(place: Place, kept: RunConfig, config: RunConfig) -> RunDirError:
-    keys = list(_different(what(kept), what(config)))
+    keys = list(_different(result_keys(kept), result_keys(config)))
     why = f"another configuration ({', '.join(keys)} differ)" if keys else "another version of the configuration"
     return RunDirError(f"{place} belongs to {why}; choose another --run")
 

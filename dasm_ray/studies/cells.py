@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dasm_ray.config.digests import digest_of, what
+from dasm_ray.config.digests import digest_of, result_keys
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.method.run import Run, run_all
 from dasm_ray.runtime.pool import Done, Task, task
@@ -28,7 +28,7 @@ OF_THE_TABLE = ("seeds", "rows", "epochs", "full_epochs")
 
 @dataclass(frozen=True)
 class Cell:
-    """One training: what it is called, where its outcome is kept (None: nowhere), and what the worker is told."""
+    """One training: what it is called, where its outcome is kept (None: nowhere), and the arguments of its task."""
 
     name: str
     file: Place | None
@@ -83,10 +83,10 @@ def cells_for(
 def _key(cell: Cell) -> str:
     """The digest of all that an outcome depends on."""
     config, real = cell.job.config, cell.job.real
-    recipe = {name: value for name, value in what(config.evaluate).items() if name not in OF_THE_TABLE}
+    recipe = {name: value for name, value in result_keys(config.evaluate).items() if name not in OF_THE_TABLE}
     runtime = (config.runtime.cpus_per_worker, config.runtime.compile, cell.job.device)
     of_the_set = (cell.training.digest, cell.label, cell.steps, cell.classes, cell.reads_test)
-    of_the_run = (what(config.model), recipe, what(config.data), config.seed, runtime, real.digest)
+    of_the_run = (result_keys(config.model), recipe, result_keys(config.data), config.seed, runtime, real.digest)
     return digest_of(of_the_set, cell.seed, of_the_run)
 
 

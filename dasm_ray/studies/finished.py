@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dasm_ray.config.digests import what
+from dasm_ray.config.digests import result_keys
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import apply_overrides, parse_config, parse_result_keys
 from dasm_ray.config.shown import escaped, masked
@@ -98,7 +98,7 @@ def _config_of(artifact: Artifact, place: Place) -> RunConfig:
     except ConfigError as error:
         raise ArtifactError(f"{place} was made by another version of dasm_ray: {error.problems[0]}") from None
     if (place.parent / "run.json").exists():
-        config = parse_config(_overlaid(RunDir.read(place.parent).config.model_dump(), what(config)))
+        config = parse_config(_overlaid(RunDir.read(place.parent).config.model_dump(), result_keys(config)))
     return without_address(config)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from dasm_ray.config.digests import digest_of, what
+from dasm_ray.config.digests import digest_of, result_keys
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.space import Sweep, Trial
 from dasm_ray.core.networks.training import steps_for
@@ -27,7 +27,7 @@ from dasm_ray.runtime.decoding import RealRefs, load_real
 from dasm_ray.runtime.opening import open_checked
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.session import Session
-from dasm_ray.runtime.tune import Report, Stopping, Told, run_trials
+from dasm_ray.runtime.tune import Callbacks, Report, Stopping, run_trials
 from dasm_ray.store.checkpoints import trajectory_name
 from dasm_ray.store.findings import find, keep, keep_stopped, trial_place, write_trials
 from dasm_ray.store.place import Place
@@ -107,7 +107,7 @@ def _seen_images(trials: Sequence[Trial], progress: Progress) -> dict[str, RealR
 
 def _data_key(config: RunConfig) -> str:
     """Of what decoding depends on; whitening comes after it."""
-    return digest_of({name: value for name, value in what(config.data).items() if name != "zca"})
+    return digest_of({name: value for name, value in result_keys(config.data).items() if name != "zca"})
 
 
 def _make_shared(trials: Sequence[Trial], place: Place, session: Session, real: dict[str, RealRefs]) -> None:
@@ -115,7 +115,7 @@ def _make_shared(trials: Sequence[Trial], place: Place, session: Session, real: 
     shared: dict[str, RunConfig] = {}
     for config in (trial.config for trial in trials):
         parts = (config.experts, config.model, config.data, config.score, config.runtime)
-        shared.setdefault(digest_of(*map(what, parts), config.seed), config)
+        shared.setdefault(digest_of(*map(result_keys, parts), config.seed), config)
     first = next(iter(shared.values()))
     given = Given(session, real[_data_key(first)])
     with connected(first, place, given=given, only_measures=True) as run:
@@ -153,20 +153,20 @@ def _carried_out(sweep: Sweep, sweeping: Sweeping, count: int) -> dict[int, str]
     with Progress() as progress:
         progress.stage("trials", count, done=len(over))
 
-        def reported(number: int, segments: int, accuracy: float) -> None:
+        def on_report(number: int, segments: int, accuracy: float) -> None:
             of = sweeping.configs[number].synthetic.segments
             progress.note(f"trial {number}: validation {accuracy:.1%} after segment {segments} of {of}")
 
-        def ended(number: int) -> None:
+        def on_end(number: int) -> None:
             if not find(place, number).is_over:
                 keep_stopped(place, number)
             progress.advance()
 
-        def failed(number: int, why: str) -> None:
+        def on_failure(number: int, why: str) -> None:
             errors[number] = why
             progress.note(f"trial {number}: not finished ({why})")
 
-        def waiting(seconds: float) -> None:
+        def on_wait(seconds: float) -> None:
             needs = f"a trial needs {sweeping.session} at once"
             if seconds > some.runtime.task_minutes * 60:
                 raise SessionError(f"no trial has run for {seconds / 60:.0f} minutes: {needs}; see `ray status`")
@@ -181,7 +181,7 @@ def _carried_out(sweep: Sweep, sweeping: Sweeping, count: int) -> dict[int, str]
             known={number: [fmean(seeds) for seeds in found.accuracies] for number, found in over.items()},
             retries=some.runtime.max_lost,
             scratch=place / "tune",
-            told=Told(reported, ended, waiting, failed),
+            callbacks=Callbacks(on_report, on_end, on_wait, on_failure),
         )
     return errors
 

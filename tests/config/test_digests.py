@@ -10,7 +10,7 @@ import pytest
 from pydantic.fields import FieldInfo
 from tree import LEAVES
 
-from dasm_ray.config.digests import digest_of, what
+from dasm_ray.config.digests import digest_of, result_keys
 from dasm_ray.config.keys import ArchRecipe, Data, RunConfig
 
 
@@ -56,18 +56,18 @@ def is_how(key: str) -> bool:
 def test_the_digest_sees_exactly_the_fields_that_can_change_the_result(key: str) -> None:
     before, after = RunConfig(), changed(key)
     assert after != before
-    assert (digest_of(what(after)) == digest_of(what(before))) == is_how(key)
+    assert (digest_of(result_keys(after)) == digest_of(result_keys(before))) == is_how(key)
 
 
 def test_a_key_that_came_later_is_no_part_of_a_digest_until_it_is_set() -> None:
     """The digest that 0.1.0 gave to its default data section, whose results are still found under it."""
     older = {"name": "digits", "image_size": None, "zca": None, "val_share": 0.1, "test_share": 0.2}
-    assert what(Data()) == older
-    assert digest_of(what(Data(ground="black"))) != digest_of(older)
+    assert result_keys(Data()) == older
+    assert digest_of(result_keys(Data(ground="black"))) != digest_of(older)
 
 
 def test_what_a_run_is_does_not_hold_where_it_is_done() -> None:
-    """Written out, so that marking one more field as HOW is a decision that this line records."""
+    """Written out, so that marking one more field as NOT_IN_RESULT is a decision that this line records."""
     assert sorted(filter(is_how, LEAVES)) == [
         "data.download",
         "data.path",

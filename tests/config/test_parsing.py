@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tree import LEAVES, PROJECT, problems_of
 
 from dasm_ray.cli import _with_options, main
-from dasm_ray.config.digests import digest_of, what
+from dasm_ray.config.digests import digest_of, result_keys
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import MOST_SENTENCES, load_config, parse_config, parse_result_keys, to_yaml
 from dasm_ray.errors import ConfigError, RunDirError
@@ -171,7 +171,7 @@ def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path, tree: di
     resolved.write_text(to_yaml(first), encoding="utf-8")
     again = load_config(resolved)
     assert again == first
-    assert digest_of(what(again)) == digest_of(what(first))
+    assert digest_of(result_keys(again)) == digest_of(result_keys(first))
 
 
 def test_every_recipe_in_configs_can_be_meant() -> None:
@@ -426,7 +426,7 @@ def test_where_and_how_it_was_done_is_not_read_from_a_kept_configuration() -> No
     assert (found.name, found.score.shards) == (usual.name, usual.score.shards)
     assert found.runtime == usual.runtime.model_copy(update={"cpus_per_worker": 3})
     assert (found.seed, found.data.name) == (5, "parquet")
-    assert what(found) == what(parse_config(kept)), "all that affects the result is read"
+    assert result_keys(found) == result_keys(parse_config(kept)), "all that affects the result is read"
 
 
 def test_where_it_was_done_is_not_even_checked() -> None:

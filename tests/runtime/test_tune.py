@@ -30,7 +30,7 @@ from dasm_ray.runtime.decoding import load_real
 from dasm_ray.runtime.plan import Shape
 from dasm_ray.runtime.pool import Pool, Task
 from dasm_ray.runtime.session import Session
-from dasm_ray.runtime.tune import Report, Stopping, Told, bundles, run_trials
+from dasm_ray.runtime.tune import Callbacks, Report, Stopping, bundles, run_trials
 from dasm_ray.store import findings as store
 from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.place import Place
@@ -52,7 +52,7 @@ class Heard:
         self.ended: list[int] = []
         self.failures: dict[int, str] = {}
         self.waits: list[float] = []
-        self.told = Told(
+        self.told = Callbacks(
             lambda number, segments, accuracy: self.reports.append((number, segments)),
             self.ended.append,
             self.waits.append,

@@ -41,5 +41,5 @@ def bucket(s3_proxy, tmp_path, monkeypatch):
     monkeypatch.setattr(retries, "PATIENCE", 2.0)
     monkeypatch.setattr(retries, "FIRST_WAIT", 0.05)
     monkeypatch.setattr(retries, "LONGEST_WAIT", 0.2)
-    monkeypatch.setattr(retries, "TOLD_AFTER", 0.2)
+    monkeypatch.setattr(retries, "NOTICE_AFTER", 0.2)
     return Place(f"s3://bucket/{tmp_path.name}?endpoint_override=127.0.0.1:{s3_proxy.server_port}&scheme=http")

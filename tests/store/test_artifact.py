@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dasm_ray.config.digests import digest_of, what
+from dasm_ray.config.digests import digest_of, result_keys
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.errors import ArtifactError, RunDirError
 from dasm_ray.store import artifact as artifacts
@@ -508,12 +508,12 @@ def test_what_would_be_refused_is_never_written(tmp_path, changes):
 def test_a_set_as_it_was_written_before_is_read_as_it_was(tmp_path):
     """With all of the configuration in its provenance, and a card that names it `default`."""
     config = RunConfig()
-    recipe = {"model": what(config.model), "image_size": [4, 5], "training": what(config.evaluate)}
+    recipe = {"model": result_keys(config.model), "image_size": [4, 5], "training": result_keys(config.evaluate)}
     whole = artifact_of(
         recipe=json.loads(json.dumps(recipe)),
         provenance={
             "config": config.model_dump(mode="json"),
-            "config_digest": digest_of(what(config)),
+            "config_digest": digest_of(result_keys(config)),
             "data_digest": "0" * 16,
             "device": "cpu",
             "versions": {"python": "3.11"},

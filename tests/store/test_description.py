@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dasm_ray.config.digests import what
+from dasm_ray.config.digests import result_keys
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.errors import ArtifactError
 from dasm_ray.store.description import fault_of_meaning, file_names, read_description
@@ -27,7 +27,7 @@ GOOD: dict[str, Any] = {
     "factor": 2,
     "step_size": None,
     "is_normalised": False,
-    "recipe": {"model": what(CONFIG.model), "image_size": [8, 9], "training": what(CONFIG.evaluate)},
+    "recipe": {"model": result_keys(CONFIG.model), "image_size": [8, 9], "training": result_keys(CONFIG.evaluate)},
     "provenance": {"config": CONFIG.model_dump(mode="json"), "versions": {"torch": "2"}},
     "files": {"train-00000-of-00001.parquet": "0" * 64},
 }

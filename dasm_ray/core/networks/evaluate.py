@@ -64,6 +64,6 @@ def synthetic_samples(
     ``labels`` (N,) are class numbers, or (N, K) logits of soft labels.
     """
     images = decode_all(pixels, factor).to(network.device)
-    told = torch.tensor(labels) if labels.ndim == 1 else torch.tensor(labels).softmax(1)
-    repeated = told.repeat_interleave(factor**2, dim=0).to(network.device)
+    targets = torch.tensor(labels) if labels.ndim == 1 else torch.tensor(labels).softmax(1)
+    repeated = targets.repeat_interleave(factor**2, dim=0).to(network.device)
     return TensorSamples(images if is_normalised else network.normalise(images), repeated)

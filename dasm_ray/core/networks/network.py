@@ -162,6 +162,6 @@ def flattened(
     part of the ``gradient`` here which is perpendicular to it. All vectors (P,).
     """
     scaled = flat.abs() * gradient
-    there = gradient_at(flat + flat.abs() * scaled * (rho / (scaled.norm() + 1e-12)))
-    parallel = torch.dot(gradient, there) / (torch.dot(there, there) + 1e-12)
-    return there - alpha * (gradient - parallel * there)
+    worst = gradient_at(flat + flat.abs() * scaled * (rho / (scaled.norm() + 1e-12)))
+    parallel = torch.dot(gradient, worst) / (torch.dot(worst, worst) + 1e-12)
+    return worst - alpha * (gradient - parallel * worst)

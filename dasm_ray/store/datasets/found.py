@@ -96,7 +96,7 @@ class Found:
         return [line for label, text in rows for line in _wrapped(label, text)]
 
     def decoded_lines(self) -> list[str]:
-        """What decoding has told beside that."""
+        """What decoding has added to that."""
         sizes = ", ".join(f"{CALLED[role]} {sum(per_class)}" for role, per_class in self.counts.items())
         rows = [("decoded", f"{sizes}; {'RGB' if self.shape[0] == 3 else 'grey'}")]
         rows += [("converted", f"{count} {what}") for what, count in self.converted.items()]
