@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from dasm_ray.config.keys import Model, RunConfig
 from dasm_ray.config.parsing import parse_config
@@ -26,6 +25,7 @@ from dasm_ray.method.probes import Probes
 from dasm_ray.method.run import Run, check_against_data, connected, opened, run_all
 from dasm_ray.method.scores import scores_before
 from dasm_ray.method.sets import distilled_set, flattened, images_of, selected_set, stored
+from dasm_ray.plain import Tree
 from dasm_ray.report import standings
 from dasm_ray.report.page import draw_rows
 from dasm_ray.report.standings import Line
@@ -367,7 +367,7 @@ def _finished(uri: str | Place, config: RunConfig) -> Result | None:
     return Result(place, stamp, from_json(kept), kept["title"])
 
 
-def from_json(table: dict[str, Any]) -> list[Row]:
+def from_json(table: Tree) -> list[Row]:
     """The rows of a table that ``report.table.as_json`` wrote."""
     return [
         Row(

@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from dasm_ray.config.shown import escaped
 from dasm_ray.core.decode import decode_all
 from dasm_ray.errors import ArtifactError, ConfigError, DataError
+from dasm_ray.plain import Tree
 from dasm_ray.store.artifact import Artifact, read_artifact
 from dasm_ray.store.description import LEAST_STD
 from dasm_ray.store.exports import export_npz, export_png
@@ -40,7 +41,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         self.classes = artifact.class_names
-        self.recipe: dict[str, Any] = artifact.recipe
+        self.recipe: Tree = artifact.recipe
         self.labels = _labels_of(artifact)
         self._ground = _ground_of(artifact)
         images = decode_all(artifact.pixels, artifact.factor)

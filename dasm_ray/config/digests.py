@@ -12,12 +12,14 @@ from typing import Any
 
 import pydantic
 
+from dasm_ray.plain import Tree
+
 # --- digests -----------------------------------------------------------------------------------------------------
 
 
-def result_keys(section: pydantic.BaseModel) -> dict[str, Any]:
+def result_keys(section: pydantic.BaseModel) -> Tree:
     """The fields of a section that can change the result, as plain values."""
-    kept: dict[str, Any] = {}
+    kept: Tree = {}
     for name, field in type(section).model_fields.items():
         extra = field.json_schema_extra
         if isinstance(extra, dict) and extra.get("affects_result") is False:

@@ -17,11 +17,12 @@ from dasm_ray.config.matchers import MATCHERS, BaseMatcher, States
 from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.config.shown import INSTEAD, odd_character, secret_in
 from dasm_ray.errors import ConfigError
+from dasm_ray.plain import Tree
 
-NOT_IN_RESULT: dict[str, Any] = {"affects_result": False}
+NOT_IN_RESULT: Tree = {"affects_result": False}
 """Marks a field that says how or where a run is done, never what comes out."""
 
-ONLY_IF_SET: dict[str, Any] = {"only_if_set": True}
+ONLY_IF_SET: Tree = {"only_if_set": True}
 """Marks a field that is no part of a digest while it is unset: a key that came later, so that older digests stand."""
 
 

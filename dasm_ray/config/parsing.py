@@ -24,6 +24,7 @@ from dasm_ray.config.keys import RunConfig, Section
 from dasm_ray.config.rules import contradictions
 from dasm_ray.config.shown import escaped, masked
 from dasm_ray.errors import ConfigError
+from dasm_ray.plain import Plain, Tree, Values
 
 MOST_PARTS = 4
 """Of a dotted key: more than any key has."""
@@ -46,7 +47,7 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> RunCo
     return parse_config(tree)
 
 
-def apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> None:
+def apply_overrides(tree: Tree, overrides: Iterable[str]) -> None:
     """Sets every ``a.b=value`` in the tree; ConfigError where two of them speak of one key."""
     given: list[str] = []
     for override in overrides:
@@ -67,7 +68,7 @@ def meet(one: str, other: str) -> bool:
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
-def apply_override(tree: dict[str, Any], override: str) -> str:
+def apply_override(tree: Tree, override: str) -> str:
     """Sets one ``a.b=value`` in the tree, and returns the key; the value is read as YAML."""
     key, equals, value = (part.strip() for part in override.partition("="))
     source = "--set {_shown(override)}"
@@ -77,7 +78,7 @@ def apply_override(tree: dict[str, Any], override: str) -> str:
     return key
 
 
-def set_key(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
+def set_key(tree: Tree, key: str, value: Plain, source: str) -> None:
     """Sets the key ``a.b`` in the tree; ``source`` names who asked, for the ConfigError.
 
     ``a`` must be a section. A section that holds keys is not replaced by another one, in which they would be lost.
@@ -102,7 +103,7 @@ def _shown(override: str) -> str:
     return escaped(masked(override), 120)
 
 
-def parse_config(tree: Mapping[str, Any]) -> RunConfig:
+def parse_config(tree: Values) -> RunConfig:
     """Checks a tree of plain values; raises ConfigError with every problem at once."""
     try:
         config = RunConfig.model_validate(tree)
@@ -114,7 +115,7 @@ def parse_config(tree: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-def parse_result_keys(tree: Mapping[str, Any]) -> RunConfig:
+def parse_result_keys(tree: Values) -> RunConfig:
     """The same of a configuration that came with somebody's files: where and how it was done there is not looked at.
 
     Keys that are marked ``NOT_IN_RESULT`` have their defaults, whatever the tree says.
@@ -122,8 +123,8 @@ def parse_result_keys(tree: Mapping[str, Any]) -> RunConfig:
     return parse_config(_without_how(tree, RunConfig))
 
 
-def _without_how(tree: Mapping[str, Any], section: type[pydantic.BaseModel]) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
+def _without_how(tree: Values, section: type[pydantic.BaseModel]) -> Tree:
+    kept: Tree = {}
     for name, value in tree.items():
         field = section.model_fields.get(name)
         if field is not None and is_how(field):
@@ -169,7 +170,7 @@ def sentence_of(detail: Any, root: type[Section]) -> str:
     return f"{where}: {message[0].lower()}{message[1:]}, not {given}"
 
 
-def _spelt(value: Any) -> str:
+def _spelt(value: Plain) -> str:
     """A value as Python spells it, without secrets, cut where it is long."""
     if isinstance(value, int) and value.bit_length() > 200:
         return f"a number of about {int(value.bit_length() * math.log10(2)) + 1} digits"
@@ -215,7 +216,7 @@ def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel)
 
 
-def _below(annotation: Any, part: str) -> Any:
+def _below(annotation: Any, part: str) -> Plain:
     """What stands under a key of a section, or of a mapping of sections."""
     if typing.get_origin(annotation) is dict:
         return typing.get_args(annotation)[1]

@@ -13,12 +13,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from dasm_ray.config.shown import escaped, masked
 from dasm_ray.errors import ConfigError
+from dasm_ray.plain import Plain, Tree
 
 MOST_BYTES = 1 << 18
 MOST_VALUES = 20_000
@@ -28,7 +28,7 @@ MOST_DIGITS = 100
 
 NUMBER = re.compile(r"[-+]?(?:\d+|\d+\.\d*(?:[eE][-+]\d+)?|\.\d+(?:[eE][-+]\d+)?)")
 HEXADECIMAL = re.compile(r"0x[0-9a-fA-F]+")
-SPECIAL: dict[str, Any] = {
+SPECIAL: Tree = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
@@ -68,7 +68,7 @@ class _Fault(Exception):
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def read_file(path: str | Path) -> dict[str, Any]:
+def read_file(path: str | Path) -> Tree:
     """The mapping in a YAML file; ConfigError, one sentence that names file and line, if there is none."""
     source = escaped(masked(str(path)))
     try:
@@ -83,7 +83,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{source}: cannot be read ({escaped(error)})") from None
 
 
-def read_mapping(text: str, source: str) -> dict[str, Any]:
+def read_mapping(text: str, source: str) -> Tree:
     """The mapping that the text spells, nothing being an empty one; ``source`` names it in the ConfigError."""
     tree = read(text, source)
     if tree is None:
@@ -93,7 +93,7 @@ def read_mapping(text: str, source: str) -> dict[str, Any]:
     return tree
 
 
-def read(text: str, source: str) -> Any:
+def read(text: str, source: str) -> Plain:
     """The value that the text spells; ``source`` names it in the ConfigError, one sentence for the first fault."""
     try:
         return _Reader(text).document()
@@ -111,7 +111,7 @@ class _Reader:
         self._events: Iterator[yaml.Event] = _events(text)
         self._values = 0
 
-    def document(self) -> Any:
+    def document(self) -> Plain:
         """The only document of the text, None if there is none."""
         next(self._events)  # the beginning of the stream
         first = next(self._events)
@@ -124,7 +124,7 @@ class _Reader:
             raise _Fault(_line(after), "a second document begins; leave one")
         return value
 
-    def _value(self, event: yaml.Event, depth: int) -> Any:
+    def _value(self, event: yaml.Event, depth: int) -> Plain:
         self._values += 1
         _check_event(event)
         if self._values > MOST_VALUES:
@@ -138,12 +138,12 @@ class _Reader:
         assert isinstance(event, yaml.ScalarEvent)
         return _scalar(event)
 
-    def _items(self, depth: int) -> Iterator[Any]:
+    def _items(self, depth: int) -> Iterator[Plain]:
         while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
             yield self._value(event, depth + 1)
 
-    def _mapping(self, depth: int) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def _mapping(self, depth: int) -> Tree:
+        found: Tree = {}
         lines: dict[str, int] = {}
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             key = self._key(event, depth)
@@ -187,7 +187,7 @@ def _check_event(event: yaml.Event) -> None:
         raise _Fault(_line(event), f"the tag {tag} is not read; leave it out, and put text in quotes")
 
 
-def _scalar(event: yaml.ScalarEvent) -> Any:
+def _scalar(event: yaml.ScalarEvent) -> Plain:
     """What a value without parts is: text if it is quoted, else by its spelling."""
     text = event.value
     if event.style not in (None, ""):
@@ -215,7 +215,7 @@ def _line(event: yaml.Event) -> int:
 class _Dumper(yaml.SafeDumper):
     """Puts into quotes each text that would be read as something else, or refused, without them."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: Plain) -> bool:
         return True
 
 
@@ -234,6 +234,6 @@ def _is_plain(text: str) -> bool:
     )
 
 
-def write(value: Any) -> str:
+def write(value: Plain) -> str:
     """Plain values as YAML that ``read`` gives back, keys in their order."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

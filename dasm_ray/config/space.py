@@ -24,6 +24,7 @@ from dasm_ray.config.keys import Natural, Number, RunConfig, Section, Text, Whol
 from dasm_ray.config.parsing import apply_overrides, field_of, meet, parse_config, sentences_of, set_key
 from dasm_ray.config.shown import escaped, masked
 from dasm_ray.errors import ConfigError
+from dasm_ray.plain import Plain, Tree
 
 YARDSTICK = (
     "data.name",
@@ -47,8 +48,8 @@ Drawn = Annotated[StrictInt, Field(ge=-(2**62), le=2**62)]
 class Values(Section):
     """What to try for one key: all of some values, or draws."""
 
-    grid: tuple[Any, ...] | None = Field(None, description="all of these, crossed with the grids of other keys")
-    choice: tuple[Any, ...] | None = Field(None, description="one of these a draw")
+    grid: tuple[Plain, ...] | None = Field(None, description="all of these, crossed with the grids of other keys")
+    choice: tuple[Plain, ...] | None = Field(None, description="one of these a draw")
     uniform: tuple[Number, Number] | None = Field(None, description="a number between two")
     loguniform: tuple[Number, Number] | None = Field(None, description="the same, evenly over magnitudes")
     integers: tuple[Drawn, Drawn] | None = Field(None, alias="int", description="a whole number, ends included")
@@ -71,7 +72,7 @@ class Values(Section):
             raise ValueError("is wider than any number")
         return self
 
-    def draw(self, generator: np.random.Generator) -> Any:
+    def draw(self, generator: np.random.Generator) -> Plain:
         """One value of what is no grid."""
         if self.choice is not None:
             return self.choice[generator.integers(len(self.choice))]
@@ -96,7 +97,7 @@ class Scheduler(Section):
     reduction: Annotated[int, Field(ge=2, le=1000, strict=True)] = Field(2, description="asha: one in so many goes on")
 
 
-def _by_name(value: Any) -> Any:
+def _by_name(value: Plain) -> Plain:
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -120,7 +121,7 @@ class Trial:
     """One point of a sweep: its number, the swept keys' values, and the configuration that they make."""
 
     number: int
-    values: dict[str, Any]
+    values: Tree
     config: RunConfig
 
 
@@ -134,7 +135,7 @@ class Sweep:
     workers: int
 
     @property
-    def definition(self) -> dict[str, Any]:
+    def definition(self) -> Tree:
         """All that the sweep is, as JSON has it: a folder serves one of them."""
         return {
             "space": [trial.values for trial in self.trials],
@@ -172,7 +173,7 @@ def _name_of(path: str | Path) -> str:
     return escaped(masked(str(path)))
 
 
-def _parsed(path: str | Path, changes: dict[str, Any]) -> SweepFile:
+def _parsed(path: str | Path, changes: Tree) -> SweepFile:
     try:
         return SweepFile.model_validate(plain_yaml.read_file(path) | changes)
     except pydantic.ValidationError as error:
@@ -205,7 +206,7 @@ def _misplaced(file: SweepFile, changed: list[str]) -> Iterator[str]:
         yield f"samples: {file.samples} draws of nothing, since every key is a grid; leave the key out"
 
 
-def _checked(path: str | Path, file: SweepFile, tree: dict[str, Any]) -> tuple[Trial, ...]:
+def _checked(path: str | Path, file: SweepFile, tree: Tree) -> tuple[Trial, ...]:
     """Every trial, checked; equal ones are one. Of what is wrong with a key in many trials the first is said."""
     trials: dict[str, Trial] = {}
     problems: dict[str, str] = {}
@@ -223,7 +224,7 @@ def _checked(path: str | Path, file: SweepFile, tree: dict[str, Any]) -> tuple[T
     return tuple(trials.values())
 
 
-def _points(file: SweepFile) -> Iterator[dict[str, Any]]:
+def _points(file: SweepFile) -> Iterator[Tree]:
     """Values by key: for each sample all crossings of the grids, which have its draws in common."""
     grids = {key: values.grid for key, values in file.space.items() if values.grid is not None}
     for sample in range(file.samples):
@@ -242,15 +243,15 @@ def _generator(seed: int, sample: int, key: str) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int(digest_of(seed, "sweep", sample, key), 16)))
 
 
-def _at(tree: dict[str, Any], point: dict[str, Any]) -> RunConfig:
+def _at(tree: Tree, point: Tree) -> RunConfig:
     changed = copy.deepcopy(tree)
     for key, value in point.items():
         set_key(changed, key, value, f"space.{key}")
     return parse_config(changed)
 
 
-def _value(config: RunConfig, key: str) -> Any:
-    value: Any = config.model_dump(mode="json")
+def _value(config: RunConfig, key: str) -> Plain:
+    value: Plain = config.model_dump(mode="json")
     for part in key.split("."):
         value = value[part]
     return value

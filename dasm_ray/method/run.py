@@ -7,15 +7,15 @@ images that are not whitened where the configuration says that they are.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from dasm_ray.config.digests import digest_of, result_keys
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.core.networks.convnet import default_depth
 from dasm_ray.core.scoring import shard_ranges
 from dasm_ray.errors import ConfigError, DataError, TaskLost, UserError
+from dasm_ray.plain import Values
 from dasm_ray.runtime.decoding import RealRefs, load_real
 from dasm_ray.runtime.metrics import Metrics
 from dasm_ray.runtime.opening import open_checked
@@ -124,7 +124,7 @@ def connected(
     event: Callable[..., None] | None = None,
     given: Given | None = None,
     *,
-    whitening: Mapping[str, Any] | None = None,
+    whitening: Values | None = None,
     only_measures: bool = False,
 ) -> Iterator[Run]:
     """The same without a lock: for reading a run that is there.
@@ -217,7 +217,7 @@ def run_all(run: Run, tasks: Sequence[Task], on_done: Callable[[Done], object] =
 # --- whitening ---------------------------------------------------------------------------------------------------
 
 
-def whitened(run: Run, known: Mapping[str, Any] | None = None) -> Run:
+def whitened(run: Run, known: Values | None = None) -> Run:
     """The run with its whitening, where the configuration asks for one: ``known``, read from its file, or fitted."""
     if run.config.data.zca is None:
         return run

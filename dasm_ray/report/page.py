@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from dasm_ray.config.shown import escaped
+from dasm_ray.plain import Plain, Values
 from dasm_ray.store.artifact import Artifact, digest
 
 MARGIN = 2
@@ -35,7 +35,7 @@ def describe(artifact: Artifact) -> str:
     return "\n".join(f"{name:13} {fact}" for name, fact in facts.items() if fact)
 
 
-def _evaluation(recipe: Mapping[str, Any]) -> Iterator[str]:
+def _evaluation(recipe: Values) -> Iterator[str]:
     """What a recipe says of the network and its training: it may leave out what has its usual value."""
     settings = dict(_part(recipe, "model")) | dict(_part(recipe, "training"))
     for key, words in {"arch": "{}", "width": "width {}", "epochs": "{} epochs", "lr": "rate {}"}.items():
@@ -43,7 +43,7 @@ def _evaluation(recipe: Mapping[str, Any]) -> Iterator[str]:
             yield words.format(escaped(settings[key], 40))
 
 
-def _part(values: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
+def _part(values: Values, name: str) -> list[tuple[str, Plain]]:
     """What stands under a name, where that has parts."""
     part = values.get(name)
     return list(part.items()) if isinstance(part, Mapping) else []

@@ -8,11 +8,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
+
+from dasm_ray.plain import Tree
 
 LEGEND = (
     "Validation accuracy in %, mean ± std over seeds, of networks trained on the segments that were done. "
@@ -25,7 +26,7 @@ class Line:
     """One trial. ``accuracies``: validation, in [0, 1], after its last finished segment, one a seed."""
 
     trial: int
-    values: dict[str, Any]
+    values: Tree
     accuracies: Sequence[float]
     segments: int
     of: int

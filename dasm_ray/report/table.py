@@ -9,12 +9,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from dasm_ray.plain import Tree
 
 HEADINGS = ("ipc", "network", "set", "labels", "seeds", "test", "validation", "IOR", "HLR", "ratio", "note")
 WORDS = ("network", "set", "labels", "note")
@@ -119,7 +120,7 @@ def markdown(rows: Sequence[Row], title: str = "") -> str:
     return "\n".join([*([f"## {title}", ""] if title else []), *lines, "", LEGEND, ""])
 
 
-def as_json(rows: Sequence[Row], title: str = "") -> dict[str, Any]:
+def as_json(rows: Sequence[Row], title: str = "") -> Tree:
     """The table as plain values for ``json.dumps``: shares in [0, 1] with all their digits, None where unknown."""
     return {
         "title": title,

@@ -23,6 +23,7 @@ from ray.exceptions import RayError
 from dasm_ray.config.digests import digest_of
 from dasm_ray.config.keys import Data
 from dasm_ray.errors import DataError, SessionError, TaskLost
+from dasm_ray.plain import Values
 from dasm_ray.runtime.machine import check_whitening
 from dasm_ray.runtime.pool import ObjectRef, failure_of, loss_of
 from dasm_ray.runtime.progress import Progress
@@ -54,7 +55,7 @@ class RealRefs:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     digest: str
-    found: Mapping[str, Any] = field(default_factory=dict)  # `Found` as plain values: what was read, and how
+    found: Values = field(default_factory=dict)  # `Found` as plain values: what was read, and how
 
 
 def load_real(source: Source, data: Data, notice: Callable[[str], None], progress: Progress | None = None) -> RealRefs:

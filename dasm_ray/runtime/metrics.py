@@ -9,6 +9,8 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
+from dasm_ray.plain import Tree
+
 
 class Metrics:
     """Hears the events of a run's display. Each metric is tagged with the run's name and the stage.
@@ -46,7 +48,7 @@ class Metrics:
         elif kind == "probe":
             self._probe.set(fields["accuracy"], tags)
 
-    def _progress(self, fields: dict[str, Any], tags: dict[str, str]) -> None:
+    def _progress(self, fields: Tree, tags: dict[str, str]) -> None:
         if self._stage == "distil":
             self._rounds.set(fields["done"], tags)
         if fields["samples"]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from rich.progress import Task as RichTask
 from rich.table import Column
 from rich.text import Text
 
+from dasm_ray.plain import Values
 from dasm_ray.runtime.streams import onlooking
 
 Events = Callable[..., None]
@@ -145,7 +146,7 @@ class Progress:
         self._tell(kind="note", text=text)
         self._print(text)
 
-    def found(self, facts: Mapping[str, Any]) -> None:
+    def found(self, facts: Values) -> None:
         """What the real images turned out to be, as plain values, for those who listen; it is said elsewhere."""
         self._tell(kind="data", **facts)
 

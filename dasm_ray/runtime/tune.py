@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dasm_ray.errors import ResourceError
+from dasm_ray.plain import Tree
 from dasm_ray.runtime.plan import GIB
 from dasm_ray.runtime.session import Session
 from dasm_ray.store.place import Place
@@ -171,7 +172,7 @@ class _Listener(tune.Callback):
             self._spoken_at = now
             self._callbacks.on_wait(now - self._idle_since)
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Tree, **_: Any) -> None:
         if "segments" in result:
             self._callbacks.on_report(trial.config["trial"], result["segments"], result["validation"])
 

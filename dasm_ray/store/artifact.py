@@ -22,6 +22,7 @@ from PIL import Image
 
 from dasm_ray.config.shown import escaped
 from dasm_ray.errors import ArtifactError, RunDirError
+from dasm_ray.plain import Tree, Values
 from dasm_ray.store import tensors
 from dasm_ray.store.card import CARD, FILES, front_matter, set_name, write_run_card, write_unfinished
 from dasm_ray.store.checked import read_at_most
@@ -65,8 +66,8 @@ class Artifact:
     std: tuple[float, ...]
     factor: int  # multi-formation: an image holds factor * factor training images
     step_size: float | None  # learned learning rate, where the method learns one
-    recipe: dict[str, Any]  # plain values: model, image size, training recipe
-    provenance: dict[str, Any]  # plain values that say where it came from; not part of the digest
+    recipe: Tree  # plain values: model, image size, training recipe
+    provenance: Tree  # plain values that say where it came from; not part of the digest
     is_normalised: bool = False  # whether pixels are as a network sees them: by mean and std, then whitened if so
     whitening_mean: np.ndarray | None = None  # (D,) float32, D = C*H*W; ZCA: (x - mean) matrix on normalised images
     whitening_matrix: np.ndarray | None = None  # (D, D) float32
@@ -99,7 +100,7 @@ def digest(artifact: Artifact) -> str:
     return total.hexdigest()[:16]
 
 
-def _meaning(artifact: Artifact) -> dict[str, Any]:
+def _meaning(artifact: Artifact) -> Tree:
     """The plain values that evaluation needs."""
     return {
         "class_names": list(artifact.class_names),
@@ -251,7 +252,7 @@ def as_png(image: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def _description(artifact: Artifact, stamp: str, files: dict[str, str]) -> dict[str, Any]:
+def _description(artifact: Artifact, stamp: str, files: dict[str, str]) -> Tree:
     return {
         "schema_version": SCHEMA_VERSION,
         "digest": stamp,
@@ -382,9 +383,7 @@ def _chunks(file: pq.ParquetFile) -> Iterator[tuple[str, int, Any]]:
                 yield name, group.num_rows, column
 
 
-def _assemble(
-    described: Description, plain: Mapping[str, Any], table: pa.Table, whitening: Mapping[str, np.ndarray]
-) -> Artifact:
+def _assemble(described: Description, plain: Values, table: pa.Table, whitening: Mapping[str, np.ndarray]) -> Artifact:
     labels = table.column("label").to_numpy().copy()
     soft = None
     if described.soft_labels:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 import yaml
 
 from dasm_ray.errors import ArtifactError
+from dasm_ray.plain import Tree
 from dasm_ray.store.description import DESCRIPTION, read_description
 from dasm_ray.store.place import Place
 
@@ -34,7 +34,7 @@ def front_matter(title: str, sets: dict[str, str]) -> str:
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n"
 
 
-def _configuration(name: str, files: str) -> dict[str, Any]:
+def _configuration(name: str, files: str) -> Tree:
     return {"config_name": name, "data_files": [{"split": "train", "path": files}]}
 
 

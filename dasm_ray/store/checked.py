@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import pyarrow as pa
 
 from dasm_ray.config.shown import escaped
 from dasm_ray.errors import RunDirError
+from dasm_ray.plain import Plain, Tree, Values
 from dasm_ray.store.place import Place
 
 MOST_BYTES = 1 << 24
@@ -38,12 +38,12 @@ def read_at_most(place: Place, most: int) -> bytes:
             raise RunDirError(f"{place} cannot be read ({str(error).partition(chr(10))[0]})") from None
 
 
-def read_json(place: Place, most: int = MOST_BYTES) -> Any:
+def read_json(place: Place, most: int = MOST_BYTES) -> Plain:
     """The value in a JSON file; ValueError, which says why, if it is not JSON that can be read in one way only."""
     return parse_json(read_at_most(place, most).decode())
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str) -> Plain:
     """The value that a text spells as JSON; ValueError for a name given twice, NaN, infinity or bottomless nesting."""
     try:
         value = json.loads(
@@ -57,7 +57,7 @@ def parse_json(text: str) -> Any:
     return value
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, Plain]]) -> Tree:
     found = dict(pairs)
     if len(found) < len(pairs):
         (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
@@ -65,7 +65,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _no_number(text: str) -> Any:
+def _no_number(text: str) -> Plain:
     raise ValueError(f"it holds {text}, which is no number")
 
 
@@ -82,7 +82,7 @@ def _finite(text: str) -> float:
     return number
 
 
-def _check_depth(value: Any) -> None:
+def _check_depth(value: Plain) -> None:
     level = [value]
     for _ in range(MOST_DEPTH):
         level = [inner for each in level for inner in _inside(each)]
@@ -91,14 +91,14 @@ def _check_depth(value: Any) -> None:
     raise ValueError(f"it is nested deeper than {MOST_DEPTH}")
 
 
-def _inside(value: Any) -> Iterable[Any]:
+def _inside(value: Plain) -> Iterable[Plain]:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 # --- under a checksum --------------------------------------------------------------------------------------------
 
 
-def write_checked_json(place: Place, value: Mapping[str, Any]) -> None:
+def write_checked_json(place: Place, value: Values) -> None:
     """Writes plain values by name as JSON, with a checksum of them beside them under ``checksum``.
 
     Raises ValueError for a number that is none: nothing non-finite is kept.
@@ -108,7 +108,7 @@ def write_checked_json(place: Place, value: Mapping[str, Any]) -> None:
     place.write_json({**plain, CHECKSUM: _checksum(plain)})
 
 
-def read_checked_json(place: Place) -> dict[str, Any] | None:
+def read_checked_json(place: Place) -> Tree | None:
     """What was written; None if there is no such file, or one that is damaged, was changed, or has no checksum.
 
     Raises RunDirError only where the place itself cannot be read.
@@ -124,6 +124,6 @@ def read_checked_json(place: Place) -> dict[str, Any] | None:
     return value
 
 
-def _checksum(plain: Mapping[str, Any]) -> str:
+def _checksum(plain: Values) -> str:
     """SHA-256 (hex) of values as JSON has them, whatever the order of their names."""
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

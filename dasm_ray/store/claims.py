@@ -19,11 +19,11 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable
-from typing import Any
 
 import filelock
 
 from dasm_ray.errors import DasmError, RunDirError
+from dasm_ray.plain import Tree
 from dasm_ray.store.place import Place
 from dasm_ray.store.retries import LOG
 
@@ -60,7 +60,7 @@ class Claim:
         self._lock: filelock.BaseFileLock | None = None
         self._done = threading.Event()
         self._renewing: threading.Thread | None = None
-        self._says: dict[str, Any] = {
+        self._says: Tree = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "begun": _now(),
@@ -240,7 +240,7 @@ def _claims(place: Place) -> list[str]:
     return [name for name in place.names() if CLAIM.fullmatch(name)]
 
 
-def _read(place: Place, name: str) -> dict[str, Any]:
+def _read(place: Place, name: str) -> Tree:
     """What a claim says; nothing where it cannot be read, or has just gone."""
     with contextlib.suppress(DasmError):
         said = (place / name).read_json()

@@ -7,7 +7,7 @@ terminal: types, ranges and lengths fit together, and its files are named as thi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar
 
 import pydantic
@@ -17,6 +17,7 @@ from dasm_ray.config.keys import Evaluate, Model, Section
 from dasm_ray.config.parsing import sentences_of
 from dasm_ray.config.shown import odd_character
 from dasm_ray.errors import ArtifactError, RunDirError
+from dasm_ray.plain import Plain, Tree, Values
 from dasm_ray.store.checked import read_json
 from dasm_ray.store.place import Place
 
@@ -80,7 +81,7 @@ def file_names(count: int) -> list[str]:
     return [f"train-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
 
 
-def fault_of_meaning(meaning: Mapping[str, Any], shape: tuple[int, ...]) -> str | None:
+def fault_of_meaning(meaning: Values, shape: tuple[int, ...]) -> str | None:
     """What is wrong with the plain values that go with images of a shape (N, C, H, W); None if nothing is."""
     try:
         return next(_unfit(_validated(Meaning, meaning), shape), None)
@@ -88,7 +89,7 @@ def fault_of_meaning(meaning: Mapping[str, Any], shape: tuple[int, ...]) -> str 
         return str(error)
 
 
-def read_description(place: Place) -> tuple[Description, dict[str, Any]]:
+def read_description(place: Place) -> tuple[Description, Tree]:
     """What the set in folder ``place`` is said to be, checked, and the same as it was written."""
     file = place / DESCRIPTION
     if not file.exists():
@@ -116,7 +117,7 @@ def damaged(place: Place, why: str) -> ArtifactError:
 Checked = TypeVar("Checked", bound=Section)
 
 
-def _validated(model: type[Checked], plain: Mapping[str, Any]) -> Checked:
+def _validated(model: type[Checked], plain: Values) -> Checked:
     """The plain values as a ``model``; ValueError with the first sentence of what is wrong."""
     try:
         return model.model_validate(plain)
@@ -124,7 +125,7 @@ def _validated(model: type[Checked], plain: Mapping[str, Any]) -> Checked:
         raise ValueError(sentences_of(error, model)[0]) from None
 
 
-def _check_version(place: Place, plain: Any) -> None:
+def _check_version(place: Place, plain: Plain) -> None:
     version = plain.get("schema_version") if isinstance(plain, dict) else None
     if not isinstance(version, int) or isinstance(version, bool) or version < 1 or "digest" not in plain:
         raise damaged(place, f"{DESCRIPTION} lacks its schema_version or its digest")

@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from dasm_ray.errors import DasmError
+from dasm_ray.plain import Plain, Tree
 from dasm_ray.store.place import Place
 from dasm_ray.store.retries import LOG
 
@@ -41,7 +41,7 @@ class EventLog:
         self._sent_at = float("-inf")
         self._has_failed = self._is_begun = False
 
-    def add(self, fields: dict[str, Any]) -> None:
+    def add(self, fields: Tree) -> None:
         """Adds one line: the time (seconds since 1970) and the fields. StorageError only if the run directory is gone.
 
         A line that cannot be written is said once, and is written with a later one.
@@ -93,7 +93,7 @@ class EventLog:
         self._next += 1
 
 
-def read_events(run: Place) -> Iterator[dict[str, Any]]:
+def read_events(run: Place) -> Iterator[Tree]:
     """The events of a run, the oldest first; a line that was torn when its writer was killed is left out."""
     files = [run / EVENTS, *(run / PARTS / name for name in _parts_of(run))]
     for file in files:
@@ -111,6 +111,6 @@ def _parts_of(run: Place) -> list[str]:
     return sorted((name for name in names if name.removesuffix(".jsonl").isdecimal()), key=lambda name: int(name[:-6]))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Plain) -> Plain:
     """Numbers out of numpy or torch as plain ones; anything else as its text."""
     return value.tolist() if hasattr(value, "tolist") else str(value)

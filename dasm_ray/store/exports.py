@@ -8,11 +8,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from dasm_ray.config.shown import escaped
+from dasm_ray.plain import Tree
 from dasm_ray.store.artifact import Artifact, as_png, space
 from dasm_ray.store.place import Place
 
@@ -100,7 +100,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def export_npz(artifact: Artifact, place: Place) -> list[str]:
     """Writes synthetic.npz, exact arrays that numpy opens without pickle; returns what is to be said."""
-    arrays: dict[str, Any] = {
+    arrays: Tree = {
         "pixels": artifact.pixels,
         "labels": artifact.labels,
         "segments": artifact.segments,

@@ -14,14 +14,14 @@ and figures keep all their digits: one that was changed since is never shown.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dasm_ray.errors import RunDirError, UserError
+from dasm_ray.plain import Plain, Tree, Values
 from dasm_ray.store import claims
 from dasm_ray.store.checked import read_checked_json, read_json, write_checked_json
 from dasm_ray.store.place import Place
@@ -47,7 +47,7 @@ class Finding:
 
 
 @contextlib.contextmanager
-def claimed_sweep(place: Place, definition: Mapping[str, Any], *, resume: bool) -> Iterator[Place]:
+def claimed_sweep(place: Place, definition: Values, *, resume: bool) -> Iterator[Place]:
     """The folder of one sweep, kept from other drivers meanwhile, and writable only while it is.
 
     What was made for a sweep that is contradictory is taken away again, so that the mended one can have its name.
@@ -86,7 +86,7 @@ def _check_free(place: Place, mark: str, kind: str) -> None:
         raise RunDirError(f"{place} holds {foreign[0]} and no {mark}, so it is no {kind}; choose another --run")
 
 
-def _enter_sweep(mark: Place, definition: Mapping[str, Any]) -> None:
+def _enter_sweep(mark: Place, definition: Values) -> None:
     if not mark.exists():
         mark.write_json({**definition, "versions": versions()})
         return
@@ -150,7 +150,7 @@ TRIAL_COLUMNS = {
 }
 
 
-def write_trials(place: Place, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
+def write_trials(place: Place, rows: Sequence[Values], keys: Sequence[str]) -> None:
     """Writes ``rows``, each with TRIAL_COLUMNS and a column for each swept key, as one Parquet file, in place
     of an older one.
 
@@ -163,15 +163,15 @@ def write_trials(place: Place, rows: Sequence[Mapping[str, Any]], keys: Sequence
     place.write_bytes(sink.getvalue().to_pybytes())
 
 
-def _column(values: list[Any]) -> pa.Array:
+def _column(values: list[Plain]) -> pa.Array:
     kinds = {type(value) for value in values if value is not None}
     plain = len(kinds) <= 1 and kinds <= {int, float, str, bool}
     return pa.array(values if plain else [None if value is None else str(value) for value in values])
 
 
-def read_trials(place: Place) -> list[dict[str, Any]]:
+def read_trials(place: Place) -> list[Tree]:
     """The rows of a file that ``write_trials`` wrote."""
-    rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(place.read_bytes())).to_pylist()
+    rows: list[Tree] = pq.read_table(pa.BufferReader(place.read_bytes())).to_pylist()
     return rows
 
 
@@ -207,14 +207,14 @@ def claimed_comparison(place: Place) -> Iterator[Place]:
         yield held
 
 
-def write_trainings(place: Place, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_trainings(place: Place, rows: Sequence[Values]) -> None:
     """Writes ``rows``, each with the columns of TRAINING_COLUMNS, as one Parquet file, in the stead of an older one."""
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], TRAINING_COLUMNS), sink)
     place.write_bytes(sink.getvalue().to_pybytes())
 
 
-def read_trainings(place: Place) -> list[dict[str, Any]]:
+def read_trainings(place: Place) -> list[Tree]:
     """The rows of a file that ``write_trainings`` wrote."""
-    rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(place.read_bytes()), schema=TRAINING_COLUMNS).to_pylist()
+    rows: list[Tree] = pq.read_table(pa.BufferReader(place.read_bytes()), schema=TRAINING_COLUMNS).to_pylist()
     return rows

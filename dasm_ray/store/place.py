@@ -14,13 +14,14 @@ import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
 
 from dasm_ray.config.shown import masked
 from dasm_ray.errors import RunDirError, StorageError
+from dasm_ray.plain import Plain
 from dasm_ray.store import retries, uris
 
 T = TypeVar("T")
@@ -176,14 +177,14 @@ class Place:
         """Writes the whole file as UTF-8, aside and renamed."""
         self.write_bytes(text.encode())
 
-    def read_json(self) -> Any:
+    def read_json(self) -> Plain:
         """The value in a JSON file."""
         try:
             return json.loads(self.read_text())
         except (ValueError, RecursionError):
             raise RunDirError(f"{self} cannot be read: it is not JSON; the file is damaged, remove it") from None
 
-    def write_json(self, value: Any) -> None:
+    def write_json(self, value: Plain) -> None:
         """Writes a value as JSON, aside and renamed."""
         self.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 

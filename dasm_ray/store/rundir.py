@@ -19,6 +19,7 @@ from dasm_ray.config.digests import config_digest, result_keys
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config, to_yaml
 from dasm_ray.errors import ConfigError, DasmError, RunDirError
+from dasm_ray.plain import Tree
 from dasm_ray.store import claims
 from dasm_ray.store.checked import read_at_most
 from dasm_ray.store.claims import Claim
@@ -189,7 +190,7 @@ def _of_another(place: Place, kept: RunConfig, config: RunConfig) -> RunDirError
     return RunDirError(f"{place} belongs to {why}; choose another --run")
 
 
-def _different(one: dict[str, Any], other: dict[str, Any], above: str = "") -> Iterator[str]:
+def _different(one: Tree, other: Tree, above: str = "") -> Iterator[str]:
     """Dotted names of the keys whose values differ."""
     for key in sorted(one.keys() | other.keys()):
         left, right = one.get(key), other.get(key)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from dasm_ray.errors import ArtifactError
+from dasm_ray.plain import Tree, Values
 from dasm_ray.store.checked import parse_json, read_at_most
 from dasm_ray.store.place import Place
 
@@ -22,7 +22,7 @@ NOTE = "dasm_ray"
 """The one metadata entry (JSON): several would stand in the file in an order that changes from run to run."""
 
 
-def checksum(arrays: Mapping[str, np.ndarray], note: Mapping[str, Any]) -> str:
+def checksum(arrays: Mapping[str, np.ndarray], note: Values) -> str:
     """SHA-256 (hex) over the note, and the names, types, shapes and bytes of the arrays in the order of their names."""
     total = hashlib.sha256(json.dumps(note, sort_keys=True).encode())
     for name in sorted(arrays):
@@ -32,14 +32,14 @@ def checksum(arrays: Mapping[str, np.ndarray], note: Mapping[str, Any]) -> str:
     return total.hexdigest()
 
 
-def write(place: Place, arrays: Mapping[str, np.ndarray], note: Mapping[str, Any]) -> None:
+def write(place: Place, arrays: Mapping[str, np.ndarray], note: Values) -> None:
     """Writes the arrays and the plain values of ``note`` whole."""
     whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     text = json.dumps({**note, "checksum": checksum(whole, note)}, sort_keys=True)
     place.write_bytes(safetensors.numpy.save(whole, metadata={NOTE: text}))
 
 
-def read(place: Place, most: int | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read(place: Place, most: int | None = None) -> tuple[dict[str, np.ndarray], Tree]:
     """The arrays (writable) and the note; ArtifactError if the file is damaged, or larger than ``most`` bytes."""
     try:
         data = place.read_bytes() if most is None else read_at_most(place, most)
@@ -52,7 +52,7 @@ def read(place: Place, most: int | None = None) -> tuple[dict[str, np.ndarray], 
     return arrays, note
 
 
-def check_key(place: Place, note: Mapping[str, Any], key: str) -> None:
+def check_key(place: Place, note: Values, key: str) -> None:
     """ArtifactError unless the file was written under this key."""
     if note.get("key") != key:
         raise ArtifactError(
@@ -66,7 +66,7 @@ def damaged(place: Place, why: str) -> ArtifactError:
     return ArtifactError(f"{place} is damaged ({why.partition(chr(10))[0]}); remove it and run again")
 
 
-def _note(data: bytes) -> dict[str, Any]:
+def _note(data: bytes) -> Tree:
     """The note out of the header: eight bytes of length (little endian), then JSON."""
     header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")].decode())
     note = parse_json(header["__metadata__"][NOTE])

@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 import os
 import re
-from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from pyarrow import fs
 
 from dasm_ray.config.shown import INSTEAD, masked, secret_in
 from dasm_ray.errors import RunDirError
+from dasm_ray.plain import Tree
 
 NATIVE = ("s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss", "mock")
 """Schemes that pyarrow opens itself; every other one is left to fsspec."""
@@ -123,7 +123,7 @@ def _without_own_retries(system: fs.FileSystem) -> fs.FileSystem:
     Arrow's own tries take 6 seconds where nobody listens and 100 where nobody answers, and say nothing meanwhile. A
     URI cannot ask for others, so the options are those that the system would travel with.
     """
-    options: dict[str, Any] = system.__reduce__()[1][0]
+    options: Tree = system.__reduce__()[1][0]
     return fs.S3FileSystem(**{**options, "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=1)})
 
 

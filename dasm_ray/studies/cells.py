@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from dasm_ray.config.digests import digest_of, result_keys
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.method.run import Run, run_all
+from dasm_ray.plain import Tree
 from dasm_ray.runtime.pool import Done, Task, task
 from dasm_ray.runtime.worker import Job, Training, Worker
 from dasm_ray.store.place import Place
 
-Found = dict[str, Any]
+Found = Tree
 """Of a cell: test (None: not read) and validation accuracy in [0, 1], and the step that validation chose."""
 
 Accuracies = dict[tuple[str, str], list[float]]

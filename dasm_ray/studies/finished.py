@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from dasm_ray.config.digests import result_keys
 from dasm_ray.config.keys import RunConfig
@@ -17,6 +16,7 @@ from dasm_ray.config.parsing import apply_overrides, parse_config, parse_result_
 from dasm_ray.config.shown import escaped, masked
 from dasm_ray.errors import ArtifactError, ConfigError
 from dasm_ray.method.run import Run, connected
+from dasm_ray.plain import Tree
 from dasm_ray.store.artifact import Artifact, read_artifact
 from dasm_ray.store.place import Place
 from dasm_ray.store.rundir import RunDir
@@ -102,7 +102,7 @@ def _config_of(artifact: Artifact, place: Place) -> RunConfig:
     return without_address(config)
 
 
-def _overlaid(tree: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+def _overlaid(tree: Tree, values: Tree) -> Tree:
     """The tree with the values that are given set in it, section by section."""
     return tree | {
         name: _overlaid(tree.get(name) or {}, value) if isinstance(value, dict) else value

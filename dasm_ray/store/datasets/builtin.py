@@ -17,6 +17,7 @@ import numpy as np
 
 from dasm_ray.config.keys import Data
 from dasm_ray.errors import DataError
+from dasm_ray.plain import Values
 from dasm_ray.store.datasets.found import Found, SplitFound
 from dasm_ray.store.datasets.parquet import parquet_files, source_of
 from dasm_ray.store.datasets.pixels import first_line
@@ -67,7 +68,7 @@ class Torchvision:
 
     title: str
     files: str  # what lies in its root once it is there
-    splits: Mapping[str, Mapping[str, Any]]
+    splits: Mapping[str, Values]
     pixels: Callable[[Any], Any]  # (n, H, W) or (n, H, W, 3) uint8
     labels: Callable[[Any], Any]
     class_names: Callable[[Any], Sequence[str]]

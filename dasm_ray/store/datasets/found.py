@@ -10,8 +10,8 @@ import dataclasses
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from dasm_ray.plain import Tree
 from dasm_ray.store.datasets.listing import shown
 from dasm_ray.store.datasets.splits import CALLED, NOTHING_CUT, Cut
 
@@ -77,7 +77,7 @@ class Found:
         """The same with more to say."""
         return dataclasses.replace(self, notes=(*self.notes, *notes))
 
-    def as_values(self) -> dict[str, Any]:
+    def as_values(self) -> Tree:
         """All of it as plain values."""
         values = dataclasses.asdict(self)
         return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
