@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -53,7 +54,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.images[index], self.labels[index]
 
-    def transform(self, image: Image.Image | np.ndarray[Any, Any] | Tensor) -> Tensor:
+    def transform(self, image: Image.Image | NDArray[np.generic] | Tensor) -> Tensor:
         """A test image as the network expects it: (C, H, W) float32, normalised, and whitened where the set is.
 
         A PIL image is turned upright, laid on the set's ground where transparent, and made grey where the set is. An
@@ -110,8 +111,8 @@ def _ground_of(artifact: Artifact) -> str:
 
 
 def pixels_of(
-    image: Image.Image | np.ndarray[Any, Any] | Tensor, channels: int, ground: str = "white"
-) -> np.ndarray[Any, Any]:
+    image: Image.Image | NDArray[np.generic] | Tensor, channels: int, ground: str = "white"
+) -> NDArray[np.generic]:
     """The values of an image as float32 in [0, 1]: (C, H, W) of a picture, the shape that it has of an array."""
     if isinstance(image, Image.Image):
         levels = np.asarray(_as_picture(image, "L" if channels == 1 else "RGB", ground))
@@ -147,7 +148,7 @@ def _is_deep(tile: str) -> bool:
     return ";16" in tile
 
 
-def _scaled(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _scaled(values: NDArray[np.generic]) -> NDArray[np.generic]:
     """Levels 0..255 of whole numbers, or floats that lie in [0, 1] already, as float32 in [0, 1]."""
     if values.dtype.kind in "iu":
         if values.size and (values.min() < 0 or values.max() > 255):

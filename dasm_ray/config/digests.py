@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
 
 import pydantic
 
-from dasm_ray.plain import Tree
+from dasm_ray.plain import Plain, Tree
 
 # --- digests -----------------------------------------------------------------------------------------------------
 
@@ -36,7 +35,7 @@ def config_digest(config: pydantic.BaseModel) -> str:
     return digest_of(result_keys(config))
 
 
-def digest_of(*parts: Any) -> str:
+def digest_of(*parts: Plain) -> str:
     """A short stable digest (16 hex digits) of plain values."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

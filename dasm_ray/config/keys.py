@@ -7,7 +7,7 @@ byte of the result; a field that cannot (how many workers, where they are) is ma
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field, StrictBool, StrictStr
@@ -17,7 +17,7 @@ from dasm_ray.config.matchers import MATCHERS, BaseMatcher, States
 from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.config.shown import INSTEAD, odd_character, secret_in
 from dasm_ray.errors import ConfigError
-from dasm_ray.plain import Tree
+from dasm_ray.plain import Plain, Tree
 
 NOT_IN_RESULT: Tree = {"affects_result": False}
 """Marks a field that says how or where a run is done, never what comes out."""
@@ -26,7 +26,7 @@ ONLY_IF_SET: Tree = {"only_if_set": True}
 """Marks a field that is no part of a digest while it is unset: a key that came later, so that older digests stand."""
 
 
-def _no_bool(value: Any) -> Any:
+def _no_bool(value: Plain) -> Plain:
     if isinstance(value, bool):
         raise ValueError("must be a number")
     return value

@@ -151,7 +151,7 @@ def sentences_of(error: pydantic.ValidationError, root: type[Section]) -> list[s
     return [sentence_of(detail, root) for detail in details[:MOST_SENTENCES]] + more
 
 
-def sentence_of(detail: Any, root: type[Section]) -> str:
+def sentence_of(detail: Plain, root: type[Section]) -> str:
     """One pydantic finding about a ``root`` as a sentence that names the key and what to do."""
     where = ".".join(escaped(masked(str(part)), 60) for part in detail["loc"])
     kind, context, given = detail["type"], detail.get("ctx", {}), _spelt(detail["input"])
@@ -216,7 +216,7 @@ def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel)
 
 
-def _below(annotation: Any, part: str) -> Plain:
+def _below(annotation: Any, part: str) -> Any:
     """What stands under a key of a section, or of a mapping of sections."""
     if typing.get_origin(annotation) is dict:
         return typing.get_args(annotation)[1]

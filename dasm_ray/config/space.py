@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pydantic
@@ -108,7 +108,7 @@ class SweepFile(Section):
         description="names the default folder, runs/NAME"
     )
     recipe: Text = Field(description="the config that is changed, relative to the sweep file")
-    set: dict[StrictStr, Any] = Field({}, description="keys of the recipe changed for all trials")
+    set: dict[StrictStr, Plain] = Field({}, description="keys of the recipe changed for all trials")
     space: Annotated[dict[StrictStr, Values], Field(min_length=1)] = Field(description="what to try, by key")
     samples: Whole = Field(1, le=MOST_TRIALS, description="draws; each is crossed with all grids")
     scheduler: Annotated[Scheduler, pydantic.BeforeValidator(_by_name)] = Scheduler()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,7 +162,7 @@ def windows(
 WINDOW_STARTS = tuple(place / 20 for place in range(20))
 """Shares of a class, from the easiest on, after which a candidate window may begin."""
 
-Pick = Callable[[NDArray[Any], int, np.random.Generator], list[Indices]]
+Pick = Callable[[NDArray[np.floating], int, np.random.Generator], list[Indices]]
 """Candidates of ``ipc`` within-class indices each, from features (n, d) or one score a sample (n,) of one class."""
 
 PICKS: dict[str, Pick] = {

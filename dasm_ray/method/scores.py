@@ -6,7 +6,6 @@ What must stay true: scores do not depend on the number of shards, and what is o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +73,7 @@ def static_name(run: Run) -> str:
     return f"static_{digest_of(run.expert_key, run.config.experts.count, score)}.safetensors"
 
 
-def sharded(run: Run, method: Callable[..., Any], name: str, networks: tuple[ObjectRef, ...]) -> Judgement:
+def sharded(run: Run, method: Callable[..., object], name: str, networks: tuple[ObjectRef, ...]) -> Judgement:
     """All training images scored in shards by a worker's ``method``, whatever the number of shards."""
     count, recipe = int(run.real.counts["train"].sum()), run.config.score
     ranges = shard_ranges(count, recipe.batch, recipe.shards or 2 * run.session.workers)

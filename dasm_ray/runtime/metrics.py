@@ -5,11 +5,9 @@ What must stay true: metrics get the facts that the display gets, and nothing of
 
 from __future__ import annotations
 
-from typing import Any
-
 from ray.util.metrics import Counter, Gauge
 
-from dasm_ray.plain import Tree
+from dasm_ray.plain import Plain, Tree
 
 
 class Metrics:
@@ -34,7 +32,7 @@ class Metrics:
         self._workers = _gauge("workers", "Workers alive.")
         self._losses = Counter("dasm_ray_lost_tasks", "Tasks lost and given again.", ("run", "stage"))
 
-    def __call__(self, *, kind: str, **fields: Any) -> None:
+    def __call__(self, *, kind: str, **fields: Plain) -> None:
         """Takes one event; kinds that say nothing in numbers are passed over."""
         self._stage = fields.get("stage", self._stage)
         tags = {"run": self._run, "stage": self._stage}

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, TaskID, TextColumn
@@ -167,7 +166,7 @@ class Progress:
             self._bars.stop()
             self._bars = None
 
-    def _tell(self, **event: Any) -> None:
+    def _tell(self, **event: object) -> None:
         for listener in self._listeners:
             listener(**event)
 

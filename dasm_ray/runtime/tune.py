@@ -29,8 +29,14 @@ except ImportError as error:
 Report = Callable[[int, float], None]
 """Tells the segments that are done and the validation accuracy, in [0, 1]; does not return if the trial is stopped."""
 
-Run = Callable[[int, Any, Report], None]
+Given = Any
+"""What all trials are given, whatever that is; it must be picklable."""
+
+Run = Callable[[int, Given, Report], None]
 """A trial, by its number: with what all trials are given, and a way to report."""
+
+TuneTrial = Any
+"""A trial as Tune has it, which is not typed."""
 
 WAIT_NOTICE_SECONDS = 60.0
 """Without a running trial for this long, say so; again and again."""
@@ -68,7 +74,7 @@ class Callbacks:
 
 def run_trials(
     run: Run,
-    given: Any,
+    given: Given,
     numbers: Sequence[int],
     *,
     session: Session,
@@ -87,7 +93,7 @@ def run_trials(
     os.environ.update({name: value for name, value in SETTINGS.items() if name not in os.environ})
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
-    def trial(config: dict[str, int], given: Any) -> None:
+    def trial(config: dict[str, int], given: Given) -> None:
         run(config["trial"], given, _report)
 
     tuner = tune.Tuner(
@@ -164,7 +170,7 @@ class _Listener(tune.Callback):
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         return tune.Callback, ()
 
-    def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **_: object) -> None:
         now = time.monotonic()
         if any(trial.status == "RUNNING" for trial in trials):
             self._idle_since = self._spoken_at = now
@@ -172,9 +178,11 @@ class _Listener(tune.Callback):
             self._spoken_at = now
             self._callbacks.on_wait(now - self._idle_since)
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Tree, **_: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: Tree, **_: object
+    ) -> None:
         if "segments" in result:
             self._callbacks.on_report(trial.config["trial"], result["segments"], result["validation"])
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: object) -> None:
         self._callbacks.on_end(trial.config["trial"])

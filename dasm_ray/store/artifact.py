@@ -13,7 +13,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +21,7 @@ from PIL import Image
 
 from dasm_ray.config.shown import escaped
 from dasm_ray.errors import ArtifactError, RunDirError
-from dasm_ray.plain import Tree, Values
+from dasm_ray.plain import Plain, Tree, Values
 from dasm_ray.store import tensors
 from dasm_ray.store.card import CARD, FILES, front_matter, set_name, write_run_card, write_unfinished
 from dasm_ray.store.checked import read_at_most
@@ -372,7 +371,7 @@ def _check_footer(file: pq.ParquetFile, described: Description) -> None:
             raise ValueError(f"its column {name} unpacks to {column.total_uncompressed_size} bytes")
 
 
-def _chunks(file: pq.ParquetFile) -> Iterator[tuple[str, int, Any]]:
+def _chunks(file: pq.ParquetFile) -> Iterator[tuple[str, int, Plain]]:
     """Of every row group and column that is read: the column's name, the rows, and what the footer says of it."""
     for number in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(number)

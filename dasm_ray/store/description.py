@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import pydantic
 from pydantic import Field, StrictBool, StrictStr
@@ -67,7 +67,7 @@ class Description(Meaning):
     digest: Annotated[StrictStr, Field(pattern=r"^[0-9a-f]{16}$")]
     shape: tuple[Annotated[int, Field(ge=1, le=10**9, strict=True)], Side, Side, Side]
     soft_labels: StrictBool
-    provenance: dict[StrictStr, Any]
+    provenance: dict[StrictStr, Plain]
     files: dict[StrictStr, Annotated[StrictStr, Field(pattern=r"^[0-9a-f]{64}$")]]
 
     @property

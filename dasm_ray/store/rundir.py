@@ -12,14 +12,13 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from dasm_ray.config import plain_yaml
 from dasm_ray.config.digests import config_digest, result_keys
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config, to_yaml
 from dasm_ray.errors import ConfigError, DasmError, RunDirError
-from dasm_ray.plain import Tree
+from dasm_ray.plain import Plain, Tree
 from dasm_ray.store import claims
 from dasm_ray.store.checked import read_at_most
 from dasm_ray.store.claims import Claim
@@ -81,7 +80,7 @@ class RunDir:
             )
         return cls(place.within(RECORD), _read_config(place))
 
-    def event(self, **fields: Any) -> None:
+    def event(self, **fields: Plain) -> None:
         """Adds one line to the log: the time (seconds since 1970) and the fields; ``read_events`` reads them.
 
         Raises StorageError if the run directory is gone, and nothing else: the log is no reason to stop.

@@ -6,7 +6,6 @@ What must stay true: all rows are trained alike, validation chooses, and the tes
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from dasm_ray.method.choices import choices, random_choice
 from dasm_ray.method.experts import Experts, soft_labels
 from dasm_ray.method.run import Run
 from dasm_ray.method.sets import Images, Indices, chosen, stored
+from dasm_ray.plain import Plain
 from dasm_ray.report.table import Row
 from dasm_ray.runtime.worker import Everything, Training
 from dasm_ray.store.place import Place
@@ -59,7 +59,7 @@ def label_of(name: str, kind: str) -> str:
     return name if kind == "hard" else f"{name}, soft labels"
 
 
-def row_of(name: str, labels: str, found: Sequence[Found], **more: Any) -> Row:
+def row_of(name: str, labels: str, found: Sequence[Found], **more: Plain) -> Row:
     """A row out of its cells, one a seed."""
     return Row(name, [cell["test"] for cell in found], [cell["validation"] for cell in found], labels, **more)
 

@@ -62,6 +62,10 @@ def read_digits(shard: Shard) -> Rows:
     yield from _array_rows(shard, levels, found.target)
 
 
+Loaded = Any
+"""A set as torchvision has loaded it, each in a class of its own."""
+
+
 @dataclass(frozen=True)
 class Torchvision:
     """How to reach a set of torchvision: its class there, the argument for each split, and its arrays."""
@@ -69,9 +73,9 @@ class Torchvision:
     title: str
     files: str  # what lies in its root once it is there
     splits: Mapping[str, Values]
-    pixels: Callable[[Any], Any]  # (n, H, W) or (n, H, W, 3) uint8
-    labels: Callable[[Any], Any]
-    class_names: Callable[[Any], Sequence[str]]
+    pixels: Callable[[Loaded], np.ndarray]  # (n, H, W) or (n, H, W, 3) uint8
+    labels: Callable[[Loaded], Sequence[int]]
+    class_names: Callable[[Loaded], Sequence[str]]
 
 
 _TRAIN = {"train": {"train": True}, "test": {"train": False}}
@@ -112,7 +116,7 @@ def open_torchvision(name: str, data: Data) -> Source:
     return _source(data, "the files of torchvision", str(place), class_names, labels)
 
 
-def _load_torchvision(name: str, split: str, root: str, download: bool) -> Any:
+def _load_torchvision(name: str, split: str, root: str, download: bool) -> Loaded:
     """The dataset object of torchvision, all its pixels in memory (200 MB at most).
 
     The CIFAR archives are pickles; torchvision opens them only if their MD5 is that of the published files.

@@ -15,12 +15,12 @@ import difflib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from dasm_ray.config.keys import Data
 from dasm_ray.errors import DataError, RunDirError
+from dasm_ray.plain import Plain
 from dasm_ray.store.datasets.builtin import TORCHVISION, open_digits, open_torchvision, read_digits, read_torchvision
 from dasm_ray.store.datasets.folders import open_folder, open_tiny_imagenet, read_images
 from dasm_ray.store.datasets.parquet import open_parquet, read_parquet
@@ -120,7 +120,7 @@ def _with_notes(source: Source, data: Data) -> Source:
     return dataclasses.replace(source, found=source.found.with_notes(notes))
 
 
-def _few(shards: tuple[Shard, ...]) -> Iterator[tuple[str, Raw, Any]]:
+def _few(shards: tuple[Shard, ...]) -> Iterator[tuple[str, Raw, Plain]]:
     """Rows from the beginning, the middle and the end of a split, as far as they cost little to reach."""
     wanted = {"images": 8, "parquet": 4}.get(shards[0].kind, 1)
     chosen = [shards[i * (len(shards) - 1) // max(wanted - 1, 1)] for i in range(min(wanted, len(shards)))]

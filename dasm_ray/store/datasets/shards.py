@@ -11,12 +11,12 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from dasm_ray.config.keys import Data
 from dasm_ray.errors import DataError, RunDirError
+from dasm_ray.plain import Plain
 from dasm_ray.store.datasets.found import Found
 from dasm_ray.store.datasets.pixels import Raw, open_image, quietly, to_pixels
 from dasm_ray.store.datasets.splits import CALLED, Cut
@@ -28,7 +28,7 @@ SHARD_ROWS = 2000
 ARRAY_ROWS = 16384
 """The same where the pixels need no decoding, and each shard opens the whole file."""
 
-Rows = Iterator[tuple[str, Raw, Any]]  # where it lies (for messages), the image, the label
+Rows = Iterator[tuple[str, Raw, Plain]]  # where it lies (for messages), the image, the label
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def digest_block(block: np.ndarray) -> str:
     return total.hexdigest()
 
 
-def _label(label: Any, where: str, classes: int) -> int:
+def _label(label: Plain, where: str, classes: int) -> int:
     if label is None:
         raise DataError(f"{where} has no label; remove the row or label it")
     if not 0 <= label < classes:
