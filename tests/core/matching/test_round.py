@@ -19,7 +19,7 @@ from toy import COUNTS, FIRST, SHAPE, WatchedBlocks, config_of, generator, toy_a
 
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.core.augment import augment
-from dasm_ray.core.matching.round import Assignment, Surroundings, _draw_from, distil_round, matching_of, pixel_rate
+from dasm_ray.core.matching.round import Assignment, RoundInputs, _draw_from, distil_round, matching_of, pixel_rate
 from dasm_ray.core.matching.step import StepInputs, Stepped
 from dasm_ray.core.networks.network import Network
 
@@ -43,12 +43,12 @@ def pixels_of(count: int, images: int, seed: int) -> NDArray[np.float32]:
     return np.random.default_rng(seed).random((count, images, *SHAPE)).astype(np.float32)
 
 
-def surroundings(network: Network, segment: int = 0, ipc: int = 2) -> Surroundings:
-    return Surroundings(
+def round_inputs(network: Network, segment: int = 0, ipc: int = 2) -> RoundInputs:
+    return RoundInputs(
         blocks=WatchedBlocks(toy_arrays()),
         windows=[FIRST, SECOND, THIRD][: segment + 1],
         earlier=pixels_of(4, segment * ipc, 50),
-        beside=pixels_of(4, ipc, 51),
+        current=pixels_of(4, ipc, 51),
         experts=trajectories(network),
         probes=[network.initial(generator(seed)).numpy() for seed in (77, 78)],
     )
@@ -76,15 +76,15 @@ def run(
     *,
     group: int = 0,
     round: int = 0,
-    around: Surroundings | None = None,
+    inputs: RoundInputs | None = None,
     pixels: NDArray[np.float32] | None = None,
     network: Network | None = None,
 ) -> Watched:
     network = network or toy_network()
-    around = around or surroundings(network, segment)
+    inputs = inputs or round_inputs(network, segment)
     pixels = pixels_of(2, 2, 1) if pixels is None else pixels
     velocity = np.zeros_like(pixels)
-    for array in (pixels, velocity, around.earlier, around.beside, *around.experts, *around.probes):
+    for array in (pixels, velocity, inputs.earlier, inputs.current, *inputs.experts, *inputs.probes):
         array.setflags(write=False)  # as they come out of shared memory
     matching = matching_of(network, config)
     steps: list[StepInputs] = []
@@ -96,8 +96,8 @@ def run(
 
     matching.step = step
     where = Assignment(segment, group, round, CLASSES)
-    made, speed, distances = distil_round(matching, config, where, around, pixels, velocity)
-    taken = around.blocks.taken if isinstance(around.blocks, WatchedBlocks) else []
+    made, speed, distances = distil_round(matching, config, where, inputs, pixels, velocity)
+    taken = inputs.blocks.taken if isinstance(inputs.blocks, WatchedBlocks) else []
     return Watched(made, speed, distances, steps, taken)
 
 
@@ -144,11 +144,11 @@ def test_every_method_moves_the_pixels_and_keeps_them_in_range(method: dict[str,
 
 
 def test_other_groups_rounds_segments_and_seeds_draw_otherwise() -> None:
-    config, around = config_of(networks=1), surroundings(toy_network(), 1)
-    one = replace(around, windows=[FIRST])  # so that only the name of the work differs
+    config, inputs = config_of(networks=1), round_inputs(toy_network(), 1)
+    one = replace(inputs, windows=[FIRST])  # so that only the name of the work differs
     names: list[dict[str, Any]] = [{}, {"group": 1}, {"round": 1}, {"segment": 1}]
-    runs = [run(config, around=replace(one, blocks=WatchedBlocks(toy_arrays())), **name) for name in names]
-    runs.append(run(config_of(networks=1, seed=1), around=replace(one, blocks=WatchedBlocks(toy_arrays()))))
+    runs = [run(config, inputs=replace(one, blocks=WatchedBlocks(toy_arrays())), **name) for name in names]
+    runs.append(run(config_of(networks=1, seed=1), inputs=replace(one, blocks=WatchedBlocks(toy_arrays()))))
     draws = [tuple(made.steps[0].draws.flatten().tolist()) for made in runs]
     assert len(set(draws)) == len(runs)
     assert len({str(made.taken) for made in runs}) == len(runs)
@@ -179,16 +179,16 @@ def test_velocity_is_carried_from_round_to_round() -> None:
 
 def test_matching_brings_the_distance_down() -> None:
     config = config_of(networks=25, snapshots=[[0, 1]], augment="none", batch_real=9, lr_img=20.0)
-    around = surroundings(toy_network())
-    around = replace(around, experts=around.experts[:1], windows=[[np.arange(9)] * 4])
-    distances = run(config, around=around).distances
+    inputs = round_inputs(toy_network())
+    inputs = replace(inputs, experts=inputs.experts[:1], windows=[[np.arange(9)] * 4])
+    distances = run(config, inputs=inputs).distances
     assert distances[-1] < 0.5 * distances[0]
 
 
 def test_a_distance_that_is_not_finite_ends_the_round() -> None:
-    around = surroundings(toy_network())
-    around = replace(around, experts=[np.full_like(around.experts[0], np.nan)])
-    made = run(config_of(networks=5), around=around)
+    inputs = round_inputs(toy_network())
+    inputs = replace(inputs, experts=[np.full_like(inputs.experts[0], np.nan)])
+    made = run(config_of(networks=5), inputs=inputs)
     assert len(made.distances) == 1
     assert np.isnan(made.distances[0])
     assert len(made.steps) == len(CLASSES)
@@ -200,37 +200,37 @@ def test_a_distance_that_is_not_finite_ends_the_round() -> None:
 @pytest.mark.parametrize(("segment", "first", "last"), [(0, 0, 2), (1, 3, 5), (2, 3, 5)])
 def test_expert_states_are_snapshots_of_the_segments_range(segment: int, first: int, last: int) -> None:
     network = toy_network()
-    around = surroundings(network, segment)
-    allowed = {snapshots[epoch].tobytes() for snapshots in around.experts for epoch in range(first, last)}
-    made = run(config_of(segments=3, networks=30), segment, around=around)
+    inputs = round_inputs(network, segment)
+    allowed = {snapshots[epoch].tobytes() for snapshots in inputs.experts for epoch in range(first, last)}
+    made = run(config_of(segments=3, networks=30), segment, inputs=inputs)
     assert set(made.flats) == allowed, "each is reached, no other is"
 
 
 @pytest.mark.parametrize("method", METHODS[:4])
 def test_a_probe_share_of_one_starts_from_probes_alone(method: dict[str, Any]) -> None:
-    around = surroundings(toy_network())
-    made = run(config_of(**(method | {"probe_share": 1.0, "networks": 12, "steps": 1})), around=around)
-    assert set(made.flats) == {probe.tobytes() for probe in around.probes}
+    inputs = round_inputs(toy_network())
+    made = run(config_of(**(method | {"probe_share": 1.0, "networks": 12, "steps": 1})), inputs=inputs)
+    assert set(made.flats) == {probe.tobytes() for probe in inputs.probes}
 
 
 def test_a_probe_share_in_between_mixes_and_zero_never_asks() -> None:
-    around = surroundings(toy_network())
-    probes = {probe.tobytes() for probe in around.probes}
-    made = run(config_of(networks=60, probe_share=0.3, batch_real=1), around=around)
+    inputs = round_inputs(toy_network())
+    probes = {probe.tobytes() for probe in inputs.probes}
+    made = run(config_of(networks=60, probe_share=0.3, batch_real=1), inputs=inputs)
     share = sum(step.flat.numpy().tobytes() in probes for step in made.steps) / len(made.steps)
     assert 0.1 < share < 0.5
-    assert not probes & set(run(config_of(networks=20), around=replace(around, probes=[])).flats)
+    assert not probes & set(run(config_of(networks=20), inputs=replace(inputs, probes=[])).flats)
 
 
 def test_a_perturbed_state_lies_its_length_away_from_a_snapshot() -> None:
     network = toy_network()
-    around = surroundings(network)
-    made = run(config_of(networks=4, perturb=0.2), around=around, network=network)
+    inputs = round_inputs(network)
+    made = run(config_of(networks=4, perturb=0.2), inputs=inputs, network=network)
     assert len(made.flats) == 4
     for state in made.flats:
         near = min(
             float(np.linalg.norm(np.frombuffer(state, np.float32) - snapshot) / np.linalg.norm(snapshot))
-            for snapshots in around.experts
+            for snapshots in inputs.experts
             for snapshot in snapshots[:2]
         )
         assert 0 < near <= 0.2
@@ -270,9 +270,9 @@ def watch_training(network: Network) -> list[tuple[str, Tensor, Tensor, Tensor]]
 
 def test_idc_trains_a_fresh_network_on_real_data_between_its_steps() -> None:
     network = toy_network()
-    trained, around = watch_training(network), surroundings(network)
+    trained, inputs = watch_training(network), round_inputs(network)
     config = config_of(network="train", networks=2, steps=3, inner_samples=16, inner_lr=0.25)
-    made = run(config, around=around, network=network)
+    made = run(config, inputs=inputs, network=network)
     assert len(made.flats) == 6
     assert [is_fresh(network, flat) for flat in made.flats] == [True, False, False] * 2
     assert [strategy for strategy, *_ in trained] == ["color_crop"] * 4
@@ -309,24 +309,24 @@ def test_dc_and_dsa_train_a_fresh_network_on_the_synthetic_set(name: str, strate
 @pytest.mark.parametrize("name", ["dc", "dsa"])
 def test_the_synthetic_set_is_earlier_segments_this_one_beside_and_the_group_as_it_stands(name: str) -> None:
     network = toy_network()
-    around, config = surroundings(network, 1), config_of(name=name, networks=1, steps=2, inner_steps=3)
-    plain = run(config, 1, around=around)
-    own = around.beside.copy()
+    inputs, config = round_inputs(network, 1), config_of(name=name, networks=1, steps=2, inner_steps=3)
+    plain = run(config, 1, inputs=inputs)
+    own = inputs.current.copy()
     own[list(CLASSES)] = np.nan  # stale: the group's own pixels have moved since
-    assert run(config, 1, around=replace(around, beside=own)).pixels.tobytes() == plain.pixels.tobytes()
-    for name_ in ("beside", "earlier"):
-        other = getattr(around, name_).copy()
+    assert run(config, 1, inputs=replace(inputs, current=own)).pixels.tobytes() == plain.pixels.tobytes()
+    for name_ in ("current", "earlier"):
+        other = getattr(inputs, name_).copy()
         other[0] = 0.5
-        moved = run(config, 1, around=replace(around, **{name_: other}))
+        moved = run(config, 1, inputs=replace(inputs, **{name_: other}))
         assert moved.flats[0] == plain.flats[0]
         assert moved.flats[1] != plain.flats[1], f"the network is trained on {name_} too"
 
 
 def test_expert_states_alone_do_not_depend_on_other_segments() -> None:
     network = toy_network()
-    around, config = surroundings(network, 1), config_of()
-    other = replace(around, earlier=around.earlier * 0, beside=around.beside * 0, windows=[THIRD, SECOND])
-    assert run(config, 1, around=around).pixels.tobytes() == run(config, 1, around=other).pixels.tobytes()
+    inputs, config = round_inputs(network, 1), config_of()
+    other = replace(inputs, earlier=inputs.earlier * 0, current=inputs.current * 0, windows=[THIRD, SECOND])
+    assert run(config, 1, inputs=inputs).pixels.tobytes() == run(config, 1, inputs=other).pixels.tobytes()
 
 
 # --- real batches ----------------------------------------------------------------------------------------------------
@@ -387,10 +387,10 @@ def test_members_of_a_window_repeat_only_when_it_is_used_up() -> None:
 def test_a_step_moves_no_more_slots_than_the_batch_holds() -> None:
     pixels = pixels_of(2, 5, 1)
     config = config_of(ipc=10, networks=1, batch_syn=8, factor=2)  # two slots of four images
-    made = run(config, pixels=pixels, around=surroundings(toy_network(), ipc=5))
+    made = run(config, pixels=pixels, inputs=round_inputs(toy_network(), ipc=5))
     assert (made.pixels != pixels).any(axis=(2, 3, 4)).sum(axis=1).tolist() == [2, 2]
     many = run(
-        config_of(ipc=10, networks=20, batch_syn=8, factor=2), pixels=pixels, around=surroundings(toy_network(), ipc=5)
+        config_of(ipc=10, networks=20, batch_syn=8, factor=2), pixels=pixels, inputs=round_inputs(toy_network(), ipc=5)
     )
     assert (many.pixels != pixels).any(axis=(2, 3, 4)).all(), "in time every slot has its turn"
 
@@ -400,13 +400,13 @@ def test_a_residual_step_matches_the_union_of_segments_to_the_mixture(factor: in
     """One state, one step: distance and new pixels by autograd twice through all images of all segments, in float64."""
     network = toy_network()
     config = config_of(segments=3, networks=1, context="residual", factor=factor, batch_syn=16, batch_real=6)
-    around, pixels = surroundings(network, 2), pixels_of(2, 2, 1)
-    made = run(config, 2, around=around, pixels=pixels)
+    inputs, pixels = round_inputs(network, 2), pixels_of(2, 2, 1)
+    made = run(config, 2, inputs=inputs, pixels=pixels)
     expected = []
     for place, label in enumerate(CLASSES):
         flat, draws = made.steps[place].flat.double().requires_grad_(), made.steps[place].draws
         own = torch.tensor(pixels[place]).double().requires_grad_()
-        union = torch.cat([torch.tensor(around.earlier[label]).double(), own])
+        union = torch.cat([torch.tensor(inputs.earlier[label]).double(), own])
         tiles = _tiles(union, factor)
         real = torch.tensor(toy_blocks().take(np.array(made.taken[place])))
         gradients = [
@@ -516,7 +516,7 @@ def test_dm_looks_through_fresh_networks_or_experts_or_probes() -> None:
     known = {flat.tobytes() for way in trajectories(network) for flat in way}
     assert not known & set(fresh.flats)
     assert set(run(config_of(name="dm", networks=6, network="experts"), network=network).flats) <= known
-    probes = {probe.tobytes() for probe in surroundings(network).probes}
+    probes = {probe.tobytes() for probe in round_inputs(network).probes}
     assert set(run(config_of(name="dm", networks=6, probe_share=1.0), network=network).flats) == probes
 
 
@@ -524,7 +524,7 @@ def test_a_residual_step_of_dm_matches_the_union_of_segments_to_the_mixture() ->
     network = toy_network()
     made = run(config_of(name="dm", networks=1, context="residual", augment="none"), 1, network=network)
     flat, pixels, _, images, *_ = made.steps[0]
-    earlier = torch.tensor(surroundings(network, 1).earlier[list(CLASSES)])
+    earlier = torch.tensor(round_inputs(network, 1).earlier[list(CLASSES)])
 
     def mean(seen: Tensor) -> Tensor:
         values = network.normalise(seen.flatten(0, 1))
