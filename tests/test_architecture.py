@@ -507,6 +507,32 @@ def test_names_of_test_files_differ() -> None:
     assert list(TESTS.rglob("__init__.py")) == []
 
 
+def tree_of(readme: str) -> list[tuple[str, str]]:
+    """Every file of the tree in the README, in its order, and the phrase beside it."""
+    folders: list[str] = []
+    found: list[tuple[str, str]] = []
+    for line in readme[readme.index("    dasm_ray/\n") :].splitlines():
+        if not line.strip():
+            break
+        depth = (len(line) - len(line.lstrip())) // 2 - 2
+        name, _, phrase = line.strip().partition(" ")
+        if name.endswith("/"):
+            folders[depth:] = [name]
+        elif folders[:1] == ["dasm_ray/"]:
+            found.append(("".join(folders[1:depth]) + name, phrase.strip()))
+    return found
+
+
+def test_the_tree_of_the_readme_says_of_every_file_what_its_header_says() -> None:
+    tree = tree_of((ROOT / "README.md").read_text())
+    assert len(tree) == len(dict(tree)), "a file stands in the tree once"
+    headers = {source.path: " ".join((ast.get_docstring(source.tree) or "").split()) for source in sources()}
+    assert set(dict(tree)) == {name for name, header in headers.items() if header}
+    for name, phrase in tree:
+        follows = headers[name].removeprefix(phrase)[:1]
+        assert headers[name].startswith(phrase) and follows in {"", " ", ".", ",", ":", ";"}, name
+
+
 def test_every_test_file_says_what_it_is_for() -> None:
     silent = [str(path) for path in TESTS.rglob("*.py") if not ast.get_docstring(ast.parse(path.read_text("utf-8")))]
     assert silent == []
