@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 
 from dasm_ray.config.shown import escaped
 from dasm_ray.core.decode import decode_all
+from dasm_ray.core.whiten import Whitening, normalise
 from dasm_ray.errors import ArtifactError, ConfigError, DataError
 from dasm_ray.plain import Tree
 from dasm_ray.store.artifact import Artifact, read_artifact
@@ -74,17 +75,10 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
 
 def normalised(artifact: Artifact, pixels: Tensor) -> Tensor:
     """Pixels (..., C, H, W) in [0, 1] by the set's own mean and std, then whitened where the set is."""
-    pixels = _by_moments(pixels, artifact.mean, artifact.std)
     centre, matrix = artifact.whitening_mean, artifact.whitening_matrix
-    if centre is None or matrix is None:
-        return pixels
-    flat = pixels.reshape(-1, len(centre)) - torch.tensor(centre)
-    return (flat @ torch.tensor(matrix)).view(pixels.shape)
-
-
-def _by_moments(pixels: Tensor, means: Sequence[float], stds: Sequence[float]) -> Tensor:
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (means, stds))
-    return (pixels - mean) / std
+    is_whitened = centre is not None and matrix is not None
+    whitening = Whitening(torch.tensor(centre), torch.tensor(matrix)) if is_whitened else None
+    return normalise(pixels, artifact.mean, artifact.std, whitening)
 
 
 def _labels_of(artifact: Artifact) -> Tensor:
@@ -302,7 +296,7 @@ def _images_for(artifact: Artifact, how: str | None) -> _Images:
         return _Images(pictures, *own, False, f"in [0, 1]{clipped}: to be normalised by mean.pt and std.pt")
     mean, std = _moments(how, pictures.shape[1])
     said = f"as pictures in [0, 1]{clipped} normalised by what was given, in mean.pt and std.pt"
-    return _Images(_by_moments(pictures, mean, std), mean, std, False, said)
+    return _Images(normalise(pictures, mean, std, None), mean, std, False, said)
 
 
 def _moments(text: str, channels: int) -> tuple[list[float], list[float]]:

@@ -530,7 +530,8 @@ def test_the_tree_of_the_readme_says_of_every_file_what_its_header_says() -> Non
     assert set(dict(tree)) == {name for name, header in headers.items() if header}
     for name, phrase in tree:
         follows = headers[name].removeprefix(phrase)[:1]
-        assert headers[name].startswith(phrase) and follows in {"", " ", ".", ",", ":", ";"}, name
+        assert headers[name].startswith(phrase), name
+        assert follows in {"", " ", ".", ",", ":", ";"}, name
 
 
 def test_every_test_file_says_what_it_is_for() -> None:

@@ -19,7 +19,8 @@ CROP_PAD, CUTOUT, FLIP, SCALE, ROTATE = 0.125, 0.5, 0.5, 1.2, 15.0
 """The constants of DSA: shares of the image size, a probability, a ratio and degrees."""
 
 DRAWS = 12
-"""Numbers in a draw: brightness, saturation, contrast, crop y x, cutout y x, flip, scale y x, rotation, choice."""
+"""Numbers in a draw: brightness, saturation, contrast, crop y x, cutout y x, flip, scale y x, rotation, and one that
+nothing reads (another width would change every draw)."""
 
 
 def draw(count: int, generator: torch.Generator) -> Tensor:
@@ -27,18 +28,13 @@ def draw(count: int, generator: torch.Generator) -> Tensor:
     return torch.rand(count, DRAWS, generator=generator)
 
 
-def augment(images: Tensor, draws: Tensor, strategy: str, single: bool = False) -> Tensor:
+def augment(images: Tensor, draws: Tensor, strategy: str) -> Tensor:
     """Normalised ``images`` (n, C, H, W) under ``draws`` (1 or n, DRAWS) and a strategy such as ``color_crop_cutout``.
 
-    All parts are applied in the order written. ``single`` applies only one of them, chosen by the draw (DSA's mode S).
+    All parts are applied in the order written.
     """
-    parts = [] if strategy == "none" else strategy.split("_")
-    for place, part in enumerate(parts):
-        changed = AUGMENT[part](images, draws)
-        if single and len(parts) > 1:
-            chosen = (draws[:, 11] * len(parts)).floor() == place
-            changed = torch.where(chosen[:, None, None, None], changed, images)
-        images = changed
+    for part in [] if strategy == "none" else strategy.split("_"):
+        images = AUGMENT[part](images, draws)
     return images
 
 

@@ -1,11 +1,12 @@
 """ZCA whitening: images whose pixels are no longer correlated, turned as little as possible (MTT, DATM; eps 0.1).
 
-What must stay true: fitting adds up over parts of the data, so any workers can share it; `invert` undoes `apply`.
+What must stay true: fitting adds up over parts of the data, so any workers can share it; images are normalised here and
+nowhere else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,15 +34,19 @@ class Whitening:
         return Whitening(self.mean.to(device), self.matrix.to(device))
 
     def apply(self, images: Tensor) -> Tensor:
-        """Normalised ``images`` (n, C, H, W), whitened."""
+        """Normalised ``images`` (..., C, H, W), whitened."""
         mean, matrix = self.mean.to(images.dtype), self.matrix.to(images.dtype)
-        flat: Tensor = (images.flatten(1) - mean) @ matrix
+        flat: Tensor = (images.reshape(-1, len(mean)) - mean) @ matrix
         return flat.view(images.shape)
 
-    def invert(self, images: Tensor) -> Tensor:
-        """Normalised images out of whitened ones (n, C, H, W), computed in float64."""
-        flat: Tensor = torch.linalg.solve(self.matrix.double(), images.double().flatten(1), left=False)
-        return (flat + self.mean.double()).to(images.dtype).view(images.shape)
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], whitening: Whitening | None) -> Tensor:
+    """Pixels (..., C, H, W) in [0, 1], or uint8, to zero mean and unit variance a channel; then whitened if so."""
+    if images.dtype == torch.uint8:
+        images = images.to(torch.float32) / 255
+    means, stds = (torch.tensor(v, dtype=images.dtype, device=images.device).view(-1, 1, 1) for v in (mean, std))
+    images = (images - means) / stds
+    return images if whitening is None else whitening.apply(images)
 
 
 def sums_of(batches: Iterable[Tensor]) -> Sums:

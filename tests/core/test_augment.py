@@ -172,13 +172,12 @@ def test_one_row_does_the_same_to_an_image_in_whatever_batch_it_stands(strategy:
 
 
 @pytest.mark.parametrize("strategy", [*SLOW, ALL])
-@pytest.mark.parametrize("single", [False, True])
-def test_a_row_for_each_image_is_the_siamese_result_of_each(strategy: str, single: bool) -> None:
+def test_a_row_for_each_image_is_the_siamese_result_of_each(strategy: str) -> None:
     draws = draws_of(6)
     images = images_of(len(draws))
-    together = augment(images, draws, strategy, single)
+    together = augment(images, draws, strategy)
     for place in range(len(draws)):
-        alone = augment(images[place : place + 1], draws[place : place + 1], strategy, single)
+        alone = augment(images[place : place + 1], draws[place : place + 1], strategy)
         assert torch.equal(together[place], alone[0])
 
 
@@ -189,21 +188,6 @@ def test_a_part_that_is_not_asked_for_changes_no_bit(part: str) -> None:
     others[:, own] = draws[:, own]
     assert torch.equal(augment(images, draws, part), augment(images, others, part))
     assert torch.equal(augment(images, draws, "none"), images)
-
-
-def test_single_applies_exactly_one_part_and_reaches_each() -> None:
-    parts = ALL.split("_")
-    draws = draws_of(len(parts) - 2)
-    draws[:, 11] = torch.tensor([0.0, 0.17, 0.34, 0.51, 0.67, LAST])
-    images = images_of(len(draws))
-    made = augment(images, draws, ALL, single=True)
-    for place, part in enumerate(parts):
-        assert torch.equal(made[place], augment(images, draws, part)[place]), part
-
-
-def test_single_of_one_part_is_that_part() -> None:
-    images, draws = images_of(4), draws_of(2)
-    assert torch.equal(augment(images, draws, "crop", single=True), augment(images, draws, "crop"))
 
 
 # --- ranges ----------------------------------------------------------------------------------------------------------

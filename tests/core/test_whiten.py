@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dasm_ray.core.whiten import Sums, Whitening, fit, sums_of
+from dasm_ray.core.whiten import Sums, Whitening, fit, normalise, sums_of
 
 EPS = 0.1
 
@@ -50,9 +50,22 @@ def test_parts_add_up(sizes: tuple[int, ...]) -> None:
     torch.testing.assert_close(whole.products, batches.products, rtol=1e-5, atol=1e-5)
 
 
-def test_inverting_gives_the_images_back() -> None:
-    found = fitted()
-    torch.testing.assert_close(found.invert(found.apply(images())), images(), rtol=0, atol=1e-5)
+@pytest.mark.parametrize("shape", [(2, 3, 4), (5, 2, 3, 4), (3, 5, 2, 3, 4)])
+def test_normalised_by_channel_then_whitened_whatever_comes_before_the_channels(shape: tuple[int, ...]) -> None:
+    pixels, mean, std = torch.rand(shape), (0.4, 0.6), (0.2, 0.5)
+    plain = torch.empty(shape)
+    for channel in range(2):
+        plain[..., channel, :, :] = (pixels[..., channel, :, :] - mean[channel]) / std[channel]
+    torch.testing.assert_close(normalise(pixels, mean, std, None), plain)
+    white = fitted()
+    rows = (plain.reshape(-1, 24) - white.mean) @ white.matrix
+    torch.testing.assert_close(normalise(pixels, mean, std, white), rows.view(shape))
+
+
+def test_levels_are_normalised_as_the_pixels_that_they_stand_for() -> None:
+    levels = torch.arange(24, dtype=torch.uint8).view(1, 2, 3, 4)
+    mean, std = (0.1, 0.2), (0.3, 0.4)
+    assert torch.equal(normalise(levels, mean, std, None), normalise(levels.float() / 255, mean, std, None))
 
 
 def test_a_constant_pixel_stays_finite() -> None:

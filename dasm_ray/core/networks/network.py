@@ -18,7 +18,7 @@ from dasm_ray.core.networks.compiled import maybe_compiled
 from dasm_ray.core.networks.convnet import Norm, batch_moments
 from dasm_ray.core.networks.params import Layout, apply, initial
 from dasm_ray.core.networks.zoo import build
-from dasm_ray.core.whiten import Whitening
+from dasm_ray.core.whiten import Whitening, normalise
 
 WORTH_COMPILING = 1 << 14
 """Values in a network's first block from which a CPU step is compiled: 28x28 pixels at width 21, never 8x8 ones."""
@@ -75,19 +75,7 @@ class Network:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Pixels in [0, 1], or uint8, (n, C, H, W), to zero mean and unit variance a channel; whitened where asked."""
-        if images.dtype == torch.uint8:
-            images = images.to(torch.float32) / 255
-        mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, dtype=images.dtype, device=images.device).view(-1, 1, 1)
-        images = (images - mean) / std
-        return images if self.whitening is None else self.whitening.apply(images)
-
-    def denormalise(self, images: Tensor) -> Tensor:
-        """The pixels (n, C, H, W), around [0, 1], that ``normalise`` makes into ``images``."""
-        if self.whitening is not None:
-            images = self.whitening.invert(images)
-        mean, std = (torch.tensor(v, dtype=images.dtype, device=images.device) for v in (self.mean, self.std))
-        return images * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
+        return normalise(images, self.mean, self.std, self.whitening)
 
     def train_step(self, augment_by: str, is_flat: bool = False) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
         """One SGD step of fixed shape with augmentation and CutMix inside; ``is_flat``: towards a flat minimum (GSAM).
