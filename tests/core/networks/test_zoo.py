@@ -29,7 +29,7 @@ from dasm_ray.errors import ConfigError
 Shape = tuple[int, int, int]
 EVERY = [(arch, norm) for arch in ARCHITECTURES if arch != "convnet" for norm in NORMS[arch]]
 USUAL = [(arch, NORMS[arch][0]) for arch in ARCHITECTURES]
-SMALLEST = {"convnet": 8, "resnet18": 16, "vgg11": 28, "alexnet": 8, "lenet": 16, "mlp": 8, "vit": 8}
+SMALLEST = {"convnet": 16, "resnet18": 16, "vgg11": 28, "alexnet": 8, "lenet": 16, "mlp": 8, "vit": 8}
 
 
 def model_of(arch: str, norm: str) -> Model:
