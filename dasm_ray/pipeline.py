@@ -22,7 +22,7 @@ from dasm_ray.method.dasm import distil
 from dasm_ray.method.estimate import estimate as measured
 from dasm_ray.method.experts import soft_labels, train_experts
 from dasm_ray.method.probes import Probes
-from dasm_ray.method.run import Run, check_against_data, connected, opened, run_all
+from dasm_ray.method.run import Run, begun, check_against_data, connected, opened, run_all
 from dasm_ray.method.scores import scores_before
 from dasm_ray.method.sets import distilled_set, flattened, images_of, selected_set, stored
 from dasm_ray.plain import Tree
@@ -85,12 +85,12 @@ def distill(config: RunConfig, run: str | Place | None = None) -> Result:
 
     Raises a DasmError; an interrupted run goes on when it is called again.
     """
-    uri = run or f"runs/{config.name}"
-    finished = _finished(uri, config)
-    if finished is not None:
-        return finished
-    with opened(config, uri) as open_run:
-        return _distilled(open_run)
+    with RunDir.open(run or f"runs/{config.name}", config) as record:
+        finished = _finished(record)
+        if finished is not None:
+            return finished
+        with begun(record) as open_run:
+            return _distilled(open_run)
 
 
 def _distilled(run: Run) -> Result:
@@ -353,13 +353,12 @@ def _title(config: RunConfig) -> str:
     )
 
 
-def _finished(uri: str | Place, config: RunConfig) -> Result | None:
+def _finished(record: RunDir) -> Result | None:
     """The result of a run that has ended already, without starting anything."""
-    place = Place(uri)
+    place = record.place
     table = place / "report" / "table.json"
-    if not (table.exists() and (place / "synthetic" / "dataset.json").exists() and (place / "run.json").exists()):
+    if not (table.exists() and (place / "synthetic" / "dataset.json").exists()):
         return None
-    RunDir.open(uri, config).close()
     stamp = digest(read_artifact(place / "synthetic"))
     kept = table.read_json()
     if kept["digest"] != stamp:

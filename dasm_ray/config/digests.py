@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 
 import pydantic
 
@@ -39,3 +40,17 @@ def digest_of(*parts: Plain) -> str:
     """A short stable digest (16 hex digits) of plain values."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def keys_that_differ(one: pydantic.BaseModel, other: pydantic.BaseModel) -> list[str]:
+    """Dotted names of the keys, sorted, whose values differ and can change the result."""
+    return list(_different(result_keys(one), result_keys(other)))
+
+
+def _different(one: Tree, other: Tree, above: str = "") -> Iterator[str]:
+    for key in sorted(one.keys() | other.keys()):
+        left, right = one.get(key), other.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            yield from _different(left, right, f"{above}{key}.")
+        elif left != right:
+            yield above + key

@@ -101,20 +101,26 @@ class Given:
 
 @contextlib.contextmanager
 def opened(config: RunConfig, uri: str | Place, given: Given | None = None, patience: float = 0) -> Iterator[Run]:
-    """The run directory under lock (waited for up to ``patience`` seconds), a session, the real data and workers.
+    """The run directory under lock (waited for up to ``patience`` seconds), a session, the real data and workers."""
+    with RunDir.open(uri, config, patience) as record, begun(record, given) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def begun(record: RunDir, given: Given | None = None) -> Iterator[Run]:
+    """A run in a directory that is held: a session, the real data and workers.
 
     A directory made for a run that cannot be begun is taken away again, so that the mended run can have its name.
     """
     has_begun = False
-    with RunDir.open(uri, config, patience) as record:
-        try:
-            with connected(config, record.place, record.event, given) as run:
-                has_begun = True
-                yield run
-        except UserError:
-            if not has_begun:
-                record.discard()
-            raise
+    try:
+        with connected(record.config, record.place, record.event, given) as run:
+            has_begun = True
+            yield run
+    except UserError:
+        if not has_begun:
+            record.discard()
+        raise
 
 
 @contextlib.contextmanager

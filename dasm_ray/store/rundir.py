@@ -11,14 +11,13 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Iterator
 
 from dasm_ray.config import plain_yaml
-from dasm_ray.config.digests import config_digest, result_keys
+from dasm_ray.config.digests import config_digest, keys_that_differ
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config, to_yaml
 from dasm_ray.errors import ConfigError, DasmError, RunDirError
-from dasm_ray.plain import Plain, Tree
+from dasm_ray.plain import Plain
 from dasm_ray.store import claims
 from dasm_ray.store.checked import read_at_most
 from dasm_ray.store.claims import Claim
@@ -184,19 +183,9 @@ def _own_config(place: Place) -> RunConfig | None:
 
 
 def _of_another(place: Place, kept: RunConfig, config: RunConfig) -> RunDirError:
-    keys = list(_different(result_keys(kept), result_keys(config)))
+    keys = keys_that_differ(kept, config)
     why = f"another configuration ({', '.join(keys)} differ)" if keys else "another version of the configuration"
     return RunDirError(f"{place} belongs to {why}; choose another --run")
-
-
-def _different(one: Tree, other: Tree, above: str = "") -> Iterator[str]:
-    """Dotted names of the keys whose values differ."""
-    for key in sorted(one.keys() | other.keys()):
-        left, right = one.get(key), other.get(key)
-        if isinstance(left, dict) and isinstance(right, dict):
-            yield from _different(left, right, f"{above}{key}.")
-        elif left != right:
-            yield above + key
 
 
 def _read_config(place: Place) -> RunConfig:

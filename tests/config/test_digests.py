@@ -10,8 +10,9 @@ import pytest
 from pydantic.fields import FieldInfo
 from tree import LEAVES
 
-from dasm_ray.config.digests import digest_of, result_keys
+from dasm_ray.config.digests import digest_of, keys_that_differ, result_keys
 from dasm_ray.config.keys import ArchRecipe, Data, RunConfig
+from dasm_ray.config.parsing import parse_config
 
 
 def another(field: FieldInfo, value: Any) -> Any:
@@ -89,3 +90,10 @@ def test_a_digest_is_stable_and_sees_the_order_of_its_parts() -> None:
     assert digest_of({"b": 1, "a": 2}) == digest_of({"a": 2, "b": 1})
     assert digest_of(1, 2) != digest_of(2, 1)
     assert len(digest_of()) == 16
+
+
+def test_keys_that_differ_are_named_but_for_those_that_change_no_result() -> None:
+    one = RunConfig()
+    other = parse_config({"name": "other", "seed": 1, "matcher": {"batch_real": 7}, "runtime": {"workers": 3}})
+    assert keys_that_differ(one, other) == ["matcher.batch_real", "seed"]
+    assert keys_that_differ(one, one) == []
