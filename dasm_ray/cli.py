@@ -6,6 +6,7 @@ What must stay true: help imports nothing heavy, and an error is a sentence with
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -397,14 +398,30 @@ def inspect(path: str, png: str | None) -> None:
     type=click.Choice(["png", "npz", "pt"]),
     default="png",
     show_default=True,
-    help="png: a folder per class; npz: arrays; pt: images.pt, labels.pt, lr.pt.",
+    help="png: training images, a folder per class; npz: arrays as stored; pt: tensors for other evaluators.",
 )
-def export(path: str, target: str, kind: str) -> None:
-    """Write a synthetic set in another form."""
+@click.option(
+    "--labels",
+    type=click.Choice(["logits", "probabilities", "hard"]),
+    help="Soft labels in png and pt. [default: logits, which evaluators put a softmax over]",
+)
+@click.option(
+    "--normalise",
+    metavar="HOW",
+    help="Images in pt: none (in [0, 1]), own (and whitened), or M,M,M:S,S,S. [default: as stored]",
+)
+@click.option("--stored", is_flag=True, help="png: stored images, grids where the factor is above 1.")
+def export(path: str, target: str, kind: str, labels: str | None, normalise: str | None, stored: bool) -> None:
+    """Write a synthetic set in another form, and say what was left out.
+
+    PATH: a run directory or an artifact. pt: images.pt, labels.pt, lr.pt, mean.pt, std.pt, and the whitening where
+    images are whitened.
+    """
     with _told():
         from dasm_ray import synthetic
 
-        click.echo(f"written to {synthetic.export(path, target, kind)}")
+        for line in synthetic.export(path, target, kind, labels=labels, normalise=normalise, stored=stored):
+            click.echo(line)
 
 
 @main.command(context_settings={"allow_interspersed_args": False})  # what follows COMMAND is its own
@@ -463,12 +480,13 @@ def doctor(address: str | None) -> None:
     with _told():
         from rich.console import Console
 
-        from dasm_ray.config.keys import Runtime
+        from dasm_ray.config.parsing import parse_config
         from dasm_ray.report.health import health
         from dasm_ray.runtime.doctor import differences, look_everywhere
         from dasm_ray.runtime.session import Session
 
-        with Session.open(Runtime(address=address, gpus_per_worker=0), lambda text: None):
+        runtime = parse_config({"runtime": {"address": address, "gpus_per_worker": 0}}).runtime
+        with Session.open(runtime, lambda text: None):
             machines = look_everywhere()
         differing = differences(machines)
         Console().print(health([(machine.name, machine.facts) for machine in machines], differing))
@@ -490,9 +508,10 @@ def _config(path: str, overrides: tuple[str, ...], workers: int | None, address:
 
 
 def _with_options(overrides: tuple[str, ...], workers: int | None, address: str | None) -> list[str]:
-    """Options as overrides, so that they are checked like any other key."""
+    """Options as overrides, so that they are checked like any other key; an address is text whatever it looks like."""
     options = {"runtime.workers": workers, "runtime.address": address}
-    return [*overrides, *(f"{key}={value}" for key, value in options.items() if value is not None)]
+    given = {key: value for key, value in options.items() if value is not None}
+    return [*overrides, *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items())]
 
 
 def _given(words: tuple[str, ...]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from dasm_ray.store.rundir import RunDir
 from dasm_ray.studies import incremental
 from dasm_ray.studies.cells import Accuracies
 from dasm_ray.studies.comparison import Comparison, Plan, check
-from dasm_ray.studies.finished import AFTERWARDS, cells_place, changed, check_allowed, opened_again
+from dasm_ray.studies.finished import AFTERWARDS, cells_place, changed, check_allowed, opened_again, without_address
 from dasm_ray.studies.ranking import agreement, try_networks
 from dasm_ray.studies.rows import evaluate_rows
 
@@ -284,7 +284,7 @@ def evaluate(path: str, overrides: Iterable[str] = ()) -> Result:
     if (place / "dataset.json").exists():
         return _evaluate_artifact(path, changes)
     record = RunDir.read(path)
-    config, place = changed(record.config, changes), record.place
+    config, place = changed(without_address(record.config), changes), record.place
     stamp = digest(read_artifact(place / "synthetic"))
     with connected(config, place) as run:
         experts = train_experts(run)

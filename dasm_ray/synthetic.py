@@ -1,24 +1,31 @@
 """The finished set as PyTorch sees it: a dataset of training images, and the transform that test images need.
 
-What must stay true: ten plain lines around `load` train as the evaluation of this package does, up to augmentation.
+What must stay true: ten plain lines around `load` train as the evaluation of this package does, up to augmentation; no
+test image and no export is altered without a word.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import os
-from typing import Any
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dasm_ray.config.shown import escaped
 from dasm_ray.core.decode import decode_all
-from dasm_ray.errors import ArtifactError
-from dasm_ray.store import artifact as store
+from dasm_ray.errors import ArtifactError, ConfigError, DataError
 from dasm_ray.store.artifact import Artifact, read_artifact
+from dasm_ray.store.description import LEAST_STD
+from dasm_ray.store.exports import export_npz, export_png
 from dasm_ray.store.place import Place
 
 
@@ -35,6 +42,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         self.classes = artifact.class_names
         self.recipe: dict[str, Any] = artifact.recipe
         self.labels = _labels_of(artifact)
+        self._ground = _ground_of(artifact)
         images = decode_all(artifact.pixels, artifact.factor)
         self.images = images if artifact.is_normalised else self._normalised(images)
 
@@ -45,25 +53,36 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         return self.images[index], self.labels[index]
 
     def transform(self, image: Image.Image | np.ndarray[Any, Any] | Tensor) -> Tensor:
-        """A test image as the network expects it: a PIL image, or uint8 or [0, 1] pixels (C, H, W), to (C, H, W)."""
+        """A test image as the network expects it: (C, H, W) float32, normalised, and whitened where the set is.
+
+        A PIL image is turned upright, laid on the set's ground where transparent, and made grey where the set is. An
+        array or tensor is (C, H, W): integers are levels 0..255, floats lie in [0, 1]. Anything else is refused with
+        a DataError (a ValueError too), never cut to fit.
+        """
         channels, height, width = self.images.shape[1:]
-        if isinstance(image, Image.Image):
-            image = np.asarray(image.convert("L" if channels == 1 else "RGB")).reshape(*image.size[::-1], channels)
-            image = image.transpose(2, 0, 1)
-        pixels = torch.tensor(np.asarray(image))
+        pixels = pixels_of(image, channels, self._ground)
         if pixels.shape != (channels, height, width):
             wanted = f"{channels}x{height}x{width}"
-            raise ValueError(f"a test image is {'x'.join(map(str, pixels.shape))}, but the set was made for {wanted}")
-        return self._normalised(pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float())
+            raise ImageRefused(f"a test image is {'x'.join(map(str, pixels.shape))}, but the set was made for {wanted}")
+        return self._normalised(torch.tensor(pixels))
 
     def _normalised(self, pixels: Tensor) -> Tensor:
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.artifact.mean, self.artifact.std))
-        pixels = (pixels - mean) / std
-        centre, matrix = self.artifact.whitening_mean, self.artifact.whitening_matrix
-        if centre is None or matrix is None:
-            return pixels
-        flat = pixels.reshape(-1, len(centre)) - torch.tensor(centre)
-        return (flat @ torch.tensor(matrix)).view(pixels.shape)
+        return normalised(self.artifact, pixels)
+
+
+def normalised(artifact: Artifact, pixels: Tensor) -> Tensor:
+    """Pixels (..., C, H, W) in [0, 1] by the set's own mean and std, then whitened where the set is."""
+    pixels = _by_moments(pixels, artifact.mean, artifact.std)
+    centre, matrix = artifact.whitening_mean, artifact.whitening_matrix
+    if centre is None or matrix is None:
+        return pixels
+    flat = pixels.reshape(-1, len(centre)) - torch.tensor(centre)
+    return (flat @ torch.tensor(matrix)).view(pixels.shape)
+
+
+def _by_moments(pixels: Tensor, means: Sequence[float], stds: Sequence[float]) -> Tensor:
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (means, stds))
+    return (pixels - mean) / std
 
 
 def _labels_of(artifact: Artifact) -> Tensor:
@@ -72,6 +91,81 @@ def _labels_of(artifact: Artifact) -> Tensor:
     if artifact.soft_labels is not None:
         labels = torch.tensor(artifact.soft_labels).softmax(1)
     return labels.repeat_interleave(artifact.factor**2, dim=0)
+
+
+# --- test images -------------------------------------------------------------------------------------------------
+
+
+class ImageRefused(DataError, ValueError):
+    """A test image that could be meant in two ways, or in none."""
+
+
+def _ground_of(artifact: Artifact) -> str:
+    """The colour that the set's own images were laid on where they were transparent: white, unless it says another."""
+    kept = artifact.provenance.get("config")
+    data = kept.get("data") if isinstance(kept, dict) else None
+    ground = data.get("ground") if isinstance(data, dict) else None
+    return ground if isinstance(ground, str) and re.fullmatch(r"black|#[0-9a-fA-F]{6}", ground) else "white"
+
+
+def pixels_of(
+    image: Image.Image | np.ndarray[Any, Any] | Tensor, channels: int, ground: str = "white"
+) -> np.ndarray[Any, Any]:
+    """The values of an image as float32 in [0, 1]: (C, H, W) of a picture, the shape that it has of an array."""
+    if isinstance(image, Image.Image):
+        levels = np.asarray(_as_picture(image, "L" if channels == 1 else "RGB", ground))
+        return _scaled(levels[None] if levels.ndim == 2 else levels.transpose(2, 0, 1))
+    if isinstance(image, Tensor):
+        held = image.detach().cpu()
+        return _scaled((held.double() if held.is_floating_point() else held).numpy())
+    if not isinstance(image, np.ndarray):
+        raise ImageRefused(f"a test image is a PIL image, an array or a tensor, not a {type(image).__name__}")
+    return _scaled(image)
+
+
+def _as_picture(image: Image.Image, mode: str, ground: str) -> Image.Image:
+    """A PIL image of 8 bits, upright, on the ground, grey or RGB."""
+    deep = image.mode if image.mode.startswith(("I", "F")) else next(filter(_is_deep, map(str, _tiles(image))), None)
+    if deep is not None:
+        raise ImageRefused("a test image has more than 8 bits a channel; scale it to 0..255 and give it as uint8")
+    if getattr(image, "n_frames", 1) > 1:
+        raise ImageRefused("a test image has several frames; give one of them")
+    image = ImageOps.exif_transpose(image)
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        over = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", over.size, ground), over).convert("RGB")
+    return image.convert(mode)
+
+
+def _tiles(image: Image.Image) -> Sequence[Any]:
+    """How the file of an image that is not decoded yet packs it; Pillow cuts 16 bits of RGB to 8 when it decodes."""
+    return getattr(image, "tile", None) or ()
+
+
+def _is_deep(tile: str) -> bool:
+    return ";16" in tile
+
+
+def _scaled(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Levels 0..255 of whole numbers, or floats that lie in [0, 1] already, as float32 in [0, 1]."""
+    if values.dtype.kind in "iu":
+        if values.size and (values.min() < 0 or values.max() > 255):
+            raise ImageRefused(
+                f"a test image of {values.dtype} reaches from {values.min()} to {values.max()}; whole numbers are "
+                f"levels 0..255, so scale it"
+            )
+        return values.astype(np.float32) / np.float32(255)
+    if values.dtype.kind != "f":
+        raise ImageRefused(f"a test image of {values.dtype} is neither levels 0..255 nor floats in [0, 1]; convert it")
+    if values.size and not (values.min() >= 0 and values.max() <= 1):
+        raise ImageRefused(
+            f"a test image of {values.dtype} reaches from {values.min():.4g} to {values.max():.4g}; floats must lie in "
+            f"[0, 1], so divide levels by 255, and leave normalising to this transform"
+        )
+    return values.astype(np.float32)
+
+
+# --- the set on disk ---------------------------------------------------------------------------------------------
 
 
 def load(path: str | os.PathLike[str]) -> SyntheticSet:
@@ -85,30 +179,161 @@ def find(path: str | os.PathLike[str]) -> Place:
     return place if (place / "dataset.json").exists() else place / "synthetic"
 
 
-def export(path: str, to: str, kind: str) -> Place:
-    """Writes the set in another form into a new folder: ``png`` folders per class, ``npz`` arrays, or ``pt`` tensors.
+KINDS = ("png", "npz", "pt")
+LABELS = ("logits", "probabilities", "hard")
 
-    ``pt``: images.pt (n, C, H, W) decoded, in [0, 1] unless the set is kept normalised; labels.pt (n,), or (n, K)
-    probabilities; lr.pt the step size to train with.
+
+def export(
+    path: str, to: str, kind: str, *, labels: str | None = None, normalise: str | None = None, stored: bool = False
+) -> list[str]:
+    """Writes the set in another form into the new folder ``to``; returns in lines what was written and what left out.
+
+    png: CLASS/00000.png, 8 bits, the training images, or with ``stored`` the stored ones; labels.csv where labels are
+    soft. npz: synthetic.npz, exact arrays as stored. pt: images.pt (n, C, H, W), the training images; labels.pt (n,)
+    class numbers, or (n, K) where labels are soft; lr.pt, mean.pt, std.pt, whitening_mean.pt and whitening_matrix.pt.
+
+    ``labels``, of png and pt, where they are soft: ``logits`` (unset), since the field's evaluators put a softmax over
+    them, ``probabilities``, or ``hard``. ``normalise``, of pt: unset, in [0, 1] unless the set is kept normalised;
+    ``none``, in [0, 1]; ``own``, by the set's own statistics, and whitened; or an evaluator's, M,M,M:S,S,S.
     """
+    _check_options(kind, labels, normalise, stored)
     target = Place(to)
     if target.exists() and target.names():
         raise ArtifactError(f"{target}: is not empty; name a new folder")
     artifact = read_artifact(find(path))
-    if kind == "pt":
-        _export_tensors(artifact, target)
+    if artifact.soft_labels is None and labels in ("logits", "probabilities"):
+        raise ConfigError(f"--labels {labels}: the labels of {path} are hard; leave the option out")
+    chosen = labels or "logits"
+    if kind == "npz":
+        lines = export_npz(artifact, target)
+    elif kind == "png":
+        said = export_png(artifact if stored else trained_on(artifact), target, chosen)
+        lines = [*_of_slots(artifact, stored), *said]
     else:
-        store.export(artifact, target, kind)
-    return target
+        lines = _export_tensors(trained_on(artifact), target, chosen, normalise)
+    return [f"written to {target}", *lines]
 
 
-def _export_tensors(artifact: Artifact, target: Place) -> None:
-    step_size = artifact.step_size or artifact.recipe["training"]["lr"]
-    for name, tensor in {
-        "images": decode_all(artifact.pixels, artifact.factor),
-        "labels": _labels_of(artifact),
-        "lr": torch.tensor(float(step_size)),
-    }.items():
-        data = io.BytesIO()
-        torch.save(tensor, data)
-        (target / f"{name}.pt").write_bytes(data.getvalue())
+def _check_options(kind: str, labels: str | None, normalise: str | None, stored: bool) -> None:
+    """ConfigError for what there is not, and for an option that the form has no use for."""
+    if kind not in KINDS:
+        raise ConfigError(f"--format {escaped(kind)}: there is no such form; take {', '.join(KINDS)}")
+    if labels not in (None, *LABELS):
+        raise ConfigError(f"--labels {escaped(labels)}: there are no such labels; take {', '.join(LABELS)}")
+    if labels is not None and kind == "npz":
+        raise ConfigError("--labels: npz holds hard labels, and logits where there are any; leave the option out")
+    if normalise is not None and kind != "pt":
+        raise ConfigError(f"--normalise: {kind} is not normalised; leave the option out, or take --format pt")
+    if stored and kind != "png":
+        does = "holds the stored images always" if kind == "npz" else "holds training images, which evaluators take"
+        raise ConfigError(f"--stored: {kind} {does}; leave the option out")
+
+
+def trained_on(artifact: Artifact) -> Artifact:
+    """The same set with its training images stored one by one, as multi-formation decodes them."""
+    times = artifact.factor**2
+    labels, segments = (np.repeat(values, times) for values in (artifact.labels, artifact.segments))
+    soft = None if artifact.soft_labels is None else np.repeat(artifact.soft_labels, times, axis=0)
+    pixels = decode_all(artifact.pixels, artifact.factor).numpy()
+    return replace(artifact, pixels=pixels, labels=labels, segments=segments, soft_labels=soft, factor=1)
+
+
+def _of_slots(artifact: Artifact, stored: bool) -> list[str]:
+    if artifact.factor == 1:
+        return []
+    many = f"{artifact.factor} x {artifact.factor}"
+    if stored:
+        return [f"each image is a grid of {many} training images; leave --stored out for these themselves"]
+    return [f"training images, {many} of each stored image; --stored writes the grids"]
+
+
+# --- tensors for other evaluators --------------------------------------------------------------------------------
+
+
+def _export_tensors(artifact: Artifact, target: Place, labels: str, how: str | None) -> list[str]:
+    """images.pt and what goes with it, of a set whose images are training images."""
+    images, mean, std, is_whitened, said = _images_for(artifact, how)
+    rate = artifact.step_size or artifact.recipe["training"].get("lr")
+    whitening = (artifact.whitening_mean, artifact.whitening_matrix) if is_whitened else (None, None)
+    targets, of_labels = _targets(artifact, labels)
+    tensors = {
+        "images": (images, f"{_shape(images)} training images, {said}"),
+        "labels": (targets, of_labels),
+        "lr": (rate, "the rate that the set was made for" if artifact.step_size else "the rate of the set's recipe"),
+        "mean": (mean, "a value a channel, of pixels in [0, 1]"),
+        "std": (std, "the same; normalise test images by both"),
+        "whitening_mean": (whitening[0], "of normalised images, flat"),
+        "whitening_matrix": (whitening[1], "test images: (flat - whitening_mean) @ whitening_matrix"),
+    }
+    lines = []
+    for name, (values, meaning) in tensors.items():
+        if values is not None:
+            tensor = values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.float32)
+            (target / f"{name}.pt").write_bytes(_saved(tensor))
+            lines.append(f"{name}.pt: {meaning}")
+    left = ["segments", "class names", "the recipe"] + ["the rate, which the recipe lacks"] * (rate is None)
+    left += ["soft labels"] * (artifact.soft_labels is not None and labels == "hard")
+    left += ["the whitening"] * (artifact.whitening_matrix is not None and not is_whitened)
+    return [*lines, f"left out: {', '.join(left)}"]
+
+
+class _Images(NamedTuple):
+    """Images as asked for, what test images are normalised by, whether they are then whitened, and this in words."""
+
+    images: Tensor
+    mean: Sequence[float]
+    std: Sequence[float]
+    is_whitened: bool
+    said: str
+
+
+def _images_for(artifact: Artifact, how: str | None) -> _Images:
+    own, is_whitened = (artifact.mean, artifact.std), artifact.whitening_matrix is not None
+    stored, clipped = torch.tensor(artifact.pixels), " (clipped to it)" * artifact.is_normalised
+    if how is None and not artifact.is_normalised:
+        return _Images(stored, *own, False, "in [0, 1]: to be normalised by mean.pt and std.pt")
+    if how in (None, "own"):
+        images = stored if artifact.is_normalised else normalised(artifact, stored)
+        return _Images(images, *own, is_whitened, "normalised by mean.pt and std.pt" + ", whitened" * is_whitened)
+    pictures = torch.tensor(artifact.visible())
+    if how == "none":
+        return _Images(pictures, *own, False, f"in [0, 1]{clipped}: to be normalised by mean.pt and std.pt")
+    mean, std = _moments(how, pictures.shape[1])
+    said = f"as pictures in [0, 1]{clipped} normalised by what was given, in mean.pt and std.pt"
+    return _Images(_by_moments(pictures, mean, std), mean, std, False, said)
+
+
+def _moments(text: str, channels: int) -> tuple[list[float], list[float]]:
+    """``MEAN,MEAN,MEAN:STD,STD,STD`` as numbers, one of each a channel."""
+    mean, _, std = text.partition(":")
+    try:
+        means, stds = ([float(part) for part in part.split(",")] for part in (mean, std))
+    except ValueError:
+        means, stds = [], []
+    fits = len(means) == len(stds) == channels and all(map(math.isfinite, means + stds)) and min(stds) >= LEAST_STD
+    if not fits:
+        example = ",".join(["0.5"] * channels) + ":" + ",".join(["0.25"] * channels)
+        raise ConfigError(
+            f"--normalise {escaped(text, 60)}: say own, none, or means and stds above 0 of {channels} channel(s), as "
+            f"in {example}"
+        )
+    return means, stds
+
+
+def _targets(artifact: Artifact, labels: str) -> tuple[Tensor, str]:
+    if artifact.soft_labels is None or labels == "hard":
+        return torch.tensor(artifact.labels), "class numbers"
+    logits = torch.tensor(artifact.soft_labels)
+    if labels == "logits":
+        return logits, "soft labels as logits, for evaluators that put a softmax over them"
+    return logits.softmax(1), "soft labels as probabilities; an evaluator that puts a softmax over them flattens them"
+
+
+def _shape(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape))
+
+
+def _saved(tensor: Tensor) -> bytes:
+    data = io.BytesIO()
+    torch.save(tensor.contiguous(), data)
+    return data.getvalue()

@@ -1,10 +1,17 @@
-"""One Ray for the whole test session: starting it takes seconds, so no test starts its own without a reason."""
+"""One Ray for the whole test session: starting it takes seconds, so no test starts its own without a reason.
+
+What Hypothesis tries is the same in every run, and a failure says how to have it again.
+"""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("same", derandomize=True, print_blob=True, deadline=None, database=None)
+settings.load_profile("same")
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.pop("RAY_ADDRESS", None)

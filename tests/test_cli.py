@@ -75,7 +75,7 @@ FILES = {
     ),
     "snapshots past the end": ("experts: {epochs: 3}\nmatcher: {snapshots: [[0, 9]]}\n", "matcher.snapshots: [0, 9]"),
     "an empty range": ("matcher: {snapshots: [[3, 3]]}\n", "matcher.snapshots: [3, 3] is empty"),
-    "dc with experts": ("matcher: {name: dc, network: experts}\n", "matcher.network: experts has no meaning for dc"),
+    "dc with experts": ("matcher: {name: dc, network: experts}\n", "matcher.network: has no meaning for dc"),
     "dsa without augmentation": ("matcher: {name: dsa, augment: none}\n", "set matcher.name to dc"),
     "one and a half GPUs": ("runtime: {gpus_per_worker: 1.5}\n", "runtime.gpus_per_worker: 1.5"),
     "a table without random": ("evaluate: {rows: [distilled, full]}\n", "evaluate.rows"),
@@ -332,6 +332,36 @@ def test_export_into_a_folder_in_use(artifact: Path) -> None:
     refused(call("export", artifact, "--to", artifact), "is not empty")
 
 
+def test_credentials_in_a_place_are_refused_and_not_shown(recipe: Path, artifact: Path, tmp_path: Path) -> None:
+    uri = "s3://KEY:S3CR3T@bucket/x"
+    for arguments in (
+        ["distill", recipe, "--run", uri],
+        ["experts", recipe, "--run", uri],
+        ["select", recipe, "--run", uri],
+        ["compare", recipe, "--run", uri],
+        ["evaluate", uri],
+        ["inspect", uri],
+        ["inspect", artifact, "--png", uri],
+        ["export", artifact, "--to", uri],
+        ["relabel", artifact, "--to", uri],
+    ):
+        done = call(*arguments)
+        assert done.exit_code == 2
+        assert "holds credentials before the '@'" in done.stderr
+        assert "S3CR3T" not in done.output
+
+
+def test_an_export_that_cannot_be_meant(artifact: Path, tmp_path: Path) -> None:
+    for options, part in (
+        (["--normalise", "own"], "--normalise: png is not normalised"),
+        (["--format", "pt", "--stored"], "--stored: pt holds training images"),
+        (["--format", "pt", "--labels", "logits"], "are hard"),
+        (["--format", "pt", "--normalise", "cifar10"], "say own, none, or means and stds"),
+    ):
+        refused(call("export", artifact, "--to", tmp_path / "out", *options), part)
+    assert not (tmp_path / "out").exists()
+
+
 def test_evaluating_with_another_matcher(artifact: Path) -> None:
     refused(call("evaluate", artifact, "--set", "matcher.name=dc"), "matcher.name=dc")
 
@@ -390,7 +420,10 @@ def test_inspect_and_export_of_a_good_one(artifact: Path, tmp_path: Path) -> Non
     assert "10 stored of 1x8x8" in result.stdout
     assert Image.open(tmp_path / "sheet.png").size == (2 * (8 + 2), 2 * 10 * (8 + 2))
     for kind, name in (("png", "3"), ("npz", "synthetic.npz"), ("pt", "images.pt")):
-        assert call("export", artifact, "--to", tmp_path / kind, "--format", kind).exit_code == 0
+        done = call("export", artifact, "--to", tmp_path / kind, "--format", kind)
+        assert done.exit_code == 0
+        assert done.stdout.startswith(f"written to {tmp_path / kind}\n")
+        assert "\nleft out: " in done.stdout
         assert (tmp_path / kind / name).exists()
 
 

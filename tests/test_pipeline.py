@@ -12,19 +12,28 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
+import numpy as np
 import psutil
 import pytest
 
 from dasm_ray import pipeline
-from dasm_ray.config.keys import SELECTION_METHODS
-from dasm_ray.config.parsing import load_config
+from dasm_ray.config.digests import digest_of, what
+from dasm_ray.config.keys import RunConfig
+from dasm_ray.config.parsing import load_config, parse_config
+from dasm_ray.config.selections import SELECTIONS
+from dasm_ray.errors import ArtifactError, ConfigError
 from dasm_ray.method.estimate import Stage, estimate
 from dasm_ray.method.run import connected
-from dasm_ray.store.artifact import digest, read_artifact
+from dasm_ray.method.sets import selected_set
+from dasm_ray.store.artifact import Artifact, digest, read_artifact, write_artifact
 from dasm_ray.store.checkpoints import read_trajectory
 from dasm_ray.store.findings import read_trainings
 from dasm_ray.store.place import Place
+from dasm_ray.store.rundir import RunDir
+from dasm_ray.studies import finished as again
 
 LIMIT = 240
 """Seconds after which a command counts as hanging."""
@@ -355,7 +364,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_a_comparison_that_was_killed_computes_only_what_is_missing(recipes: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = ["--ipc", "1,2", "--labels", "hard,soft", "--network", "convnet,mlp", "--run", str(run)]
-    options += ["--select", ",".join(["random", *SELECTION_METHODS])]
+    options += ["--select", ",".join(["random", *SELECTIONS])]
     options += ["--set", "evaluate.rows=[distilled, random, full]"]
     call = [sys.executable, "-m", "dasm_ray.cli", "compare", *recipes, *options, "--set", "evaluate.seeds=2"]
 
@@ -374,7 +383,7 @@ def test_a_comparison_that_was_killed_computes_only_what_is_missing(recipes: lis
 
     table = json.loads((run / "table.json").read_text())
     rows = {(row["network"], row["ipc"], row["labels"], row["name"]): row for row in table["rows"]}
-    names = {"small", "features", "random", *SELECTION_METHODS}
+    names = {"small", "features", "random", *SELECTIONS}
     expected = {(n, i, k, s) for n in ("convnet", "mlp") for i in (1, 2) for k in ("hard", "soft") for s in names}
     assert set(rows) == expected | {("convnet", None, "hard", "full"), ("mlp", None, "hard", "full")}
     assert all(len(row["accuracies"]) == 2 for row in rows.values())
@@ -464,3 +473,150 @@ def test_the_data_of_a_configuration_are_described_without_ray(recipe: Path, tmp
     lines = pipeline.describe_data(load_config(recipe), str(tmp_path / "sheet.png"))
     assert lines[0] == "data digits: built in"
     assert (tmp_path / "sheet.png").read_bytes()[:4] == b"\x89PNG"
+
+
+# --- what an artifact is obeyed in ----------------------------------------------------------------------------------
+
+THEIRS: dict[str, Any] = {
+    "name": "theirs",
+    "seed": 3,
+    "data": {"name": "parquet", "path": "s3://theirs/images", "download": True},
+    "model": {"width": 8, "depth": 1},
+    "synthetic": {"ipc": 1, "segments": 1},
+    "experts": {"cache": "s3://theirs/experts"},
+    "runtime": {"address": "theirs.example:6379", "workers": 999, "cpus_per_worker": 2},
+}
+"""A configuration as it may stand in the file of a stranger."""
+
+
+class Reached(Exception):
+    """Carries the configuration that a command would have started Ray with."""
+
+
+@pytest.fixture
+def caught_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connected(config: RunConfig, place: Place, *_: Any, **__: Any) -> NoReturn:
+        raise Reached(config, place)
+
+    monkeypatch.setattr(pipeline, "connected", connected)
+    monkeypatch.setattr(again, "connected", connected)
+
+
+def of_a_stranger(folder: Path, **changes: Any) -> Path:
+    """An artifact, written as versions before wrote it: with all of the configuration in it."""
+    made = Artifact(
+        pixels=np.full((10, 1, 8, 8), 0.5, np.float32),
+        labels=np.arange(10, dtype=np.int64),
+        segments=np.zeros(10, np.int32),
+        soft_labels=None,
+        class_names=tuple("0123456789"),
+        mean=(0.3,),
+        std=(0.4,),
+        factor=1,
+        step_size=None,
+        recipe={"model": {"width": 8}, "training": {}},
+        provenance={"config": {**THEIRS, **changes}},
+    )
+    write_artifact(Place(folder), made)
+    return folder
+
+
+COMMANDS: dict[str, Callable[[Path, list[str]], object]] = {
+    "evaluate": lambda path, changes: pipeline.evaluate(str(path), changes),
+    "incremental": lambda path, changes: pipeline.learn_incrementally(str(path), 2, changes),
+    "rank": lambda path, changes: pipeline.rank(str(path), [], changes),
+    "relabel": lambda path, changes: pipeline.relabel(
+        str(path),
+        str(path.parent / "to"),
+        [*changes, *["experts.cache=mine"] * (not (path.parent / "run.json").exists())],
+    ),
+}
+
+
+def reached(name: str, path: Path, *changes: str) -> RunConfig:
+    with pytest.raises(Reached) as caught:
+        COMMANDS[name](path, list(changes))
+    found: RunConfig = caught.value.args[0]
+    return found
+
+
+@pytest.mark.usefixtures("caught_at_the_start")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_file_of_a_stranger_chooses_neither_host_nor_place(tmp_path: Path, name: str) -> None:
+    found = reached(name, of_a_stranger(tmp_path / "set"), "data.path=mine")
+    assert (found.runtime.address, found.runtime.workers, found.name) == (None, None, "run")
+    assert (found.data.path, found.data.download) == ("mine", False)
+    assert found.experts.cache == ("mine" if name == "relabel" else None)
+    assert (found.seed, found.model.width, found.runtime.cpus_per_worker) == (3, 8, 2), (
+        "what affects the result is obeyed"
+    )
+
+
+@pytest.mark.usefixtures("caught_at_the_start")
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("data", ["parquet", "folder", "tiny_imagenet"])
+def test_a_set_that_lies_somewhere_is_asked_for(tmp_path: Path, name: str, data: str) -> None:
+    path = of_a_stranger(tmp_path / "set", data={"name": data, "path": "s3://theirs/images"})
+    with pytest.raises(
+        ConfigError, match=r"data.path: .*set does not say where its images lie; name them by --set data.path="
+    ):
+        COMMANDS[name](path, [])
+    assert reached(name, of_a_stranger(tmp_path / "digits", data={"name": "digits"})).data.name == "digits"
+
+
+@pytest.mark.usefixtures("caught_at_the_start")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_run_knows_where_its_own_images_lie_but_not_whom_to_call(tmp_path: Path, name: str) -> None:
+    mine = {
+        **THEIRS,
+        "data": {"name": "parquet", "path": "/mine"},
+        "experts": {"cache": "/mine/experts"},
+        "score": {"shards": 3},
+    }
+    RunDir.open(tmp_path / "run", parse_config(mine)).close()
+    found = reached(name, of_a_stranger(tmp_path / "run" / "herding"))
+    assert (found.data.path, found.experts.cache, found.score.shards) == ("/mine", "/mine/experts", 3)
+    assert (found.runtime.address, found.runtime.workers) == (None, 999)
+    assert reached(name, tmp_path / "run" / "herding", "runtime.address=head:1").runtime.address == "head:1"
+
+
+@pytest.mark.usefixtures("caught_at_the_start")
+def test_a_run_that_is_evaluated_anew_calls_nobody_that_its_file_names(tmp_path: Path) -> None:
+    RunDir.open(tmp_path / "run", parse_config(THEIRS)).close()
+    of_a_stranger(tmp_path / "run" / "synthetic")
+    found = reached("evaluate", tmp_path / "run")
+    assert (found.runtime.address, found.data.path) == (None, "s3://theirs/images")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "does not say which configuration made it"),
+        ([1], "does not say which configuration made it"),
+        ("x", "does not say which configuration made it"),
+        ({"seed": "x"}, "was made by another version of dasm_ray: seed: "),
+        ({"sed": 1}, "was made by another version of dasm_ray: sed: there is no such key"),
+        ({"data": {"name": "s3://K:S@b"}}, "data.name: holds credentials"),
+        ({"synthetic": {"ipc": 10**30}}, "synthetic.ipc: input should be less"),
+    ],
+)
+@pytest.mark.usefixtures("caught_at_the_start")
+def test_an_artifact_whose_configuration_cannot_be_meant(tmp_path: Path, config: Any, message: str) -> None:
+    place = of_a_stranger(tmp_path / "set")
+    described = json.loads((place / "dataset.json").read_text())
+    described["provenance"]["config"] = config
+    (place / "dataset.json").write_text(json.dumps(described))
+    with pytest.raises(ArtifactError, match=message):
+        pipeline.evaluate(str(place))
+
+
+def test_a_set_that_goes_out_does_not_say_where_and_how_it_was_made() -> None:
+    config = parse_config(THEIRS | {"score": {"shards": 7}, "networks": {"mlp": {"lr": 1}}})
+    real = SimpleNamespace(class_names=("a",), mean=(0.5,), std=(0.5,), shape=(1, 8, 8), digest="0" * 16, found={})
+    session = SimpleNamespace(device="cpu")
+    run: Any = SimpleNamespace(config=config, real=real, session=session, whitening=None, classes=1)
+    artifact = selected_set(run, np.zeros((1, 1, 8, 8), np.float32))
+    assert "theirs" not in json.dumps(artifact.provenance)
+    assert artifact.provenance["config"] == what(config)
+    assert what(parse_config(artifact.provenance["config"])) == what(config)
+    assert artifact.provenance["config_digest"] == digest_of(what(config))

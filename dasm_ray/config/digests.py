@@ -29,6 +29,11 @@ def what(section: pydantic.BaseModel) -> dict[str, Any]:
     return kept
 
 
+def config_digest(config: pydantic.BaseModel) -> str:
+    """The digest of all that the result of a run depends on."""
+    return digest_of(what(config))
+
+
 def digest_of(*parts: Any) -> str:
     """A short stable digest (16 hex digits) of plain values."""
     text = json.dumps(parts, sort_keys=True, default=str)

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from dasm_ray.config.matchers import MATCHERS, BaseMatcher, States
 from dasm_ray.config.selections import SELECTIONS
+from dasm_ray.config.shown import INSTEAD, odd_character, secret_in
 from dasm_ray.errors import ConfigError
 
 HOW: dict[str, Any] = {"affects_result": False}
@@ -47,12 +48,32 @@ def one_of(table: Iterable[str]) -> pydantic.AfterValidator:
     return pydantic.AfterValidator(check)
 
 
-Count = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
+"""What there is at least one of, and no more than a million."""
+
+Whole = Annotated[int, Field(ge=1, strict=True)]
+"""The same where a million would be too many: the field says by ``le`` how many there may be."""
+
 Natural = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Momentum = Annotated[Number, Field(ge=0, lt=1)]
+
+
+def _check_text(value: str) -> str:
+    odd, secret = odd_character(value), secret_in(value)
+    if odd is not None:
+        raise ValueError(f"holds {odd}, a character that cannot be shown; leave it out")
+    if secret is not None:
+        raise ValueError(f"holds {secret}, which would be kept in the files of the run; {INSTEAD}")
+    return value
+
+
+Text = Annotated[StrictStr, Field(max_length=4096), pydantic.AfterValidator(_check_text)]
+"""A name or a place: one line, and no credentials, since it is written down and shown."""
+
+
 AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 
@@ -91,10 +112,12 @@ class Section(pydantic.BaseModel):
 class Data(Section):
     """The real images."""
 
-    name: StrictStr = Field("digits", description="a named set, or `parquet` or `folder` with `path`")
-    path: StrictStr | None = Field(None, description="folder or URI of the files", json_schema_extra=HOW)
+    name: Text = Field("digits", description="a named set, or `parquet` or `folder` with `path`")
+    path: Text | None = Field(None, description="folder or URI of the files", json_schema_extra=HOW)
     download: StrictBool = Field(False, description="fetch a torchvision set into `path`", json_schema_extra=HOW)
-    image_size: Count | None = Field(None, description="resize and centre-crop to this square; unset: sizes must agree")
+    image_size: Whole | None = Field(
+        None, le=4096, description="resize and centre-crop to this square; unset: sizes must agree"
+    )
     ground: Annotated[StrictStr, Field(pattern=r"^(white|black|#[0-9a-fA-F]{6})$")] | None = Field(
         None,
         description="colour that transparent images are laid on: white (unset), black or #rrggbb",
@@ -116,7 +139,9 @@ class Model(Section):
     """The network that is matched, probed and evaluated."""
 
     arch: Arch = Field("convnet", description="a row of core.networks.zoo.ARCHITECTURES")
-    width: Count = Field(128, description="channels of every block (convnet; the others have widths of their own)")
+    width: Whole = Field(
+        128, le=10_000, description="channels of every block (convnet; the others have widths of their own)"
+    )
     depth: Annotated[int, Field(ge=1, le=8, strict=True)] | None = Field(
         None, description="blocks (convnet only); unset: from the image size"
     )
@@ -128,9 +153,9 @@ class Model(Section):
 class Synthetic(Section):
     """The shape of the synthetic set."""
 
-    ipc: Count = Field(10, description="stored images per class, over all segments")
-    segments: Count = Field(2, description="K: slices of the set that are distilled one after another")
-    factor: Count = Field(1, description="multi-formation f: a stored image holds f*f training images")
+    ipc: Whole = Field(10, le=100_000, description="stored images per class, over all segments")
+    segments: Whole = Field(2, le=1000, description="K: slices of the set that are distilled one after another")
+    factor: Whole = Field(1, le=64, description="multi-formation f: a stored image holds f*f training images")
     init: Literal["mix", "real", "noise"] = Field(
         "mix", description="mix: f*f downsized real images a slot; real: one a slot"
     )
@@ -153,12 +178,10 @@ class TrainRecipe(Section):
 class Experts(TrainRecipe):
     """Networks trained on the real data: their snapshots are the states to match at, and they teach the windows."""
 
-    count: Count = Field(4, description="independent trainings")
+    count: Whole = Field(4, le=10_000, description="independent trainings")
     rho: NotNegative = Field(0.0, description="radius of sharpness-aware training (FTD: GSAM, adaptive); 0: plain SGD")
     alpha: NotNegative = Field(0.3, description="GSAM's weight of the perpendicular gradient; only with rho")
-    cache: StrictStr | None = Field(
-        None, description="folder shared by runs; unset: RUN/experts", json_schema_extra=HOW
-    )
+    cache: Text | None = Field(None, description="folder shared by runs; unset: RUN/experts", json_schema_extra=HOW)
 
 
 class Matcher(Section):
@@ -189,7 +212,9 @@ class Matcher(Section):
     scale_lr: StrictBool = Field(True, description="scale lr_img by (ipc/10)(size/base)^2")
     momentum: Momentum = Field(0.5, description="of SGD on the pixels")
     snapshots: tuple[tuple[Natural, Count], ...] = Field(
-        ((0, 4),), description="experts: range [first, last) of epochs per segment; the last row holds for the rest"
+        ((0, 4),),
+        max_length=1000,
+        description="experts: range [first, last) of epochs per segment; the last row holds for the rest",
     )
     perturb: NotNegative = Field(
         0.0, description="experts: length of the filter-normalised random step away from a snapshot"
@@ -210,9 +235,12 @@ class Trajectory(Section):
     steps: Count = Field(80, description="N: SGD steps of a student")
     epochs: Count = Field(2, description="M: epochs of the expert that the student is to make up for")
     batch: Count = Field(100, description="synthetic images a student step")
-    lanes: Count = Field(1, description="draws of (expert, start) a round, averaged; what can run in parallel")
+    lanes: Whole = Field(
+        1, le=10_000, description="draws of (expert, start) a round, averaged; what can run in parallel"
+    )
     starts: tuple[StartRow, ...] = Field(
         ((0, 10, 19),),
+        max_length=1000,
         description="start epochs per segment: drawn from [first, open), which widens to [first, last) over "
         "`expansion` rounds; the last row holds for the rest",
     )
@@ -249,8 +277,8 @@ class Score(Section):
         "el2n", description="over expert snapshots"
     )
     early: Count = Field(3, description="expert epochs that the static score is averaged over")
-    shards: Count | None = Field(
-        None, description="tasks a scoring is cut into; unset: one a worker", json_schema_extra=HOW
+    shards: Whole | None = Field(
+        None, le=100_000, description="tasks a scoring is cut into; unset: one a worker", json_schema_extra=HOW
     )
     batch: Count = Field(500, description="samples a forward pass")
 
@@ -260,7 +288,7 @@ class Probe(TrainRecipe):
 
     epochs: Count = Field(200, description="passes over the segments so far")
     batch: Count = Field(64, description="samples a step")
-    members: Count = Field(2, description="networks of the ensemble")
+    members: Whole = Field(2, le=1000, description="networks of the ensemble")
 
 
 ROWS = ("distilled", "initial", "random", *SELECTIONS, "full")
@@ -273,8 +301,8 @@ class Evaluate(TrainRecipe):
     epochs: Count = Field(1000, description="passes over the decoded synthetic set; other small sets get as many steps")
     full_epochs: Count | None = Field(None, description="passes over the full data; unset: as many as `epochs`")
     batch: Count = Field(64, description="samples a step")
-    seeds: Count = Field(3, description="trainings per row")
-    checkpoints: Count = Field(5, description="times that a training looks at the validation split")
+    seeds: Whole = Field(3, le=10_000, description="trainings per row")
+    checkpoints: Whole = Field(5, le=10_000, description="times that a training looks at the validation split")
     rows: tuple[Annotated[StrictStr, one_of(ROWS)], ...] = Field(
         ("distilled", "initial", "random", "herding", "k_center", "full"),
         description="rows of the table; of the selection methods the best on validation is shown",
@@ -296,39 +324,42 @@ class ArchRecipe(Section):
 class Runtime(Section):
     """How the work is spread. Only the threads of a worker and compilation touch the result, by rounding."""
 
-    workers: Count | None = Field(
-        None, description="most workers; unset: one per GPU, else one per core", json_schema_extra=HOW
+    workers: Whole | None = Field(
+        None, le=10_000, description="most workers; unset: one per GPU, else one per core", json_schema_extra=HOW
     )
-    cpus_per_worker: Count = Field(1, description="cores, and so torch threads, of one worker")
+    cpus_per_worker: Whole = Field(1, le=10_000, description="cores, and so torch threads, of one worker")
     gpus_per_worker: NotNegative | None = Field(
-        None, description="GPUs of one worker, fractions allowed; unset: 1 where there are GPUs"
+        None, le=1000, description="GPUs of one worker, fractions allowed; unset: 1 where there are GPUs"
     )
     memory_per_worker: Positive | None = Field(
         None,
+        le=1_000_000,
         description="GiB of a host's memory that one worker is sure of; unset: none is set aside",
         json_schema_extra=HOW,
     )
     device: Literal["cpu", "cuda"] | None = Field(
         None, description="where workers compute; unset: on their GPUs, on the CPU where they have none"
     )
-    address: StrictStr | None = Field(
-        None, description="a running Ray cluster; unset: a local one", json_schema_extra=HOW
-    )
+    address: Text | None = Field(None, description="a running Ray cluster; unset: a local one", json_schema_extra=HOW)
     compile: StrictBool | None = Field(
         None, description="compile the steps; off: the eager reference; unset: where networks are large enough to pay"
     )
     max_lost: Count = Field(3, description="times that one task may be lost", json_schema_extra=HOW)
-    task_minutes: Positive = Field(60, description="longest time that one task may take", json_schema_extra=HOW)
-    checkpoint_seconds: NotNegative = Field(20, description="least time between checkpoints", json_schema_extra=HOW)
+    task_minutes: Positive = Field(
+        60, le=1_000_000, description="longest time that one task may take", json_schema_extra=HOW
+    )
+    checkpoint_seconds: NotNegative = Field(
+        20, le=1e9, description="least time between checkpoints", json_schema_extra=HOW
+    )
     idle_seconds: NotNegative = Field(
-        60, description="a worker with nothing to do for this long is given back", json_schema_extra=HOW
+        60, le=1e9, description="a worker with nothing to do for this long is given back", json_schema_extra=HOW
     )
 
 
 class RunConfig(Section):
     """A run of distillation, whole."""
 
-    name: Annotated[StrictStr, Field(pattern=r"^\w[\w.-]*$")] = Field(
+    name: Annotated[StrictStr, Field(pattern=r"^\w[\w.-]*$", max_length=200)] = Field(
         "run", description="names the default run directory, runs/NAME", json_schema_extra=HOW
     )
     seed: Natural = Field(0, description="every random number of the run follows from it")

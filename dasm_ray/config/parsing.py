@@ -1,11 +1,14 @@
 """What a user writes, read into a configuration: YAML, ``--set`` overrides, and a sentence for everything wrong.
 
-What must stay true: all problems are told at once, each names its key, and a misspelt key gets the nearest name.
+What must stay true: all problems are told at once, each in one line that names its key and shows no secret, a misspelt
+key gets the nearest name, and nothing that was set is replaced by something else that was set.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
+import reprlib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -14,11 +17,21 @@ from pathlib import Path
 from typing import Any, Union
 
 import pydantic
-import yaml
+from pydantic.fields import FieldInfo
 
+from dasm_ray.config import plain_yaml
 from dasm_ray.config.keys import RunConfig, Section
 from dasm_ray.config.rules import contradictions
+from dasm_ray.config.shown import escaped, masked
 from dasm_ray.errors import ConfigError
+
+MOST_PARTS = 4
+"""Of a dotted key: more than any key has."""
+
+MOST_SENTENCES = 50
+
+SHORT = reprlib.Repr()
+SHORT.maxlevel, SHORT.maxstring, SHORT.maxother, SHORT.maxlong = 3, 120, 120, 120
 
 # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -28,51 +41,65 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> RunCo
 
     Raises ConfigError with one sentence for each problem found.
     """
-    tree = {} if path is None else read_yaml(path)
-    for override in overrides:
-        apply_override(tree, override)
+    tree = {} if path is None else plain_yaml.read_file(path)
+    apply_overrides(tree, overrides)
     return parse_config(tree)
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file; ConfigError if there is none."""
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file; configs/ holds the recipes") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: must be a mapping of sections, not a {type(tree).__name__}")
-    return tree
+def apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Sets every ``a.b=value`` in the tree; ConfigError where two of them speak of one key."""
+    given: list[str] = []
+    for override in overrides:
+        key = apply_override(tree, override)
+        twice = next((other for other in given if meet(key, other)), None)
+        if twice is not None:
+            how = (
+                "is set twice"
+                if key == twice
+                else f"speaks of {escaped(masked(twice), 60)} too, which another --set sets"
+            )
+            raise ConfigError(f"--set {_shown(override)}: {escaped(masked(key), 60)} {how}; leave one")
+        given.append(key)
 
 
-def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Sets one ``a.b=value`` in the tree; the value is read as YAML."""
-    key, equals, value = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"--set {override}: write it as section.key=value")
-    try:
-        found = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: the value is not YAML; quote it") from None
-    set_key(tree, key.strip(), found, f"--set {override}")
+def meet(one: str, other: str) -> bool:
+    """Whether one of two keys is the other, or stands below it."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+
+
+def apply_override(tree: dict[str, Any], override: str) -> str:
+    """Sets one ``a.b=value`` in the tree, and returns the key; the value is read as YAML."""
+    key, equals, value = (part.strip() for part in override.partition("="))
+    told = f"--set {_shown(override)}"
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"{told}: write it as section.key=value")
+    set_key(tree, key, plain_yaml.read(value, told), told)
+    return key
 
 
 def set_key(tree: dict[str, Any], key: str, value: Any, told: str) -> None:
-    """Sets the key ``a.b`` in the tree; ``told`` names who asked, for the error where ``a`` is no section."""
+    """Sets the key ``a.b`` in the tree; ``told`` names who asked, for the ConfigError.
+
+    ``a`` must be a section. A section that holds keys is not replaced by another one, in which they would be lost.
+    """
     *parents, last = key.split(".")
+    if len(parents) >= MOST_PARTS:
+        raise ConfigError(f"{told}: there is no key of {len(parents) + 1} parts")
     node = tree
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"{told}: {parent!r} is a value, not a section")
+            raise ConfigError(f"{told}: {escaped(parent)!r} is a value, not a section")
         node = child
+    held = node.get(last)
+    if isinstance(held, dict) and held and isinstance(value, dict):
+        example = f"{key}.{next(iter(value or held))}=..."
+        raise ConfigError(f"{told}: would replace all of {key}, which is set already; set its keys, as in {example}")
     node[last] = value
+
+
+def _shown(override: str) -> str:
+    return escaped(masked(override), 120)
 
 
 def parse_config(tree: Mapping[str, Any]) -> RunConfig:
@@ -80,30 +107,73 @@ def parse_config(tree: Mapping[str, Any]) -> RunConfig:
     try:
         config = RunConfig.model_validate(tree)
     except pydantic.ValidationError as error:
-        raise ConfigError(*(sentence_of(detail, RunConfig) for detail in error.errors())) from None
+        raise ConfigError(*sentences_of(error, RunConfig)) from None
     problems = list(contradictions(config))
     if problems:
         raise ConfigError(*problems)
     return config
 
 
+def parse_result_keys(tree: Mapping[str, Any]) -> RunConfig:
+    """The same of a configuration that came with somebody's files: where and how it was done there is not looked at.
+
+    Keys that are marked ``HOW`` have their defaults, whatever the tree says.
+    """
+    return parse_config(_without_how(tree, RunConfig))
+
+
+def _without_how(tree: Mapping[str, Any], section: type[pydantic.BaseModel]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for name, value in tree.items():
+        field = section.model_fields.get(name)
+        if field is not None and is_how(field):
+            continue
+        inner = None if field is None else field.annotation
+        is_part = _is_section(inner) and isinstance(value, Mapping)
+        kept[name] = _without_how(value, _model_of(inner)) if is_part else value
+    return kept
+
+
+def is_how(field: FieldInfo) -> bool:
+    """Whether a field cannot change a result."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and extra.get("affects_result") is False
+
+
+# --- what is wrong, in words -------------------------------------------------------------------------------------
+
+
+def sentences_of(error: pydantic.ValidationError, root: type[Section]) -> list[str]:
+    """The findings about a ``root`` as sentences, of very many the first."""
+    details = error.errors(include_url=False)
+    more = [f"and {len(details) - MOST_SENTENCES} more of the kind"] if len(details) > MOST_SENTENCES else []
+    return [sentence_of(detail, root) for detail in details[:MOST_SENTENCES]] + more
+
+
 def sentence_of(detail: Any, root: type[Section]) -> str:
     """One pydantic finding about a ``root`` as a sentence that names the key and what to do."""
-    where = ".".join(str(part) for part in detail["loc"])
-    kind, context = detail["type"], detail.get("ctx", {})
+    where = ".".join(escaped(masked(str(part)), 60) for part in detail["loc"])
+    kind, context, given = detail["type"], detail.get("ctx", {}), _spelt(detail["input"])
     if kind == "extra_forbidden":
         known = _keys_beside(detail["loc"], root)
-        near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
+        near = difflib.get_close_matches(str(detail["loc"][-1])[:100], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"the keys here are {', '.join(known)}"
         return f"{where}: there is no such key; {hint}"
     if kind == "literal_error":
-        near = difflib.get_close_matches(str(detail["input"]), _quoted(context["expected"]), n=1)
+        near = difflib.get_close_matches(given.strip("'")[:100], _quoted(context["expected"]), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"{where}: {detail['input']!r} must be {context['expected']}{hint}"
+        return f"{where}: {given} must be {context['expected']}{hint}"
     if kind == "missing":
         return f"{where}: is missing"
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"{where}: {message[0].lower()}{message[1:]}, not {detail['input']!r}"
+    message = escaped(masked(detail["msg"].removeprefix("Value error, ")), 400)
+    return f"{where}: {message[0].lower()}{message[1:]}, not {given}"
+
+
+def _spelt(value: Any) -> str:
+    """A value as Python spells it, without secrets, cut where it is long."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"a number of about {int(value.bit_length() * math.log10(2)) + 1} digits"
+    return escaped(masked(SHORT.repr(value)), 200)
 
 
 def _quoted(expected: str) -> list[str]:
@@ -136,8 +206,8 @@ def field_of(key: str) -> Key | None:
         field = _model_of(annotation).model_fields.get(part) if _is_section(annotation) else None
         if field is None:
             return None
-        extra, annotation = field.json_schema_extra, field.annotation
-        affects_result &= not (isinstance(extra, dict) and extra.get("affects_result") is False)
+        annotation = field.annotation
+        affects_result &= not is_how(field)
     return Key(affects_result, _is_section(annotation))
 
 
@@ -161,4 +231,4 @@ def _model_of(annotation: Any) -> type[pydantic.BaseModel]:
 
 def to_yaml(config: RunConfig) -> str:
     """The resolved configuration as YAML that ``load_config`` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return plain_yaml.write(config.model_dump(mode="json"))

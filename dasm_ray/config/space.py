@@ -18,9 +18,11 @@ import numpy as np
 import pydantic
 from pydantic import Field, StrictInt, StrictStr
 
+from dasm_ray.config import plain_yaml
 from dasm_ray.config.digests import digest_of, what
-from dasm_ray.config.keys import Count, Natural, Number, RunConfig, Section
-from dasm_ray.config.parsing import apply_override, field_of, parse_config, read_yaml, sentence_of, set_key
+from dasm_ray.config.keys import Natural, Number, RunConfig, Section, Text, Whole
+from dasm_ray.config.parsing import apply_overrides, field_of, meet, parse_config, sentences_of, set_key
+from dasm_ray.config.shown import escaped, masked
 from dasm_ray.errors import ConfigError
 
 YARDSTICK = (
@@ -36,6 +38,11 @@ YARDSTICK = (
 DIGITS = 4
 """Of a number that is drawn: what a table shows is what was tried."""
 
+MOST_TRIALS = 10_000
+"""Of one sweep: all of them are checked before one starts."""
+
+Drawn = Annotated[StrictInt, Field(ge=-(2**62), le=2**62)]
+
 
 class Values(Section):
     """What to try for one key: all of some values, or draws."""
@@ -44,7 +51,7 @@ class Values(Section):
     choice: tuple[Any, ...] | None = Field(None, description="one of these a draw")
     uniform: tuple[Number, Number] | None = Field(None, description="a number between two")
     loguniform: tuple[Number, Number] | None = Field(None, description="the same, evenly over magnitudes")
-    integers: tuple[StrictInt, StrictInt] | None = Field(None, alias="int", description="a whole number, ends included")
+    integers: tuple[Drawn, Drawn] | None = Field(None, alias="int", description="a whole number, ends included")
 
     @pydantic.model_validator(mode="after")
     def _one_kind(self) -> Values:
@@ -60,6 +67,8 @@ class Values(Section):
                 raise ValueError("must begin below its end")
         if self.loguniform is not None and self.loguniform[0] <= 0:
             raise ValueError("must begin above 0")
+        if self.uniform is not None and math.isinf(self.uniform[1] - self.uniform[0]):
+            raise ValueError("is wider than any number")
         return self
 
     def draw(self, generator: np.random.Generator) -> Any:
@@ -83,8 +92,8 @@ class Scheduler(Section):
     """Which trials go on after a segment."""
 
     name: Literal["all", "asha"] = Field("all", description="all: every trial to its end; asha: the better ones")
-    grace: Count = Field(1, description="asha: segments before a trial may be stopped")
-    reduction: Annotated[int, Field(ge=2, strict=True)] = Field(2, description="asha: one in so many goes on")
+    grace: Whole = Field(1, le=1000, description="asha: segments before a trial may be stopped")
+    reduction: Annotated[int, Field(ge=2, le=1000, strict=True)] = Field(2, description="asha: one in so many goes on")
 
 
 def _by_name(value: Any) -> Any:
@@ -94,13 +103,15 @@ def _by_name(value: Any) -> Any:
 class SweepFile(Section):
     """A sweep as it is written."""
 
-    name: Annotated[StrictStr, Field(pattern=r"^\w[\w.-]*$")] = Field(description="names the default folder, runs/NAME")
-    recipe: StrictStr = Field(description="the config that is changed, relative to the sweep file")
+    name: Annotated[StrictStr, Field(pattern=r"^\w[\w.-]*$", max_length=200)] = Field(
+        description="names the default folder, runs/NAME"
+    )
+    recipe: Text = Field(description="the config that is changed, relative to the sweep file")
     set: dict[StrictStr, Any] = Field({}, description="keys of the recipe changed for all trials")
     space: Annotated[dict[StrictStr, Values], Field(min_length=1)] = Field(description="what to try, by key")
-    samples: Count = Field(1, description="draws; each is crossed with all grids")
+    samples: Whole = Field(1, le=MOST_TRIALS, description="draws; each is crossed with all grids")
     scheduler: Annotated[Scheduler, pydantic.BeforeValidator(_by_name)] = Scheduler()
-    workers: Count = Field(1, description="of one trial; the result does not depend on it")
+    workers: Whole = Field(1, le=10_000, description="of one trial; the result does not depend on it")
     seed: Natural = Field(0, description="draws follow from it; a run's own seed is a key of the recipe")
 
 
@@ -137,16 +148,17 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), workers: int | N
 
     Raises ConfigError with one sentence for each problem found, in the file or in any of its trials.
     """
+    overrides = list(overrides)
     file = _parsed(path, {"workers": workers} if workers is not None else {})
-    tree = read_yaml(Path(path).parent / file.recipe)
+    told = _told(path)
+    tree = plain_yaml.read_file(Path(path).parent / file.recipe)
     for key, value in file.set.items():
-        set_key(tree, key, value, f"{path}: set.{key}")
+        set_key(tree, key, value, f"{told}: set.{escaped(key)}")
     changed = [*file.set, *(override.partition("=")[0].strip() for override in overrides)]
-    for override in overrides:
-        apply_override(tree, override)
+    apply_overrides(tree, overrides)
     problems = list(_misplaced(file, changed))
     if problems:
-        raise ConfigError(*(f"{path}: {problem}" for problem in problems))
+        raise ConfigError(*(f"{told}: {problem}" for problem in problems))
     runtime = tree.setdefault("runtime", {})
     if isinstance(runtime, dict):
         runtime["workers"] = file.workers
@@ -155,17 +167,28 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), workers: int | N
     return sweep
 
 
+def _told(path: str | Path) -> str:
+    """A path as a sentence may name it."""
+    return escaped(masked(str(path)))
+
+
 def _parsed(path: str | Path, changes: dict[str, Any]) -> SweepFile:
     try:
-        return SweepFile.model_validate(read_yaml(path) | changes)
+        return SweepFile.model_validate(plain_yaml.read_file(path) | changes)
     except pydantic.ValidationError as error:
-        raise ConfigError(*(f"{path}: {sentence_of(detail, SweepFile)}" for detail in error.errors())) from None
+        raise ConfigError(*(f"{_told(path)}: {sentence}" for sentence in sentences_of(error, SweepFile))) from None
 
 
 def _misplaced(file: SweepFile, changed: list[str]) -> Iterator[str]:
-    """Keys that stand where they have no meaning."""
+    """Keys that stand where they have no meaning, and more trials than anybody could run."""
+    for one, other in itertools.combinations(file.set, 2):
+        if meet(one, other):
+            yield f"set.{escaped(one)}: speaks of what set.{escaped(other)} sets too; leave one of the two out"
+    count = file.samples * math.prod(len(values.grid) for values in file.space.values() if values.grid is not None)
+    if count > MOST_TRIALS:
+        yield f"space: makes {count} trials, and at most {MOST_TRIALS} are run; try fewer values or samples"
     for key in file.space:
-        where, field = f"space.{key}", field_of(key)
+        where, field = f"space.{escaped(key)}", field_of(key)
         if key in changed:
             yield f"{where}: is set to one value too; leave one of the two out"
         if key in YARDSTICK:
@@ -196,7 +219,7 @@ def _checked(path: str | Path, file: SweepFile, tree: dict[str, Any]) -> tuple[T
         values = {key: _value(config, key) for key in point}
         trials.setdefault(digest_of(what(config)), Trial(len(trials), values, config))
     if problems:
-        raise ConfigError(*(f"{path}: {problem}" for problem in problems.values()))
+        raise ConfigError(*(f"{_told(path)}: {problem}" for problem in problems.values()))
     return tuple(trials.values())
 
 
@@ -240,11 +263,11 @@ def _check_scheduler(path: str | Path, sweep: Sweep) -> None:
     segments = {trial.config.synthetic.segments for trial in sweep.trials}
     if len(segments) > 1:
         raise ConfigError(
-            f"{path}: scheduler: asha compares trials after the same segment, so synthetic.segments cannot be swept "
-            f"with it; fix it, or set scheduler to all"
+            f"{_told(path)}: scheduler: asha compares trials after the same segment, so synthetic.segments cannot "
+            f"be swept with it; fix it, or set scheduler to all"
         )
     if sweep.scheduler.grace >= max(segments):
         raise ConfigError(
-            f"{path}: scheduler: asha can stop a trial after segment {sweep.scheduler.grace} at the earliest, and "
-            f"there are {max(segments)}; raise synthetic.segments, lower grace, or set scheduler to all"
+            f"{_told(path)}: scheduler: asha can stop a trial after segment {sweep.scheduler.grace} at the "
+            f"earliest, and there are {max(segments)}; raise synthetic.segments, lower grace, or set scheduler to all"
         )

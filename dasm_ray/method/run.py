@@ -134,11 +134,14 @@ def connected(
     nothing.
     """
     with Progress(event) as progress, contextlib.ExitStack() as own:
-        source = None if given else open_checked(config)  # what can be refused without Ray is
-        session = given.session if given else own.enter_context(Session.open(config.runtime, progress.note))
+        if given is None:
+            source = open_checked(config)  # first, since what can be refused without Ray shall be
+            session = own.enter_context(Session.open(config.runtime, progress.note))
+        else:
+            session = given.session
         progress.listen(Metrics(config.name))
         progress.note(f"{config.name}: {session}, results in {place}")
-        real = given.real if given else load_real(config.data, progress.note, progress, source)
+        real = given.real if given else load_real(source, config.data, progress.note, progress)
         check_against_data(config, real)
         with _pool(config, session, progress) as pool:
             run = Run(config, place, pool, progress, session, real)

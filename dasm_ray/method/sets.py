@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dasm_ray.config.digests import digest_of, what
+from dasm_ray.config.digests import config_digest, what
 from dasm_ray.method.run import Run
 from dasm_ray.runtime.worker import Chosen, Stored
 from dasm_ray.store.artifact import Artifact
@@ -122,8 +122,8 @@ def _artifact(run: Run, images: Images, segments: NDArray[np.int32], factor: int
         step_size=step_size,
         recipe={"model": what(config.model), "image_size": list(real.shape[1:]), "training": what(config.evaluate)},
         provenance={
-            "config": config.model_dump(mode="json"),
-            "config_digest": digest_of(what(config)),
+            "config": what(config),
+            "config_digest": config_digest(config),
             "data_digest": real.digest,
             "found": dict(real.found),
             "device": run.session.device,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dasm_ray.config.shown import escaped
 from dasm_ray.store.artifact import Artifact, digest
 
 MARGIN = 2
@@ -16,23 +18,35 @@ MARGIN = 2
 
 
 def describe(artifact: Artifact) -> str:
-    """What the set is, a line a fact."""
+    """What the set is, a line a fact; what the set does not say is left out."""
     count, channels, height, width = artifact.pixels.shape
     segments, sizes = np.unique(artifact.segments, return_counts=True)
-    training, model = artifact.recipe["training"], artifact.recipe["model"]
-    versions = artifact.provenance.get("versions", {})
     facts = {
         "images": f"{count} stored of {channels}x{height}x{width}, {count * artifact.factor**2} for training "
         f"(factor {artifact.factor})",
-        "classes": ", ".join(artifact.class_names),
+        "classes": ", ".join(escaped(name) for name in artifact.class_names),
         "segments": ", ".join(f"{size} images in {segment + 1}" for segment, size in zip(segments, sizes, strict=True)),
         "labels": "hard" if artifact.soft_labels is None else "soft",
         "mean, std": f"{_rounded(artifact.mean)}, {_rounded(artifact.std)}",
-        "evaluated by": f"{model['arch']}, width {model['width']}, {training['epochs']} epochs, rate {training['lr']}",
-        "made with": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "evaluated by": ", ".join(_evaluation(artifact.recipe)),
+        "made with": ", ".join(f"{escaped(name)} {escaped(of)}" for name, of in _part(artifact.provenance, "versions")),
         "digest": digest(artifact),
     }
-    return "\n".join(f"{name:13} {fact}" for name, fact in facts.items())
+    return "\n".join(f"{name:13} {fact}" for name, fact in facts.items() if fact)
+
+
+def _evaluation(recipe: Mapping[str, Any]) -> Iterator[str]:
+    """What a recipe says of the network and its training: it may leave out what has its usual value."""
+    told = dict(_part(recipe, "model")) | dict(_part(recipe, "training"))
+    for key, words in {"arch": "{}", "width": "width {}", "epochs": "{} epochs", "lr": "rate {}"}.items():
+        if key in told:
+            yield words.format(escaped(told[key], 40))
+
+
+def _part(values: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
+    """What stands under a name, where that has parts."""
+    part = values.get(name)
+    return list(part.items()) if isinstance(part, Mapping) else []
 
 
 def _rounded(values: tuple[float, ...]) -> str:

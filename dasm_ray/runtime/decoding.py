@@ -26,7 +26,7 @@ from dasm_ray.errors import DataError, SessionError, TaskLost
 from dasm_ray.runtime.machine import check_whitening
 from dasm_ray.runtime.pool import ObjectRef, failure_of, loss_of
 from dasm_ray.runtime.progress import Progress
-from dasm_ray.store.datasets.catalogue import open_source, rows_of
+from dasm_ray.store.datasets.catalogue import rows_of
 from dasm_ray.store.datasets.found import Found
 from dasm_ray.store.datasets.shards import Shard, Source, check_counts, decode, digest_block, split_of
 from dasm_ray.store.datasets.splits import SPLITS, Cut
@@ -57,18 +57,13 @@ class RealRefs:
     found: Mapping[str, Any] = field(default_factory=dict)  # `Found` as plain values: what was read, and how
 
 
-def load_real(
-    data: Data, notice: Callable[[str], None], progress: Progress | None = None, source: Source | None = None
-) -> RealRefs:
+def load_real(source: Source, data: Data, notice: Callable[[str], None], progress: Progress | None = None) -> RealRefs:
     """Decodes a set on the cluster and sorts it by split and class; says first what was found, then what decoding told.
 
-    ``source``: the set, where it is open already. Raises DataError for a set that is missing or holds something that
-    cannot be used, ResourceError for a whitening that fits on no node, TaskLost or SessionError when the cluster does
-    not do the work.
+    ``source``: the set of ``data``, opened. Raises DataError for a set that holds something that cannot be used,
+    ResourceError for a whitening that fits on no node, TaskLost or SessionError when the cluster does not do the work.
     """
-    source = source or open_source(data)
-    if data.zca is not None:
-        check_whitening(source.shape, largest_memory())
+    _check_room(source, data)
     for line in source.found.lines():
         notice(line)
     source, chunks = _decode_in_its_colours(source, data, notice, progress)
@@ -92,6 +87,12 @@ def load_real(
         digest=digest_of([summary.digests for summary in summaries]),
         found=found.as_values(),
     )
+
+
+def _check_room(source: Source, data: Data) -> None:
+    """ResourceError for a whitening that no node has room for."""
+    if data.zca is not None:
+        check_whitening(source.shape, largest_memory())
 
 
 def largest_memory() -> int:
@@ -162,8 +163,7 @@ def _decode_in_its_colours(
         return source, chunks
     notice(f"{coloured} training images are in colour, unlike those looked at first: all are read as RGB, once more")
     source = source.with_shape((3, *source.shape[1:]))
-    if data.zca is not None:
-        check_whitening(source.shape, largest_memory())
+    _check_room(source, data)
     shards = [shard for of_role in source.shards.values() for shard in of_role]
     return source, _decode_all(shards, source, data, notice, progress)
 

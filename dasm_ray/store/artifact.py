@@ -1,7 +1,8 @@
 """The finished synthetic set at rest: Parquet that `datasets.load_dataset` opens, and a JSON file that explains it.
 
 What must stay true: `dataset.json` is written last and holds a digest of all that evaluation needs, so a set that is
-half written, damaged or of another version is refused and never trained on.
+half written, damaged or of another version is refused and never trained on; a set that somebody made up is refused
+before it costs memory.
 """
 
 from __future__ import annotations
@@ -10,24 +11,45 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from PIL import Image
 
+from dasm_ray.config.shown import escaped
 from dasm_ray.errors import ArtifactError, RunDirError
 from dasm_ray.store import tensors
+from dasm_ray.store.card import CARD, FILES, front_matter, set_name, write_run_card, write_unfinished
+from dasm_ray.store.checked import read_at_most
+from dasm_ray.store.description import (
+    DESCRIPTION,
+    SCHEMA_VERSION,
+    Description,
+    damaged,
+    fault_of_meaning,
+    file_names,
+    read_description,
+)
 from dasm_ray.store.place import Place
+from dasm_ray.store.rundir import RECORD
 
-SCHEMA_VERSION = 1
 WHITENING = "whitening.safetensors"
 FILE_BYTES = 1 << 27
 """About how many bytes of pixels one Parquet file holds."""
+
+COLUMNS = ["pixels", "label", "soft_label", "segment"]
+"""Of the Parquet files, those that are read; the preview is for others."""
+
+PACKED_BY = ("SNAPPY", "UNCOMPRESSED")
+SLACK, ROW_SLACK = 1 << 20, 1 << 12
+"""Bytes that a file, or a row of it, may have beside its values: headers, statistics, the frame of a preview."""
+
+UNPACKED_BYTES, UNPACKED_TIMES = 1 << 26, 200
+"""Pixels may take so many bytes in memory, or so many times what they take in files: more is no set, but a trap."""
 
 
 @dataclass(frozen=True)
@@ -97,32 +119,37 @@ def _check(artifact: Artifact) -> None:
         raise ArtifactError(f"the synthetic set is not sound: {problem}; distil it again")
 
 
-def _faults(artifact: Artifact) -> list[tuple[bool, str]]:
+def _faults(artifact: Artifact) -> Iterator[tuple[bool, str]]:
+    """Each thing that can be wrong, and whether it is; what comes later may take what comes before it for granted."""
     pixels, labels, soft = artifact.pixels, artifact.labels, artifact.soft_labels
-    if pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
-        return [(True, f"pixels of shape {pixels.shape} are not (N, 1 or 3, H, W)")]
-    count, channels, classes = len(pixels), pixels.shape[1], len(artifact.class_names)
+    odd_shape = pixels.ndim != 4 or pixels.shape[1] not in (1, 3)
+    yield odd_shape, f"pixels of shape {pixels.shape} are not (N, 1 or 3, H, W)"
+    problem = fault_of_meaning(_meaning(artifact), pixels.shape)
+    yield problem is not None, str(problem)
+    count, classes = len(pixels), len(artifact.class_names)
     per_image = (labels, artifact.segments) if soft is None else (labels, artifact.segments, soft)
-    return [
-        (count == 0, "it holds no image"),
-        (pixels.dtype != np.float32 or labels.dtype != np.int64, "pixels must be float32 and labels int64"),
-        (artifact.segments.dtype != np.int32, "segments must be int32"),
-        (any(len(array) != count for array in per_image), "images, labels and segments differ in number"),
-        (soft is not None and (soft.dtype != np.float32 or soft.shape[1:] != (classes,)), "soft labels must be (N, K)"),
-        (not (len(artifact.mean) == len(artifact.std) == channels), "mean and std need one value a channel"),
-        (not artifact.is_normalised and not np.all((pixels >= 0) & (pixels <= 1)), "a pixel lies outside [0, 1]"),
-        (not np.isfinite(pixels).all(), "a pixel is no number"),
-        (_has_odd_whitening(artifact, math.prod(pixels.shape[1:])), "the whitening does not fit the images"),
-        (bool(np.any((labels < 0) | (labels >= classes))), f"a label lies outside 0..{classes - 1}"),
-        (artifact.factor < 1, f"factor {artifact.factor} is not positive"),
-    ]
+    yield count == 0, "it holds no image"
+    yield pixels.dtype != np.float32 or labels.dtype != np.int64, "pixels must be float32 and labels int64"
+    yield artifact.segments.dtype != np.int32, "segments must be int32"
+    yield any(len(array) != count for array in per_image), "images, labels and segments differ in number"
+    odd_soft = soft is not None and (soft.dtype != np.float32 or soft.shape[1:] != (classes,))
+    yield odd_soft, "soft labels must be (N, K)"
+    yield soft is not None and not np.isfinite(soft).all(), "a soft label is no number"
+    outside = not artifact.is_normalised and not np.all((pixels >= 0) & (pixels <= 1))
+    yield outside, "a pixel lies outside [0, 1]"
+    yield not np.isfinite(pixels).all(), "a pixel is no number"
+    yield _has_odd_whitening(artifact, math.prod(pixels.shape[1:])), "the whitening does not fit the images"
+    yield bool(np.any((labels < 0) | (labels >= classes))), f"a label lies outside 0..{classes - 1}"
+    yield bool(np.any(artifact.segments < 0)), "a segment is negative"
 
 
 def _has_odd_whitening(artifact: Artifact, size: int) -> bool:
     mean, matrix = artifact.whitening_mean, artifact.whitening_matrix
     if mean is None or matrix is None:
         return mean is not matrix
-    return mean.shape != (size,) or matrix.shape != (size, size) or not artifact.is_normalised
+    if mean.shape != (size,) or matrix.shape != (size, size) or not artifact.is_normalised:
+        return True
+    return not all(array.dtype == np.float32 and np.isfinite(array).all() for array in (mean, matrix))
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
@@ -131,16 +158,31 @@ def _has_odd_whitening(artifact: Artifact, size: int) -> bool:
 def write_artifact(place: Place, artifact: Artifact) -> str:
     """Writes the set into folder ``place``, in the stead of an older one, and returns its digest.
 
-    Raises ArtifactError if the set is not sound, RunDirError if the place cannot be written.
+    In a run directory, the card of the run names it beside the run's other sets. Raises ArtifactError if the set is not
+    sound, RunDirError if the place cannot be written.
     """
     _check(artifact)
-    (place / "dataset.json").delete()
+    _begin(place)
     files = _write_parquet(place / "data", artifact)
     _write_whitening(place / WHITENING, artifact)
-    (place / "README.md").write_text(_card(artifact))
     stamp = digest(artifact)
-    (place / "dataset.json").write_json(_description(artifact, stamp, files))
+    (place / CARD).write_text(_card(artifact, stamp))
+    if _is_in_run(place):
+        write_run_card(place.parent, {place.name: stamp})
+    (place / DESCRIPTION).write_json(_description(artifact, stamp, files))
     return stamp
+
+
+def _begin(place: Place) -> None:
+    """From here on until all is written, nobody takes what is there for a set."""
+    (place / DESCRIPTION).delete()
+    write_unfinished(place)
+    if _is_in_run(place):
+        write_run_card(place.parent)
+
+
+def _is_in_run(place: Place) -> bool:
+    return (place.parent / RECORD).exists()
 
 
 def _write_whitening(file: Place, artifact: Artifact) -> None:
@@ -155,7 +197,7 @@ def _write_parquet(folder: Place, artifact: Artifact) -> dict[str, str]:
     rows = len(artifact.labels)
     step = max(1, FILE_BYTES // (4 * math.prod(artifact.pixels.shape[1:])))
     starts = range(0, rows, step)
-    names = [f"train-{number:05d}-of-{len(starts):05d}.parquet" for number in range(len(starts))]
+    names = file_names(len(starts))
     checksums = {}
     for name, start in zip(names, starts, strict=True):
         sink = pa.BufferOutputStream()
@@ -175,7 +217,7 @@ def _table(artifact: Artifact, first: int, last: int) -> pa.Table:
     size = math.prod(pixels.shape[1:])
     soft = [None] * (last - first) if artifact.soft_labels is None else list(artifact.soft_labels[first:last])
     previews = [
-        {"bytes": _png(image), "path": f"{row:05d}.png"}
+        {"bytes": as_png(image), "path": f"{row:05d}.png"}
         for row, image in zip(range(first, last), pictures, strict=True)
     ]
     columns = {
@@ -201,7 +243,7 @@ def _features(artifact: Artifact, size: int) -> str:
     return json.dumps({"info": {"features": features}})
 
 
-def _png(image: np.ndarray) -> bytes:
+def as_png(image: np.ndarray) -> bytes:
     """(C, H, W) in [0, 1] as an 8-bit PNG."""
     levels = np.rint(image * 255).astype(np.uint8)
     out = io.BytesIO()
@@ -221,19 +263,12 @@ def _description(artifact: Artifact, stamp: str, files: dict[str, str]) -> dict[
     }
 
 
-def _card(artifact: Artifact) -> str:
+def _card(artifact: Artifact, stamp: str) -> str:
     """The dataset card: YAML front matter that the hub reads, then what a person needs."""
     count, channels, height, width = artifact.pixels.shape
-    front = {
-        "pretty_name": f"Synthetic set of {count} images in {len(artifact.class_names)} classes",
-        "task_categories": ["image-classification"],
-        "tags": ["dataset-distillation", "synthetic"],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
-    }
-    return f"""---
-{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---
-
-# {front["pretty_name"]}
+    title = f"Synthetic set of {count} images in {len(artifact.class_names)} classes"
+    return f"""{front_matter(title, {set_name(stamp): FILES})}
+# {title}
 
 A distilled stand-in for a larger labelled image set: {count} stored images of {channels} x {height} x {width} pixels.
 Each holds {artifact.factor**2} training image(s), cut out as a grid of {artifact.factor} x {artifact.factor} tiles and
@@ -242,7 +277,7 @@ enlarged to full size.
 | column | holds |
 |---|---|
 | `image` | 8-bit preview |
-| `pixels` | exact values{_space(artifact)}, float32, in (channel, row, column) order |
+| `pixels` | exact values {space(artifact)}, float32, in (channel, row, column) order |
 | `label` | class |
 | `soft_label` | logits of the learned label, where there are any |
 | `segment` | the segment in which the image was made, from 0 |
@@ -252,83 +287,121 @@ with `datasets.load_dataset(PATH)`, or all that training needs with `dasm_ray.lo
 """
 
 
-def _space(artifact: Artifact) -> str:
+def space(artifact: Artifact) -> str:
+    """In words what the values of the pixels are."""
     if not artifact.is_normalised:
-        return " in [0, 1]"
-    return " after normalisation" + (" and whitening" if artifact.whitening_matrix is not None else "")
+        return "in [0, 1]"
+    return "after normalisation" + (" and whitening" if artifact.whitening_matrix is not None else "")
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
 def read_artifact(place: Place) -> Artifact:
-    """The set in folder ``place``; ArtifactError if it is missing, damaged, unsound or of a later version."""
-    described = _read_description(place)
+    """The set in folder ``place``; ArtifactError if it is missing, damaged, unsound or of a later version.
+
+    What its description says is checked first, then what its files say of themselves, and only then are they read.
+    """
+    described, plain = read_description(place)
     try:
-        whitening = tensors.read(place / WHITENING)[0] if (place / WHITENING).exists() else {}
-        artifact = _assemble(described, _read_table(place / "data", described["files"]), whitening)
+        table = _read_table(place / "data", described)
+        artifact = _assemble(described, plain, table, _read_whitening(place / WHITENING, described))
         _check(artifact)
         stamp = digest(artifact)
     except RunDirError as error:
         raise ArtifactError(f"{place} is not whole: {error}") from None
-    except KeyError as error:
-        raise _damaged(place, f"it lacks {error}") from None
-    except (OSError, pa.ArrowException, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(place, str(error).partition("\n")[0]) from None
-    if stamp != described["digest"]:
-        raise _damaged(place, f"its content does not have the digest {described['digest']}")
+    except (OSError, pa.ArrowException, TypeError, ValueError, KeyError, AttributeError, MemoryError) as error:
+        raise damaged(place, escaped(str(error).partition("\n")[0] or type(error).__name__)) from None
+    if stamp != described.digest:
+        raise damaged(place, f"its content does not have the digest {described.digest}")
     return artifact
 
 
-def _read_description(place: Place) -> dict[str, Any]:
-    file = place / "dataset.json"
+def _read_whitening(file: Place, described: Description) -> dict[str, np.ndarray]:
     if not file.exists():
-        raise ArtifactError(f"{place} holds no dataset.json, so it is no finished synthetic set; name one that is")
-    try:
-        described = file.read_json()
-    except RunDirError as error:
-        raise ArtifactError(str(error)) from None
-    version = described.get("schema_version") if isinstance(described, dict) else None
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1 or "digest" not in described:
-        raise _damaged(place, "dataset.json lacks its schema_version or its digest")
-    if version > SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{place} was written by a later version of dasm_ray (schema {version}, this one reads up to "
-            f"{SCHEMA_VERSION}); upgrade dasm_ray"
-        )
-    return dict(described)
+        return {}
+    return tensors.read(file, 4 * described.size * (described.size + 1) + SLACK)[0]
 
 
-def _read_table(folder: Place, files: Mapping[str, str]) -> pa.Table:
-    columns = ["pixels", "label", "soft_label", "segment"]
-    tables = []
-    for name, checksum in files.items():
-        data = (folder / name).read_bytes()
-        if hashlib.sha256(data).hexdigest() != checksum:
-            raise ValueError(f"data/{name} is not as it was written")
-        tables.append(pq.read_table(pa.BufferReader(data), columns=columns))
-    return pa.concat_tables(tables).combine_chunks()
+def _read_table(folder: Place, described: Description) -> pa.Table:
+    """The rows of all files, read once every file has said how much it holds, and that fits the description."""
+    count, classes = described.shape[0], len(described.class_names)
+    most = count * (ROW_SLACK + 8 * described.size + 8 * classes) + sum(map(len, described.class_names)) * 16 + SLACK
+    packed = [_packed(folder / name, checksum, most) for name, checksum in described.files.items()]
+    size, unpacked = sum(map(len, packed)), 4 * count * described.size
+    if unpacked > max(UNPACKED_BYTES, UNPACKED_TIMES * size):
+        raise ValueError(f"{size} bytes would unpack to {unpacked}")
+    files = [pq.ParquetFile(pa.BufferReader(data)) for data in packed]
+    for file in files:
+        _check_footer(file, described)
+    rows = sum(file.metadata.num_rows for file in files)
+    if rows != count:
+        raise ValueError(f"its files hold {rows} images, not {count}")
+    return pa.concat_tables([file.read(columns=COLUMNS) for file in files]).combine_chunks()
 
 
-def _assemble(described: Mapping[str, Any], table: pa.Table, whitening: Mapping[str, np.ndarray]) -> Artifact:
-    shape = tuple(described["shape"])
+def _packed(file: Place, checksum: str, most: int) -> bytes:
+    data = read_at_most(file, most)
+    if hashlib.sha256(data).hexdigest() != checksum:
+        raise ValueError(f"data/{file.name} is not as it was written")
+    return data
+
+
+def _check_footer(file: pq.ParquetFile, described: Description) -> None:
+    """ValueError unless the columns are of the right types, packed as this package packs them, and as long as said."""
+    kinds = {
+        "pixels": pa.list_(pa.float32(), described.size),
+        "label": pa.int64(),
+        "soft_label": pa.list_(pa.float32()),
+        "segment": pa.int32(),
+    }
+    schema = file.schema_arrow
+    odd = next((name for name in COLUMNS if schema.names.count(name) != 1), None)
+    if odd is not None:
+        raise ValueError(f"it has no column {odd}")
+    for name, kind in kinds.items():
+        if not schema.field(name).type.equals(kind):
+            raise ValueError(f"its column {name} is not of type {kind}")
+    classes = len(described.class_names) if described.soft_labels else 1
+    values = {"pixels": described.size, "soft_label": classes}
+    for name, rows, column in _chunks(file):
+        if column.compression not in PACKED_BY or column.num_values != rows * values.get(name, 1):
+            raise ValueError(f"its column {name} is not packed as it was written")
+        if column.total_uncompressed_size > rows * (ROW_SLACK + 8 * values.get(name, 1)) + SLACK:
+            raise ValueError(f"its column {name} unpacks to {column.total_uncompressed_size} bytes")
+
+
+def _chunks(file: pq.ParquetFile) -> Iterator[tuple[str, int, Any]]:
+    """Of every row group and column that is read: the column's name, the rows, and what the footer says of it."""
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        for position in range(group.num_columns):
+            column = group.column(position)
+            name = column.path_in_schema.partition(".")[0]
+            if name in COLUMNS:
+                yield name, group.num_rows, column
+
+
+def _assemble(
+    described: Description, plain: Mapping[str, Any], table: pa.Table, whitening: Mapping[str, np.ndarray]
+) -> Artifact:
     labels = table.column("label").to_numpy().copy()
     soft = None
-    if described["soft_labels"]:
+    if described.soft_labels:
         soft = _flat(table.column("soft_label")).reshape(len(labels), -1)
     return Artifact(
-        pixels=_flat(table.column("pixels")).reshape(shape),
+        pixels=_flat(table.column("pixels")).reshape(described.shape),
         labels=labels,
         segments=table.column("segment").to_numpy().copy(),
         soft_labels=soft,
-        class_names=tuple(described["class_names"]),
-        mean=tuple(described["mean"]),
-        std=tuple(described["std"]),
-        factor=described["factor"],
-        step_size=described["step_size"],
-        recipe=described["recipe"],
-        provenance=described["provenance"],
-        is_normalised=described["is_normalised"],
+        class_names=described.class_names,
+        mean=described.mean,
+        std=described.std,
+        factor=described.factor,
+        step_size=plain["step_size"],
+        recipe=plain["recipe"],
+        provenance=described.provenance,
+        is_normalised=described.is_normalised,
         whitening_mean=whitening.get("mean"),
         whitening_matrix=whitening.get("matrix"),
     )
@@ -338,59 +411,3 @@ def _flat(lists: pa.ChunkedArray) -> np.ndarray:
     """The values of a column of lists, as an array of its own that can be written to."""
     values: np.ndarray = pa.concat_arrays([chunk.flatten() for chunk in lists.chunks]).to_numpy(zero_copy_only=False)
     return values.copy()
-
-
-def _damaged(place: Place, why: str) -> ArtifactError:
-    return ArtifactError(f"{place} is damaged ({why}); copy or distil it again")
-
-
-# --- exporting ---------------------------------------------------------------------------------------------------
-
-
-def export(artifact: Artifact, place: Place, kind: str) -> None:
-    """Writes the set for other readers into folder ``place``; ``kind`` is a row of EXPORTS.
-
-    png: CLASS/00000.png, 8 bits, as stored; npz: synthetic.npz with exact arrays, opened by numpy without pickle.
-    """
-    EXPORTS[kind](artifact, place)
-
-
-def _export_png(artifact: Artifact, place: Place) -> None:
-    folders = _folder_names(artifact.class_names)
-    for folder in folders:
-        (place / folder).make_dir()
-    written = [0] * len(folders)
-    for image, label in zip(artifact.visible(), artifact.labels, strict=True):
-        (place / folders[label] / f"{written[label]:05d}.png").write_bytes(_png(image))
-        written[label] += 1
-
-
-def _folder_names(class_names: tuple[str, ...]) -> list[str]:
-    """Class names as folder names: nothing that a path could trip over, and no two alike."""
-    names = ["".join("_" if c in '/\\:*?"<>|\0' else c for c in name).strip(". ") for name in class_names]
-    if "" in names or len({name.lower() for name in names}) < len(names):
-        return [f"{label:04d}_{name}" for label, name in enumerate(names)]
-    return names
-
-
-def _export_npz(artifact: Artifact, place: Place) -> None:
-    arrays: dict[str, Any] = {
-        "pixels": artifact.pixels,
-        "labels": artifact.labels,
-        "segments": artifact.segments,
-        "soft_labels": artifact.soft_labels,
-        "class_names": np.array(artifact.class_names, dtype=np.str_),
-        "mean": np.array(artifact.mean, dtype=np.float64),
-        "std": np.array(artifact.std, dtype=np.float64),
-        "factor": np.int64(artifact.factor),
-        "step_size": artifact.step_size,
-        "is_normalised": np.bool_(artifact.is_normalised),
-        "whitening_mean": artifact.whitening_mean,
-        "whitening_matrix": artifact.whitening_matrix,
-    }
-    out = io.BytesIO()
-    np.savez_compressed(out, **{name: array for name, array in arrays.items() if array is not None})
-    (place / "synthetic.npz").write_bytes(out.getvalue())
-
-
-EXPORTS: dict[str, Callable[[Artifact, Place], None]] = {"png": _export_png, "npz": _export_npz}

@@ -8,14 +8,14 @@
     COMPARISON/comparison.json  table.parquet     whose folder it is; a row for every training
 
 What must stay true: a folder serves one sweep or comparison, a trial's finding is on disk before anyone is told of it,
-and figures keep all their digits.
+and figures keep all their digits: one that was changed since is never shown.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from dasm_ray.errors import RunDirError, UserError
 from dasm_ray.store import claims
+from dasm_ray.store.checked import read_checked_json, read_json, write_checked_json
 from dasm_ray.store.place import Place
 from dasm_ray.store.rundir import remove_temporaries, versions
 
@@ -89,7 +90,10 @@ def _enter_sweep(mark: Place, definition: Mapping[str, Any]) -> None:
     if not mark.exists():
         mark.write_json({**definition, "versions": versions()})
         return
-    kept = mark.read_json()
+    try:
+        kept = read_json(mark)
+    except ValueError as error:
+        raise RunDirError(f"{mark} cannot be read ({error}); it is damaged, choose another --run") from None
     differing = [name for name in definition if not isinstance(kept, dict) or kept.get(name) != definition[name]]
     if differing:
         raise RunDirError(
@@ -110,7 +114,9 @@ def find(place: Place, number: int) -> Finding:
     file, stopped = place / "found" / f"{number:03d}.json", (place / "found" / f"{number:03d}_stopped.json").exists()
     if not file.exists():
         return Finding(stopped=stopped)
-    kept = file.read_json()
+    kept = read_checked_json(file)
+    if kept is None or kept.keys() != {field.name for field in fields(Finding)} - {"stopped"}:
+        raise RunDirError(f"{file} is not as it was written; remove it, and --resume runs its trial again")
     found = Finding(**{**kept, "accuracies": tuple(tuple(seeds) for seeds in kept["accuracies"])})
     return replace(found, stopped=stopped and not found.done)
 
@@ -119,7 +125,7 @@ def keep(place: Place, number: int, found: Finding) -> None:
     """Writes what a trial has found."""
     kept = asdict(found)
     kept.pop("stopped")
-    (place / "found" / f"{number:03d}.json").write_json(kept)
+    write_checked_json(place / "found" / f"{number:03d}.json", kept)
 
 
 def keep_stopped(place: Place, number: int) -> None:

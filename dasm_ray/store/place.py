@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
+from dasm_ray.config.shown import masked
 from dasm_ray.errors import RunDirError, StorageError
 from dasm_ray.store import retries, uris
 
@@ -39,7 +40,7 @@ class Place:
 
     It holds only strings, so it travels to workers as it is; a relative path is made absolute at once, because workers
     start elsewhere. What was named wrongly raises RunDirError, and storage that fails StorageError; a fault of a
-    service that may pass is ridden out first. As text it hides passwords and keys; ``uri`` has them.
+    service that may pass is ridden out first. It holds no passwords and keys: they come from the environment.
     """
 
     def __init__(self, uri: str | os.PathLike[str] | Place) -> None:
@@ -65,7 +66,7 @@ class Place:
         return self._moved(f"{self._path.rstrip('/')}/{name}")
 
     def __str__(self) -> str:
-        return uris.masked(self.uri)
+        return self.uri
 
     def __repr__(self) -> str:
         return f"Place({str(self)!r})"
@@ -78,7 +79,7 @@ class Place:
 
     @property
     def uri(self) -> str:
-        """The path or URI with all that it takes to open it again, passwords and keys too: never to be shown."""
+        """The path or URI with all that it takes to open it again; it holds no secret."""
         root, mark, query = self._root.partition("?")
         return root.removesuffix("/") + self._path + mark + query
 
@@ -300,14 +301,11 @@ class Place:
         return RunDirError(f"{self} cannot {done} ({self._reason(error)}); mend that or name another place")
 
     def _reason(self, error: Exception) -> str:
-        """Why, in a few words, without the secrets that an error may repeat."""
+        """Why, in a few words, without the secrets that a client may have put into a URI of its own."""
         if isinstance(error, FileExistsError):
             return "a file stands where a folder must be"
         number = getattr(error, "errno", None)
-        text = os.strerror(number) if number else retries.first_line(error)
-        for secret in uris.secrets_in(self._root):
-            text = text.replace(secret, uris.HIDDEN)
-        return text
+        return masked(os.strerror(number) if number else retries.first_line(error))
 
 
 class _Patient(io.RawIOBase):

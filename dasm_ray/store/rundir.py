@@ -14,13 +14,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
-
-from dasm_ray.config.digests import digest_of, what
+from dasm_ray.config import plain_yaml
+from dasm_ray.config.digests import config_digest, what
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config, to_yaml
 from dasm_ray.errors import ConfigError, DasmError, RunDirError
 from dasm_ray.store import claims
+from dasm_ray.store.checked import read_at_most
 from dasm_ray.store.claims import Claim
 from dasm_ray.store.events import EVENTS, PARTS, EventLog
 from dasm_ray.store.place import Place
@@ -58,10 +58,11 @@ class RunDir:
         ``patience`` seconds.
         """
         place = Place(uri)
-        _is_of_a_run(place, config)  # before anything is made in a folder of somebody else
+        digest = config_digest(config)
+        _is_of_a_run(place, config, digest)  # before anything is made in a folder of somebody else
         claim = claims.take(place, patience)
         try:
-            made = _enter(claim.place, config)
+            made = _enter(claim.place, config, digest)
             remove_temporaries(claim.place)
         except BaseException:
             claim.discard(())
@@ -120,26 +121,26 @@ def remove_temporaries(place: Place) -> None:
 # --- whose it is -------------------------------------------------------------------------------------------------
 
 
-def _enter(place: Place, config: RunConfig) -> tuple[str, ...]:
+def _enter(place: Place, config: RunConfig, digest: str) -> tuple[str, ...]:
     """Makes the folder this configuration's own, or finds that it is. ``run.json`` is written last.
 
     Returns the names of what is made by this start in a folder that no run had yet.
     """
-    before = {CONFIG, RECORD, EVENTS, PARTS} if _is_of_a_run(place, config) else set(place.names())
+    before = {CONFIG, RECORD, EVENTS, PARTS} if _is_of_a_run(place, config, digest) else set(place.names())
     (place / CONFIG).write_text(to_yaml(config))
     if _recorded(place) is None:
-        (place / RECORD).write_json({"digest": digest_of(what(config)), "versions": versions()})
+        (place / RECORD).write_json({"digest": digest, "versions": versions()})
     return tuple(name for name in (CONFIG, RECORD, EVENTS, PARTS) if name not in before)
 
 
-def _is_of_a_run(place: Place, config: RunConfig) -> bool:
+def _is_of_a_run(place: Place, config: RunConfig, digest: str) -> bool:
     """Whether the folder holds a run of this configuration already; RunDirError if it holds anything else.
 
     Where run.json was lost or damaged, the configuration that the run has written beside it says whose it is.
     """
-    digest = _recorded(place)
-    if digest is not None:
-        if digest != digest_of(what(config)):
+    recorded = _recorded(place)
+    if recorded is not None:
+        if recorded != digest:
             raise _of_another(place, _read_config(place), config)
         return True
     names = place.names()
@@ -157,7 +158,7 @@ def _is_of_a_run(place: Place, config: RunConfig) -> bool:
             f"{place} holds {state} {RECORD}, and its {CONFIG} is not as a run has written it, so nobody can tell "
             f"whose {foreign[0]} is; choose another --run"
         )
-    if digest_of(what(kept)) != digest_of(what(config)):
+    if config_digest(kept) != digest:
         raise _of_another(place, kept, config)
     return True
 
@@ -201,11 +202,14 @@ def _different(one: dict[str, Any], other: dict[str, Any], above: str = "") -> I
 def _read_config(place: Place) -> RunConfig:
     file = place / CONFIG
     try:
-        return parse_config(yaml.safe_load(file.read_text()))
+        tree = plain_yaml.read_mapping(read_at_most(file, plain_yaml.MOST_BYTES).decode(), "it")
+    except (ConfigError, ValueError) as error:
+        why = str(error).partition("\n")[0]
+        raise RunDirError(f"{file} cannot be read ({why}); the file is damaged, choose another --run") from None
+    try:
+        return parse_config(tree)
     except ConfigError as error:
         raise RunDirError(f"{file} is not for this version of dasm_ray: {error.problems[0]}") from None
-    except yaml.YAMLError:
-        raise RunDirError(f"{file} cannot be read: it is not YAML; the file is damaged, choose another --run") from None
 
 
 def versions() -> dict[str, str]:

@@ -15,6 +15,7 @@ import safetensors
 import safetensors.numpy
 
 from dasm_ray.errors import ArtifactError
+from dasm_ray.store.checked import parse_json, read_at_most
 from dasm_ray.store.place import Place
 
 NOTE = "dasm_ray"
@@ -38,10 +39,10 @@ def write(place: Place, arrays: Mapping[str, np.ndarray], note: Mapping[str, Any
     place.write_bytes(safetensors.numpy.save(whole, metadata={NOTE: text}))
 
 
-def read(place: Place) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays (writable) and the note; ArtifactError if the file is damaged."""
-    data = place.read_bytes()
+def read(place: Place, most: int | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays (writable) and the note; ArtifactError if the file is damaged, or larger than ``most`` bytes."""
     try:
+        data = place.read_bytes() if most is None else read_at_most(place, most)
         arrays = dict(safetensors.numpy.load(data))
         note = _note(data)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -67,8 +68,8 @@ def damaged(place: Place, why: str) -> ArtifactError:
 
 def _note(data: bytes) -> dict[str, Any]:
     """The note out of the header: eight bytes of length (little endian), then JSON."""
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    note = json.loads(header["__metadata__"][NOTE])
+    header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")].decode())
+    note = parse_json(header["__metadata__"][NOTE])
     if not isinstance(note, dict):
         raise ValueError("its note is not a mapping")
     return note

@@ -1,6 +1,7 @@
 """Names of places: what a local path or a URI means, and how it is shown to people.
 
-What must stay true: what can be read in two ways is refused with both readings named, and a secret is never shown.
+What must stay true: what can be read in two ways is refused with both readings named, and no place holds a secret: all
+of them are written down and shown.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ import functools
 import os
 import re
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from pyarrow import fs
 
+from dasm_ray.config.shown import INSTEAD, masked, secret_in
 from dasm_ray.errors import RunDirError
 
 NATIVE = ("s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss", "mock")
@@ -24,21 +26,20 @@ PACKAGES = {"hf": "huggingface_hub"}
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)")
 DRIVE = re.compile(r"[A-Za-z]:([\\/]|$)|\\\\")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-SECRET = re.compile(r"secret|token|key|sig|passw|credential|sas", re.IGNORECASE)
-"""What the name of a query option holds whose value nobody may see."""
-
-HIDDEN = "***"
 
 
 def split(text: str) -> tuple[str, str]:
     """The root of a place (empty for the local file system, else a URI with its options) and the path below it.
 
-    Raises RunDirError for a name that can be read in two ways, or in none.
+    Raises RunDirError for a name that can be read in two ways, or in none, and for one that holds credentials.
     """
     if not text.strip():
         raise RunDirError("'' names no place: it is empty; name a folder, a file or a URI")
     if CONTROL.search(text):
         raise RunDirError(f"{masked(text)!r} names no place: it holds a control character; write it without")
+    secret = secret_in(text)
+    if secret is not None:
+        raise RunDirError(f"{masked(text)}: holds {secret}, which would be kept and shown; {INSTEAD}")
     found = SCHEME.match(text)
     if found is None or DRIVE.match(text):
         return "", _local(text)
@@ -92,34 +93,6 @@ def _file(text: str, parts: SplitResult) -> str:
     if CONTROL.search(path):
         raise RunDirError(f"{text} names no place: it holds a control character; write it without")
     return os.path.abspath(path[1:] if re.match(r"/[A-Za-z]:", path) and os.name == "nt" else path).replace(os.sep, "/")
-
-
-# --- what people see ---------------------------------------------------------------------------------------------
-
-
-def masked(uri: str) -> str:
-    """The URI with passwords and keys hidden: ``s3://***@bucket/x?session_token=***``. Paths stay as they are."""
-    for secret in secrets_in(uri):
-        uri = uri.replace(secret, HIDDEN)
-    return uri
-
-
-def secrets_in(uri: str) -> list[str]:
-    """The parts of a URI that nobody may see, as they stand in it and decoded, the longest first."""
-    _, mark, rest = uri.partition("://")
-    if not mark:
-        return []
-    host, _, query = rest.partition("?")
-    found = []
-    user, at, _ = host.partition("/")[0].rpartition("@")
-    if at and ":" in user:
-        found += [user, *user.split(":", 1)]
-    for option in query.split("&"):
-        name, _, value = option.partition("=")
-        if SECRET.search(name):
-            found.append(value)
-    found += [unquote(secret) for secret in found] + [value for name, value in parse_qsl(query) if SECRET.search(name)]
-    return sorted({secret for secret in found if secret}, key=len, reverse=True)
 
 
 # --- opening -----------------------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def _seen_images(trials: Sequence[Trial], progress: Progress) -> dict[str, RealR
     for trial in trials:
         key = _data_key(trial.config)
         if key not in real:
-            found = load_real(trial.config.data, progress.note, progress)
+            found = load_real(open_checked(trial.config), trial.config.data, progress.note, progress)
             real[key] = replace(found, splits={name: refs for name, refs in found.splits.items() if name != "test"})
         check_against_data(trial.config, real[key])
     return real

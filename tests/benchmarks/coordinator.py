@@ -30,6 +30,7 @@ from dasm_ray.runtime.pool import Pool
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.session import Session
 from dasm_ray.runtime.worker import Job, RoundInputRefs, RoundMetrics, Worker
+from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.place import Place
 
 HOSTS = 4
@@ -141,7 +142,7 @@ def main(workers: int = 1000, rounds: int = 10, pause: float = 1.0) -> None:
         host = ray.remote(Host).options(num_cpus=0, max_concurrency=2 * workers)
         hosts = [host.remote() for _ in range(HOSTS)]
         ray.get([each.__ray_call__.remote(lambda _: None) for each in hosts])  # they have started
-        real = load_real(config.data, print)
+        real = load_real(open_source(config.data), config.data, print)
         # Blocks as small as those of digits would travel inside their references; a large set's lie in the store.
         blocks = {name: tuple(ray.put(block) for block in ray.get(list(of))) for name, of in real.splits.items()}
         job = Job(config, replace(real, splits=blocks), "cpu")

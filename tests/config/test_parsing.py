@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tree import PROJECT, problems_of
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tree import LEAVES, PROJECT, problems_of
 
+from dasm_ray.cli import _with_options, main
 from dasm_ray.config.digests import digest_of, what
 from dasm_ray.config.keys import RunConfig
-from dasm_ray.config.parsing import load_config, parse_config, to_yaml
-from dasm_ray.errors import ConfigError
+from dasm_ray.config.parsing import MOST_SENTENCES, load_config, parse_config, parse_result_keys, to_yaml
+from dasm_ray.errors import ConfigError, RunDirError
+from dasm_ray.store.place import Place
+from dasm_ray.store.rundir import RunDir
 
 # --- what is refused ---------------------------------------------------------------------------------------------
 
@@ -180,3 +188,352 @@ def test_a_typo_in_the_recipe_of_a_network_is_named() -> None:
     (problem,) = problems_of({"networks": {"resnet": {"lr": 1}}})
     assert "networks.resnet" in problem
     assert "did you mean 'resnet18'?" in problem
+
+
+# --- one sentence, at once, exit 2: in a file, by --set, and in a kept config.yaml ---------------------------------
+
+ODD_VALUES = {
+    "a date that there is not": ("name", "2001-99-99", "a date or text"),
+    "a date": ("name", "2001-01-01", "a date or text"),
+    "a tag": ("seed", "!!int abc", "the tag !!int is not read"),
+    "a time": ("seed", "1:30:00", "to the base 60 or text"),
+    "base 8": ("seed", "010", "to the base 8 or 10"),
+    "yes": ("matcher.scale_lr", "yes", "true or the text"),
+    "no": ("name", "no", "false or the text"),
+    "5000 digits": ("seed", "9" * 5000, "a number of 5000 characters"),
+    "5000 digits as text": ("matcher.lr_img", "'" + "9" * 5000 + "'", "finite"),
+    "nested 3000 deep": ("seed", "[" * 3000, "nested deeper"),
+    "nine anchors of nine": ("data", "[&a [x], &b [*a, *a]]", "&a names a value"),
+    "a key twice": ("data", "{name: digits, name: mnist}", "'name' is given twice"),
+    "ipc 10**30": ("synthetic.ipc", "1" + "0" * 30, "less than or equal to 100000, not 1000"),
+    "experts.count": ("experts.count", "1000000000", "less than or equal to 10000"),
+    "evaluate.seeds": ("evaluate.seeds", "1000000000", "less than or equal to 10000"),
+    "score.shards": ("score.shards", "1000000000", "less than or equal to 100000"),
+    "probe.members": ("probe.members", "1000000000", "less than or equal to 1000"),
+    "trajectory.lanes": ("trajectory.lanes", "1000000000", "less than or equal to 10000"),
+    "runtime.workers": ("runtime.workers", "1000000000", "less than or equal to 10000"),
+    "too many ranges": ("matcher.snapshots", str([[0, 1]] * 1001).replace(" ", ""), "at most 1000 items"),
+    "a secret in a path": ("data.path", "s3://KEY:S3CR3T@bucket/x", "data.path: holds credentials"),
+    "a secret in a parameter": ("experts.cache", "s3://bucket/x?secret_key=S3CR3T", "holds the parameter 'secret_key'"),
+    "a secret in an address": ("runtime.address", "ray://me:S3CR3T@head:10001", "holds credentials"),
+    "a secret for a name": ("data.name", "s3://KEY:S3CR3T@bucket/x", "holds credentials"),
+    "a secret in a list": ("data.path", "[s3://KEY:S3CR3T@bucket]", "valid string"),
+    "a secret as a key": ("data", "{'s3://KEY:S3CR3T@bucket': 1}", "there is no such key"),
+    "a cursor that moves": ("data.path", '"a\\e[2J"', r"holds \x1b"),
+    "a path with an end in it": ("data.path", '"a\\0b"', r"holds \x00"),
+    "a path without end": ("data.path", "x" * 5000, "at most 4096 characters"),
+    "a name without end": ("name", "x" * 300, "at most 200 characters"),
+}
+
+
+def run(*arguments: Any) -> tuple[int, list[str]]:
+    """Exit code and lines of a command that must start nothing."""
+    begun = time.monotonic()
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert time.monotonic() - begun < 5
+    assert done.stdout == ""
+    assert "S3CR3T" not in done.output
+    return done.exit_code, done.stderr.splitlines()
+
+
+def written(tmp_path: Path, key: str, value: str) -> Path:
+    section, _, name = key.rpartition(".")
+    text = f"{section}:\n  {name}: {value}\n" if section else f"{name}: {value}\n"
+    (tmp_path / "odd.yaml").write_text(text, encoding="utf-8")
+    return tmp_path / "odd.yaml"
+
+
+@pytest.mark.parametrize(("key", "value", "part"), ODD_VALUES.values(), ids=ODD_VALUES.keys())
+def test_an_odd_value_in_a_file(tmp_path: Path, key: str, value: str, part: str) -> None:
+    code, lines = run("distill", written(tmp_path, key, value), "--run", tmp_path / "run")
+    assert (code, len(lines)) == (2, 1), lines
+    assert part in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("key", "value", "part"), ODD_VALUES.values(), ids=ODD_VALUES.keys())
+def test_an_odd_value_by_set(tmp_path: Path, key: str, value: str, part: str) -> None:
+    recipe = tmp_path / "empty.yaml"
+    recipe.write_text("", encoding="utf-8")
+    code, lines = run("distill", recipe, "--run", tmp_path / "run", "--set", f"{key}={value}")
+    assert (code, len(lines)) == (2, 1), lines
+    assert part in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("key", "value", "part"), ODD_VALUES.values(), ids=ODD_VALUES.keys())
+def test_an_odd_value_in_a_kept_configuration(tmp_path: Path, key: str, value: str, part: str) -> None:
+    RunDir.open(tmp_path / "run", RunConfig()).close()
+    written(tmp_path, key, value).rename(tmp_path / "run" / "config.yaml")
+    with pytest.raises(RunDirError) as caught:
+        RunDir.read(tmp_path / "run")
+    assert str(caught.value).count("\n") == 0
+    assert part in str(caught.value)
+    assert "S3CR3T" not in str(caught.value)
+
+
+def test_a_kept_configuration_of_terabytes_is_not_read(tmp_path: Path) -> None:
+    RunDir.open(tmp_path / "run", RunConfig()).close()
+    with (tmp_path / "run" / "config.yaml").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(RunDirError, match=r"config\.yaml cannot be read \(it has \d+ bytes"):
+        RunDir.read(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["seed=1", "seed=2"], "--set seed=2: seed is set twice; leave one"),
+        (["seed=1", " seed =1"], "seed is set twice"),
+        (["data.name=mnist", "data={name: digits}"], "would replace all of data, which is set already"),
+        (["data={name: digits}", "data.path=here"], "data.path speaks of data too"),
+        (
+            ["matcher={rounds: 2}"],
+            "would replace all of matcher, which is set already; set its keys, as in matcher.rounds=...",
+        ),
+        (["matcher={}"], "would replace all of matcher"),
+        (["networks.mlp={lr: 1}"], "would replace all of networks.mlp"),
+        (["a.b.c.d.e.f=1"], "there is no key of 6 parts"),
+        (["a" + ".a" * 3000 + "=1"], "there is no key of 3001 parts"),
+        (["data..name=1"], "write it as section.key=value"),
+        ([".=1"], "write it as section.key=value"),
+    ],
+)
+def test_overrides_that_speak_of_one_thing_twice(tmp_path: Path, overrides: list[str], part: str) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("matcher: {lr_img: 0.1}\nnetworks: {mlp: {epochs: 3}}\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_config(recipe, overrides)
+    (sentence,) = caught.value.problems
+    assert part in sentence
+
+
+def test_an_option_and_a_set_that_say_two_things(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("", encoding="utf-8")
+    code, lines = run("distill", recipe, "--run", tmp_path / "run", "--workers", 2, "--set", "runtime.workers=1")
+    assert code == 2
+    assert "runtime.workers is set twice" in lines[0]
+
+
+@pytest.mark.parametrize("address", ["ray://me:S3CR3T@head:10001", "head\x1b[2J", "x" * 5000])
+def test_an_address_that_cannot_be_shown(tmp_path: Path, address: str) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("", encoding="utf-8")
+    for command in (["distill", recipe, "--run", tmp_path / "run"], ["doctor"]):
+        code, lines = run(*command, "--address", address)
+        assert (code, len(lines)) == (2, 1)
+        assert lines[0].startswith(("dasm-ray: runtime.address: ", "dasm-ray: --set runtime.address="))
+
+
+def test_an_address_is_text_whatever_it_looks_like() -> None:
+    for address in ("[::1]:6379", "12:34", "yes", "010", "{a", "10.0.0.5:6379", "auto"):
+        assert load_config(None, _with_options((), None, address)).runtime.address == address
+
+
+def test_of_very_many_problems_the_first_are_told() -> None:
+    begun = time.monotonic()
+    problems = problems_of({f"seed{number}": 1 for number in range(15_000)})
+    assert len(problems) == MOST_SENTENCES + 1
+    assert problems[-1] == f"and {15_000 - MOST_SENTENCES} more of the kind"
+    assert time.monotonic() - begun < 5
+
+
+ANYTHING = {
+    "a huge number": 10**5000,
+    "a huge negative one": -(10**5000),
+    "a list of one": [10**400],
+    "deep": {"a": {"b": {"c": [[[[[]]]]]}}},
+    "a long text": "x" * 10**6,
+    "bytes": b"x",
+    "a complex number": 1j,
+    "a set": {1},
+}
+
+
+@pytest.mark.parametrize("value", ANYTHING.values(), ids=ANYTHING.keys())
+def test_a_value_of_any_kind_is_told_in_a_line(value: Any) -> None:
+    for tree in (
+        {"seed": value},
+        {"matcher": {"lr_img": value}},
+        {"matcher": {"name": value}},
+        {"data": value},
+        {"name": value},
+    ):
+        for sentence in problems_of(tree):
+            assert len(sentence) < 1200
+            assert "\n" not in sentence
+
+
+# --- bounds ------------------------------------------------------------------------------------------------------
+
+
+def bounds_of(schema: Any) -> list[dict[str, Any]]:
+    """Every whole number in the JSON schema of a field, as it is bounded."""
+    if isinstance(schema, list):
+        return [found for part in schema for found in bounds_of(part)]
+    if not isinstance(schema, dict):
+        return []
+    own = [schema] if schema.get("type") == "integer" else []
+    return own + [found for part in schema.values() if isinstance(part, dict | list) for found in bounds_of(part)]
+
+
+def test_every_count_has_a_largest_value() -> None:
+    schema = RunConfig.model_json_schema()
+    numbers = bounds_of(schema)
+    assert len(numbers) > 40, "the schema was walked"
+    assert [number for number in numbers if not {"maximum", "exclusiveMaximum"} & number.keys()] == []
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "synthetic.ipc=100000",
+        "experts.epochs=100000",
+        "experts.count=10000",
+        "matcher.rounds=1000000",
+        "evaluate.seeds=1000",
+        "evaluate.epochs=100000",
+        "trajectory.lanes=1000",
+        "probe.members=100",
+        "score.shards=10000",
+        "runtime.workers=5000",
+        "synthetic.group_size=21841",
+        "evaluate.batch=1000000",
+        "model.width=4096",
+        "data.image_size=1024",
+    ],
+)
+def test_the_bounds_are_above_what_anybody_runs(override: str) -> None:
+    matcher = ["matcher.name=mtt"] * override.startswith("trajectory.")
+    load_config(None, [override, "synthetic.segments=1", *matcher])
+
+
+# --- a configuration that came with somebody's files ---------------------------------------------------------------
+
+
+def test_where_and_how_it_was_done_is_not_read_from_a_kept_configuration() -> None:
+    kept = json.loads(RunConfig().model_dump_json())
+    kept["name"] = "theirs"
+    kept["data"] |= {"name": "parquet", "path": "s3://theirs/x", "download": True}
+    kept["experts"]["cache"] = "/theirs"
+    kept["runtime"] |= {"address": "theirs:6379", "workers": 99, "cpus_per_worker": 3, "task_minutes": 1}
+    kept["score"]["shards"] = 7
+    kept["seed"] = 5
+    found = parse_result_keys(kept)
+    usual = RunConfig()
+    assert (found.data.path, found.data.download, found.experts.cache) == (None, False, None)
+    assert (found.name, found.score.shards) == (usual.name, usual.score.shards)
+    assert found.runtime == usual.runtime.model_copy(update={"cpus_per_worker": 3})
+    assert (found.seed, found.data.name) == (5, "parquet")
+    assert what(found) == what(parse_config(kept)), "all that affects the result is read"
+
+
+def test_where_it_was_done_is_not_even_checked() -> None:
+    assert parse_result_keys({"data": {"path": 3}, "runtime": {"address": ["x"]}, "networks": 3}) == RunConfig()
+    with pytest.raises(ConfigError, match=r"seed: .*\ndata.nam: there is no such key|data.nam.*\nseed"):
+        parse_result_keys({"data": {"nam": 3}, "seed": "x"})
+
+
+# --- anything at all ---------------------------------------------------------------------------------------------
+
+WORDS = [
+    "data",
+    "matcher",
+    "name",
+    "path",
+    "seed",
+    "synthetic",
+    "ipc",
+    "networks",
+    "mlp",
+    "lr",
+    "runtime",
+    "workers",
+    "x",
+]
+VALUES = (
+    st.sampled_from([value for _, value, _ in ODD_VALUES.values()])
+    | st.sampled_from(
+        ["1", "0", "-1", "0.5", "true", "null", "''", "idc", "[[0, 4]]", "[]", "{}", "{a: 1}", "&a 1", "*a", "? x"]
+    )
+    | st.text(max_size=20)
+)
+LINES = st.builds(
+    lambda indent, word, value, end: f"{' ' * indent}{word}: {value}{end}",
+    st.integers(0, 6),
+    st.sampled_from(WORDS) | st.text(max_size=6),
+    VALUES,
+    st.sampled_from(["\n", "", ",", " }", " ]", "\n- "]),
+)
+TEXTS = st.lists(LINES, max_size=8).map("".join) | st.text(alphabet="ab:{}[]&*!|>%@`'\"#- \n\t01.,?~", max_size=60)
+TREES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from([*WORDS, *LEAVES]) | st.text(max_size=4), inner, max_size=4)
+    ),
+    max_leaves=10,
+)
+KEYS = st.sampled_from([*LEAVES, *WORDS, "networks.mlp.lr", "a.b.c.d.e", ".", ""]) | st.text(max_size=8)
+
+
+def problems_raised(call: Any) -> tuple[str, ...]:
+    try:
+        call()
+    except ConfigError as error:
+        return error.problems or ("",)
+    except RunDirError as error:
+        return (str(error),)
+    return ()
+
+
+def only_sentences(call: Any) -> None:
+    """Whatever was written is read, or refused in sentences of one line, within seconds."""
+    begun = time.monotonic()
+    problems = problems_raised(call)
+    assert all(problem and "\n" not in problem and "S3CR3T" not in problem for problem in problems)
+    assert time.monotonic() - begun < 5
+
+
+@settings(max_examples=400)
+@given(TEXTS)
+def test_any_text_is_a_recipe_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    file = tmp_path_factory.getbasetemp() / "any.yaml"
+    file.write_bytes(text.encode("utf-8", "surrogatepass"))
+    only_sentences(lambda: load_config(file))
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_recipe_or_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    file = tmp_path_factory.getbasetemp() / "bytes.yaml"
+    file.write_bytes(data)
+    only_sentences(lambda: load_config(file))
+
+
+@settings(max_examples=400)
+@given(st.dictionaries(st.sampled_from(WORDS) | st.text(max_size=4), TREES, max_size=4))
+def test_any_tree_is_a_configuration_or_refused(tree: dict[str, Any]) -> None:
+    only_sentences(lambda: parse_config(tree))
+    only_sentences(lambda: parse_result_keys(tree))
+
+
+@settings(max_examples=400)
+@given(
+    st.lists(
+        st.builds(lambda key, mark, value: key + mark + value, KEYS, st.sampled_from(["=", " = ", ""]), VALUES),
+        max_size=3,
+    )
+)
+def test_any_override_is_taken_or_refused(overrides: list[str]) -> None:
+    only_sentences(lambda: load_config(None, overrides))
+
+
+@settings(max_examples=150)
+@given(TEXTS)
+def test_any_kept_configuration_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    place = tmp_path_factory.getbasetemp() / "kept"
+    Place(place / "run.json").write_text("{}")
+    (place / "config.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
+    only_sentences(lambda: RunDir.read(place))

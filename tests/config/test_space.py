@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,37 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "scheduler: asha compares trials after the same segment",
     ),
     "a name that is a path": ({"name": "../up"}, "name: "),
+    "10**9 draws": (
+        {"samples": 10**9, "space": {"seed": {"int": [1, 9]}}},
+        "samples: input should be less than or equal",
+    ),
+    "more trials than 10 000": (
+        {"samples": 101, "space": {"seed": {"int": [1, 9]}, "matcher.lr_img": {"grid": [0.1] * 100}}},
+        "space: makes 10100 trials, and at most 10000 are run",
+    ),
+    "10**9 trials by grids": (
+        {"space": {key: {"grid": list(range(1, 1001))} for key in ("seed", "matcher.rounds", "probe.epochs")}},
+        "space: makes 1000000000 trials, and at most 10000 are run",
+    ),
+    "10**9 workers": ({"workers": 10**9}, "workers: input should be less than or equal to 10000"),
+    "10**9 segments of grace": ({"scheduler": {"name": "asha", "grace": 10**9}}, "grace: input should be less than"),
+    "a reduction by 10**9": (
+        {"scheduler": {"name": "asha", "reduction": 10**9}},
+        "reduction: input should be less than",
+    ),
+    "whole numbers that no key takes": ({"space": {"seed": {"int": [0, 2**80]}}, "samples": 2}, "less than or equal"),
+    "numbers without end": (
+        {"space": {"matcher.lr_img": {"uniform": [-1e308, 1e308]}}, "samples": 2},
+        "is wider than any",
+    ),
+    "a secret that is set": ({"set": {"data.path": "s3://K:S3CR3T@b"}}, "data.path: holds credentials"),
+    "a secret that is swept": ({"space": {"data.name": {"grid": ["s3://K:S3CR3T@b"]}}}, "data.name"),
+    "a secret as the recipe": ({"recipe": "s3://K:S3CR3T@b"}, "recipe: holds credentials"),
+    "a section and its key": (
+        {"set": {"model": {"depth": 1}, "model.width": 3}},
+        "set.model: speaks of what set.model.width",
+    ),
+    "a cursor that moves": ({"space": {"\x1b[2J": {"grid": [1]}}}, r"\x1b[2J: there is no such key"),
 }
 
 
@@ -199,7 +231,30 @@ def test_sweeps_that_cannot_be_meant(folder: Path, changes: dict[str, Any], part
     assert said[0].startswith("dasm-ray: ")
     assert part in said[0]
     assert done.stdout == ""
+    assert "S3CR3T" not in done.output
+    assert "\x1b" not in done.output
     assert not (folder / "run").exists()
+
+
+def test_a_sweep_of_ten_thousand_trials_is_listed_within_seconds(folder: Path) -> None:
+    begun = time.monotonic()
+    space = {"seed": {"grid": list(range(100))}, "matcher.rounds": {"grid": list(range(1, 101))}}
+    assert len(loaded(folder, space=space).trials) == 10_000
+    assert time.monotonic() - begun < 60
+
+
+def test_a_sweep_file_is_read_by_the_rules_of_recipes(folder: Path) -> None:
+    for text in (
+        "name: a\nname: b\n",
+        "name: 2001-99-99\n",
+        "name: &a x\n",
+        "space: {seed: {grid: [010]}}\n",
+        "[" * 3000,
+    ):
+        (folder / "sweep.yaml").write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            load_sweep(folder / "sweep.yaml")
+        assert len(caught.value.problems) == 1
 
 
 def test_all_faults_at_once(folder: Path) -> None:

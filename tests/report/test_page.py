@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +38,36 @@ def test_facts() -> None:
     assert "ant, bee, cat" in text
     assert "3 images in 1, 3 images in 2" in text
     assert digest(a_set(1)) in text
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ({"model": {}, "training": {}}, None),
+        ({"model": {}, "training": {"lr": 0.02}}, "rate 0.02"),
+        ({"model": {"arch": "mlp"}, "training": {"epochs": 3}}, "mlp, 3 epochs"),
+        ({"model": {"width": 8}, "training": {}, "image_size": None}, "width 8"),
+        ({}, None),
+        ({"model": None, "training": 3}, None),
+        ({"model": [1], "training": {"lr": [1]}}, "rate [1]"),
+        ({"model": {"arch": "\x1b[2J"}, "training": {}}, r"\x1b[2J"),
+    ],
+)
+def test_a_recipe_that_leaves_something_out_is_told_as_far_as_it_goes(recipe: dict[str, Any], said: str | None) -> None:
+    text = describe(replace(a_set(1), recipe=recipe))
+    lines = [line for line in text.splitlines() if line.startswith("evaluated by")]
+    assert lines == ([] if said is None else [f"evaluated by  {said}"])
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("provenance", [{}, {"versions": None}, {"versions": [1]}, {"versions": {"a\x1b": {"b": 1}}}])
+def test_an_odd_provenance_is_no_error(provenance: dict[str, Any]) -> None:
+    assert "\x1b" not in describe(replace(a_set(1), provenance=provenance))
+
+
+def test_names_are_shown_written_out() -> None:
+    text = describe(replace(a_set(1), class_names=("\x1b[2J", "b\nc", "d")))
+    assert r"\x1b[2J, b\nc, d" in text
 
 
 @pytest.mark.parametrize("channels", [1, 3])

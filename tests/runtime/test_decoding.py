@@ -27,7 +27,7 @@ from dasm_ray.store.datasets.splits import CALLED
 
 def load(data: Data) -> tuple[RealRefs, list[str]]:
     notices: list[str] = []
-    return load_real(data, notices.append), notices
+    return load_real(open_source(data), data, notices.append), notices
 
 
 def fetched(real: RealRefs) -> dict[str, list[np.ndarray]]:
@@ -108,11 +108,10 @@ def cut_anew(source: Source, rows: int) -> Source:
     return dataclasses.replace(source, shards=shards)
 
 
-def test_the_digest_does_not_know_the_shards(ray_session: object, mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_digest_does_not_know_the_shards(ray_session: object, mnist: Path) -> None:
     data = Data(name="mnist", path=str(mnist))
     whole, _ = load(data)
-    monkeypatch.setattr(real_module, "open_source", lambda data: cut_anew(open_source(data), 390))
-    cut, _ = load(data)
+    cut = load_real(cut_anew(open_source(data), 390), data, lambda text: None)
     assert (cut.digest, cut.mean, cut.std) == (whole.digest, whole.mean, whole.std)
     assert_equal(fetched(cut), {split: [list(block) for block in of] for split, of in fetched(whole).items()})
 
@@ -229,15 +228,6 @@ def test_a_class_whose_images_were_all_held_out(ray_session: object, tmp_path: P
         load(Data(name="folder", path=str(tmp_path)))
 
 
-def test_a_source_that_is_open_is_not_opened_again(
-    ray_session: object, mnist: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = Data(name="mnist", path=str(mnist))
-    source = open_source(data)
-    monkeypatch.setattr(real_module, "open_source", None)
-    assert load_real(data, lambda text: None, source=source).class_names == source.class_names
-
-
 def test_a_whitening_that_fits_no_node_is_refused_before_decoding(
     ray_session: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,7 +286,8 @@ def test_equal_images_are_on_one_side_of_the_split(ray_session: object, mnist: P
 def test_progress_counts_shards_and_classes(ray_session: object, mnist: Path) -> None:
     events: list[dict[str, Any]] = []
     with Progress(lambda **fields: events.append(fields), live=False) as progress:
-        load_real(Data(name="mnist", path=str(mnist)), print, progress)
+        data = Data(name="mnist", path=str(mnist))
+        load_real(open_source(data), data, print, progress)
     (found,) = [event for event in events if event["kind"] == "data"]
     assert found["name"] == "mnist"
     assert sum(found["counts"]["test"]) == 300

@@ -23,6 +23,7 @@ from dasm_ray.runtime.pool import Done, InputLost, Pool
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.worker import Job, RoundInputRefs, Worker
 from dasm_ray.store.checkpoints import read_group
+from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.place import Place
 
 ROUNDS = 3
@@ -91,10 +92,9 @@ def test_rounds_on_workers_are_rounds_in_this_process(ray_session: object, real:
         idle_seconds=60,
         notice=lambda text: None,
     ) as pool:
-        assert (
-            Run(load_real(config.data, lambda text: None), pool, tmp_path / "there", config).go().tobytes()
-            == here.tobytes()
-        )
+        images = load_real(open_source(config.data), config.data, lambda text: None)
+        there = Run(images, pool, tmp_path / "there", config).go()
+    assert there.tobytes() == here.tobytes()
 
 
 def test_all_rounds_are_done_and_on_disk(real: RealRefs, pool: LocalPool, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from dasm_ray.runtime.pool import Done, InputLost, Pool, Task
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.worker import Job, Worker
 from dasm_ray.store.checkpoints import read_group
+from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.place import Place
 
 ROUNDS, M = 3, 2
@@ -122,7 +123,7 @@ def test_lanes_on_workers_are_lanes_by_hand(ray_session: object, tmp_path: Path)
         idle_seconds=60,
         notice=lambda text: None,
     ) as workers:
-        run = Run(load_real(config.data, lambda text: None), workers, tmp_path, config)
+        run = Run(load_real(open_source(config.data), config.data, lambda text: None), workers, tmp_path, config)
         final = run.run.run()
     assert_same(final, run.by_hand())
     assert final.pixels.tobytes() != run.state.pixels.tobytes()

@@ -32,6 +32,7 @@ from dasm_ray.runtime.pool import Pool, Task
 from dasm_ray.runtime.session import Session
 from dasm_ray.runtime.tune import Report, Stopping, Told, bundles, run_trials
 from dasm_ray.store import findings as store
+from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.place import Place
 from dasm_ray.studies.trials import Sweeping, _data_key, run_trial
 
@@ -401,7 +402,7 @@ def test_a_trial_that_can_never_be_done_says_why_and_reports_nothing(tmp_path: P
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     config = load_config(tmp_path / "recipe.yaml", ["experts.lr=1.0e+30"])
     session = replace(ray_session, connected_here=False, started_here=False)
-    real = {_data_key(config): load_real(config.data, lambda text: None)}
+    real = {_data_key(config): load_real(open_source(config.data), config.data, lambda text: None)}
     run_trial(0, Sweeping(Place(tmp_path), {0: config}, session, real), lambda *told: pytest.fail(f"reported {told}"))
     found = store.find(Place(tmp_path), 0)
     assert "segment 1" in found.failed

@@ -19,6 +19,7 @@ from dasm_ray.runtime.decoding import load_real
 from dasm_ray.runtime.pool import Pool, Task
 from dasm_ray.runtime.worker import Chosen, Everything, Job, Stored, Worker
 from dasm_ray.store.checkpoints import read_trajectory
+from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.place import Place
 
 
@@ -136,7 +137,7 @@ def test_the_store_holds_one_decoded_copy_for_four_workers(ray_session: object, 
     if not (data_folder / "cifar10").exists():
         pytest.skip(f"{data_folder / 'cifar10'} is missing")
     data = Data(name="cifar10", path=str(data_folder / "cifar10"))
-    real = load_real(data, lambda text: None)
+    real = load_real(open_source(data), data, lambda text: None)
     decoded = sum(int(counts.sum()) for counts in real.counts.values()) * 3 * 32 * 32
     config = parse_config({"data": {"name": "cifar10"}, "model": {"width": 4}, "runtime": {"compile": False}})
     job = Job(config, real, "cpu")

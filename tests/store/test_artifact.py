@@ -1,18 +1,29 @@
-"""The finished set: exact values back, a stable digest, and nothing damaged or half written is ever read."""
+"""The finished set: exact values back, a stable digest, and nothing damaged, half written or made up is ever read."""
 
+import copy
 import dataclasses
+import hashlib
 import io
 import json
+import resource
+import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.numpy
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from dasm_ray.config.digests import digest_of, what
+from dasm_ray.config.keys import RunConfig
 from dasm_ray.errors import ArtifactError, RunDirError
 from dasm_ray.store import artifact as artifacts
-from dasm_ray.store.artifact import Artifact, digest, export, read_artifact, write_artifact
+from dasm_ray.store import tensors
+from dasm_ray.store.artifact import Artifact, digest, read_artifact, write_artifact
 from dasm_ray.store.place import Place
 
 
@@ -28,7 +39,7 @@ def artifact_of(count=6, classes=3, shape=(3, 4, 5), soft=True, **changes):
         std=(0.25,) * shape[0],
         factor=2,
         step_size=0.017 if soft else None,
-        recipe={"model": {"arch": "convnet", "width": 16}, "epochs": 30, "augment": "color_crop"},
+        recipe={"model": {"arch": "convnet", "width": 16}, "training": {"epochs": 30, "augment": "color_crop"}},
         provenance={"seed": 0, "run": "x"},
     )
     return dataclasses.replace(whole, **changes)
@@ -65,7 +76,9 @@ def test_the_folder_explains_itself(tmp_path):
     assert described["recipe"]["model"]["width"] == 16
     assert described["provenance"] == {"seed": 0, "run": "x"}
     front = yaml.safe_load((tmp_path / "README.md").read_text().split("---\n")[1])
-    assert front["configs"][0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
+    assert front["configs"] == [
+        {"config_name": f"set-{stamp}", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}
+    ]
 
 
 def test_others_read_images_and_names_from_the_parquet(tmp_path):
@@ -149,7 +162,7 @@ def test_the_digest_does_not_see_where_it_came_from():
         ({"segments": artifact_of().segments.astype(np.int64)}, "segments must be int32"),
         ({"soft_labels": np.zeros((6, 4), np.float32)}, r"soft labels must be \(N, K\)"),
         ({"mean": (0.5,)}, "mean and std need one value a channel"),
-        ({"factor": 0}, "factor 0 is not positive"),
+        ({"factor": 0}, "factor: input should be greater than or equal to 1, not 0"),
     ],
 )
 def test_an_unsound_set_is_never_written(tmp_path, changes, message):
@@ -190,11 +203,11 @@ def test_a_later_version_is_refused(written):
         ({"shape": None}, "is damaged"),
         ({"mean": None}, "is damaged"),
         ({"factor": "two"}, "is damaged"),
-        ({"recipe": "gone"}, "it lacks 'recipe'"),
+        ({"recipe": "gone"}, "recipe: is missing"),
         ({"files": {}}, "is damaged"),
-        ({"soft_labels": False}, "does not have the digest"),
-        ({"files": {"train-9.parquet": ""}}, "is not whole: .*train-9.parquet cannot be read"),
-        ({"class_names": ["zebra"]}, "not sound"),
+        ({"soft_labels": False}, "its column soft_label is not packed as it was written"),
+        ({"files": {"train-9.parquet": "0" * 64}}, "files: must be train-00000-of-00001.parquet"),
+        ({"class_names": ["zebra"]}, "its column soft_label is not packed as it was written"),
     ],
 )
 def test_a_description_that_does_not_fit_is_refused(written, changes, message):
@@ -258,40 +271,6 @@ def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunDirError, match="cannot be written"):
         write_artifact(Place(tmp_path / "file" / "set"), artifact_of())
-
-
-# --- exports -----------------------------------------------------------------------------------------------------
-
-
-def test_png_folders_hold_the_stored_images(tmp_path):
-    whole = artifact_of(shape=(1, 4, 5))
-    export(whole, Place(tmp_path), "png")
-    assert Place(tmp_path).walk()[1] == [
-        f"{name}/{number:05d}.png" for name in ("0", "ant_eater", "zebra") for number in range(2)
-    ]
-    image = np.asarray(Image.open(tmp_path / "ant_eater" / "00001.png"))
-    np.testing.assert_array_equal(image, np.rint(whole.pixels[4, 0] * 255))
-
-
-@pytest.mark.parametrize("names", [("a/b", "a:b", "c"), ("A", "a", "c"), ("..", "x", "y")])
-def test_png_folders_never_collide(tmp_path, names):
-    export(artifact_of(class_names=names), Place(tmp_path / "out"), "png")
-    folders, files = Place(tmp_path).walk()
-    assert len(folders) == 4
-    assert len(files) == 6
-
-
-@pytest.mark.parametrize("soft", [True, False])
-def test_npz_opens_without_pickle(tmp_path, soft):
-    whole = artifact_of(soft=soft)
-    export(whole, Place(tmp_path), "npz")
-    with np.load(tmp_path / "synthetic.npz", allow_pickle=False) as arrays:
-        np.testing.assert_array_equal(arrays["pixels"], whole.pixels)
-        np.testing.assert_array_equal(arrays["labels"], whole.labels)
-        assert tuple(arrays["class_names"]) == whole.class_names
-        assert tuple(arrays["mean"]) == whole.mean
-        assert arrays["factor"] == 2
-        assert ("soft_labels" in arrays, "step_size" in arrays) == (soft, soft)
 
 
 # --- normalised and whitened sets ------------------------------------------------------------------------------------
@@ -358,3 +337,320 @@ def test_a_whitening_that_does_not_fit_is_refused(tmp_path, changes):
     artifact, _ = whitened(**changes)
     with pytest.raises(ArtifactError, match=r"the whitening does not fit|a pixel lies outside"):
         write_artifact(Place(tmp_path), artifact)
+
+
+# --- sets that somebody made up ------------------------------------------------------------------------------------
+
+NAN, INF = float("nan"), float("inf")
+FILE = "train-00000-of-00001.parquet"
+
+
+def forge(folder, table=None, data=None, stamp=True, **changes):
+    """Puts another table, or other bytes, into a set, with a checksum that fits, and changes its description."""
+    if table is not None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, **changes.pop("packing", {}))
+        data = sink.getvalue().to_pybytes()
+    (folder / "data" / FILE).write_bytes(data)
+    sums = {"files": {FILE: hashlib.sha256(data).hexdigest()}} if stamp else {}
+    edit(folder, **sums, **changes)
+    return len(data)
+
+
+def columns_of(folder):
+    return pq.read_table(folder / "data" / FILE)
+
+
+def put(table, name, values):
+    return table.set_column(table.schema.names.index(name), name, values)
+
+
+def empty_table(rows, size, value=0.5):
+    """Rows that are all alike, which Parquet packs into next to nothing."""
+    return pa.table(
+        {
+            "pixels": pa.FixedSizeListArray.from_arrays(pa.array(np.full(rows * size, value, np.float32)), size),
+            "label": pa.array(np.zeros(rows, np.int64)),
+            "soft_label": pa.nulls(rows, pa.list_(pa.float32())),
+            "segment": pa.array(np.zeros(rows, np.int32)),
+        }
+    )
+
+
+def peak():
+    """Most memory that this process has had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@pytest.mark.parametrize("says_so", [False, True], ids=["its shape says six", "its shape says so"])
+@pytest.mark.parametrize("packed", ["SNAPPY", "ZSTD", "GZIP"])
+def test_a_small_file_that_unpacks_to_very_much_is_refused_before_it_does(written, says_so, packed):
+    edit(written, soft_labels=False)
+    rows = 400_000
+    table = empty_table(rows, 60)
+    shape = [rows, 3, 4, 5] if says_so else [6, 3, 4, 5]
+    size = forge(written, table, packing={"compression": packed}, shape=shape)
+    before, whole = peak(), table.nbytes
+    del table
+    with pytest.raises(ArtifactError, match=r"would unpack to|is not packed as|unpacks to|hold 400000 images"):
+        read_artifact(Place(written))
+    assert whole > 100_000_000
+    assert size < 1_000_000
+    assert peak() - before < whole / 2
+
+
+def test_a_set_of_many_gigabytes_in_words_only(written):
+    edit(written, shape=[10**8, 3, 1000, 1000])
+    with pytest.raises(ArtifactError, match="would unpack to 1200000000000000"):
+        read_artifact(Place(written))
+
+
+def test_a_file_that_is_larger_than_its_shape_explains_is_not_read(written):
+    with (written / "data" / FILE).open("ab") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ArtifactError, match="it has 1099511627776 bytes, and at most"):
+        read_artifact(Place(written))
+
+
+def test_a_whitening_that_is_larger_than_its_shape_explains_is_not_read(tmp_path):
+    write_artifact(Place(tmp_path), whitened()[0])
+    with (tmp_path / "whitening.safetensors").open("ab") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ArtifactError, match="it has 1099511627776 bytes, and at most"):
+        read_artifact(Place(tmp_path))
+
+
+SOFT = pa.list_(pa.float32())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop_columns(["segment"]), "has no column segment"),
+        (lambda t: t.append_column("label", t["label"]), "has no column label"),
+        (lambda t: put(t, "label", t["label"].cast(pa.float64())), "label is not of type int64"),
+        (lambda t: put(t, "label", pa.array(["0"] * 6)), "label is not of type int64"),
+        (lambda t: put(t, "pixels", t["pixels"].cast(SOFT)), "pixels is not of type"),
+        (lambda t: put(t, "pixels", t["pixels"].cast(pa.list_(pa.float64(), 60))), "pixels is not of type"),
+        (lambda t: put(t, "segment", pa.array([-1] * 6, pa.int32())), "a segment is negative"),
+        (lambda t: put(t, "segment", pa.array([None] * 6, pa.int32())), "segments must be int32"),
+        (lambda t: put(t, "label", pa.array([9] * 6, pa.int64())), r"a label lies outside 0\.\.2"),
+        (lambda t: put(t, "label", pa.array([None, 0, 0, 0, 0, 0], pa.int64())), "labels? "),
+        (lambda t: put(t, "soft_label", pa.array([[NAN] * 3] * 6, SOFT)), "a soft label is no number"),
+        (lambda t: put(t, "soft_label", pa.array([[INF] * 3] * 6, SOFT)), "a soft label is no number"),
+        (lambda t: put(t, "soft_label", pa.array([[0.5] * 2] * 6, SOFT)), "soft_label is not packed as"),
+        (lambda t: put(t, "soft_label", pa.array([[0.5] * 3] * 5 + [None], SOFT)), "soft_label is not packed as"),
+        (lambda t: put(t, "soft_label", pa.array([[0.5] * 4, [0.5] * 2] * 3, SOFT)), "digest"),
+        (lambda t: t.slice(0, 5), "files hold 5 images, not 6"),
+        (lambda t: pa.concat_tables([t, t]), "files hold 12 images, not 6"),
+        (lambda t: t.slice(0, 0), "files hold 0 images, not 6"),
+    ],
+)
+def test_a_table_that_somebody_changed(written, change, message):
+    forge(written, change(columns_of(written)))
+    with pytest.raises(ArtifactError, match=message):
+        read_artifact(Place(written))
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1" * 100, b"\0" * 1000])
+def test_a_file_that_is_no_parquet(written, data):
+    forge(written, data=data)
+    with pytest.raises(ArtifactError, match="is damaged"):
+        read_artifact(Place(written))
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("name", ["mean", "matrix"])
+def test_a_whitening_with_a_number_that_is_none(tmp_path, name, value):
+    artifact, _ = whitened()
+    array = getattr(artifact, f"whitening_{name}").copy()
+    array.flat[3] = value
+    with pytest.raises(ArtifactError, match="the whitening does not fit"):
+        write_artifact(Place(tmp_path), dataclasses.replace(artifact, **{f"whitening_{name}": array}))
+
+
+def test_a_whitening_that_somebody_put_there(written, tmp_path):
+    """Where the set has none, with no checksum, and with one."""
+    arrays = {"mean": np.zeros(60, np.float32), "matrix": np.eye(60, dtype=np.float32)}
+    (written / "whitening.safetensors").write_bytes(safetensors.numpy.save(arrays))
+    with pytest.raises(ArtifactError, match="is damaged"):
+        read_artifact(Place(written))
+    tensors.write(Place(written / "whitening.safetensors"), arrays, {})
+    with pytest.raises(ArtifactError, match="the whitening does not fit"):
+        read_artifact(Place(written))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"std": (0.0, 0.5, 0.5)},
+        {"std": (NAN, 0.5, 0.5)},
+        {"mean": (INF, 0, 0)},
+        {"factor": 5},
+        {"factor": True},
+        {"class_names": (1, 2, 3)},
+        {"class_names": ("\x1b[2J", "b", "c")},
+        {"recipe": {}},
+        {"step_size": -1.0},
+        {"step_size": NAN},
+        {"soft_labels": np.full((6, 3), NAN, np.float32)},
+        {"segments": np.full(6, -1, np.int32)},
+    ],
+    ids=str,
+)
+def test_what_would_be_refused_is_never_written(tmp_path, changes):
+    with pytest.raises(ArtifactError, match="not sound") as caught:
+        write_artifact(Place(tmp_path / "set"), artifact_of(**changes))
+    assert "\x1b" not in str(caught.value)
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_set_as_it_was_written_before_is_read_as_it_was(tmp_path):
+    """With all of the configuration in its provenance, and a card that names it `default`."""
+    config = RunConfig()
+    recipe = {"model": what(config.model), "image_size": [4, 5], "training": what(config.evaluate)}
+    whole = artifact_of(
+        recipe=json.loads(json.dumps(recipe)),
+        provenance={
+            "config": config.model_dump(mode="json"),
+            "config_digest": digest_of(what(config)),
+            "data_digest": "0" * 16,
+            "device": "cpu",
+            "versions": {"python": "3.11"},
+        },
+    )
+    stamp = write_artifact(Place(tmp_path), whole)
+    (tmp_path / "README.md").write_text("---\nconfigs: []\n---\n")
+    assert_same(read_artifact(Place(tmp_path)), whole)
+    assert stamp == "2cc088126d89efd2", "the digest of what is there does not change"
+
+
+# --- anything done to a set ----------------------------------------------------------------------------------------
+
+ODD_JSON = st.sampled_from(
+    [
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        3,
+        9,
+        10**6,
+        10**30,
+        0.5,
+        -0.0,
+        1e-320,
+        1e308,
+        "",
+        "x",
+        "\x1b",
+        "../x",
+        [],
+        [1],
+        [[]],
+        {},
+        {"a": 1},
+    ]
+)
+SETS = ("plain", "soft", "white")
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """One set of each kind, and the same of other images."""
+    folder = tmp_path_factory.mktemp("sets")
+    made = {"plain": artifact_of(soft=False), "soft": artifact_of(), "white": whitened()[0]}
+    for name, artifact in made.items():
+        write_artifact(Place(folder / name), artifact)
+        other = dataclasses.replace(artifact, pixels=np.ascontiguousarray(artifact.pixels[::-1]))
+        write_artifact(Place(folder / f"other_{name}"), other)
+    return folder, made
+
+
+def paths_in(value, above=()):
+    """Where every value of a JSON tree stands."""
+    yield above
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in parts:
+        yield from paths_in(part, (*above, name))
+
+
+def replaced(value, path, new):
+    whole = copy.deepcopy(value)
+    if not path:
+        return new
+    node = whole
+    for name in path[:-1]:
+        node = node[name]
+    node[path[-1]] = new
+    return whole
+
+
+@st.composite
+def damages(draw):
+    """A kind of set, and a function that does something to a copy of it."""
+    kind = draw(st.sampled_from(SETS))
+    where, bits = draw(st.lists(st.integers(0, 10**6), min_size=1, max_size=4)), draw(st.integers(1, 255))
+    odd, cut = draw(ODD_JSON), draw(st.floats(0, 1))
+    how = draw(st.sampled_from(["flip", "cut", "json", "drop", "swap", "fitting flip", "key"]))
+
+    def flip(folder, file):
+        data = bytearray(file.read_bytes())
+        for at in where:
+            data[at % len(data)] ^= bits
+        return bytes(data)
+
+    def damage(folder):
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "README.md")
+        file = files[where[0] % len(files)]
+        described = json.loads((folder / "dataset.json").read_text())
+        paths = list(paths_in(described))
+        path = paths[where[0] % len(paths)]
+        if how == "flip":
+            file.write_bytes(flip(folder, file))
+        elif how == "fitting flip":
+            forge(folder, data=flip(folder, folder / "data" / FILE))
+        elif how == "cut":
+            file.write_bytes(file.read_bytes()[: int(cut * file.stat().st_size)])
+        elif how == "json":
+            (folder / "dataset.json").write_text(json.dumps(replaced(described, path, odd)))
+        elif how == "key":
+            (folder / "dataset.json").write_text(json.dumps({**described, draw_name(where[0]): odd}))
+        elif how == "drop":
+            file.unlink()
+        else:
+            shutil.copy(folder.parent / f"other_{kind}" / file.relative_to(folder), file)
+
+    damage.__name__ = how
+    return kind, damage
+
+
+def draw_name(number):
+    return ["Digest", "digest ", "pixels", "extra", "", "__class__"][number % 6]
+
+
+def read_or_refused(place):
+    """The set, or the sentence that refuses it; no other error is let by."""
+    try:
+        return read_artifact(place)
+    except ArtifactError as error:
+        return str(error)
+
+
+@settings(max_examples=500)
+@given(damages())
+def test_whatever_is_done_to_a_set_it_is_refused_or_the_same(sets, done):
+    (folder, made), (kind, damage) = sets, done
+    copied = folder / "copy"
+    shutil.rmtree(copied, ignore_errors=True)
+    shutil.copytree(folder / kind, copied)
+    damage(copied)
+    found = read_or_refused(Place(copied))
+    if isinstance(found, str):
+        assert "\n" not in found
+        assert "\x1b" not in found
+        return
+    assert digest(found) == digest(made[kind])
+    assert_same(dataclasses.replace(found, provenance=made[kind].provenance), made[kind])

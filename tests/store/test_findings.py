@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,16 @@ def test_a_changed_sweep_is_refused_by_what_differs(tmp_path: Path) -> None:
         raise AssertionError("two sweeps in one folder")
 
 
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"space": 1, "space": 2}', '{"recipe": NaN}', "null", "[]"])
+def test_a_sweep_whose_file_is_damaged_is_refused_in_a_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "sweep.json").write_text(text)
+    with (
+        pytest.raises(RunDirError, match=r"sweep\.json cannot be read|belongs to another sweep"),
+        claimed_sweep(Place(tmp_path), DEFINITION, resume=True),
+    ):
+        raise AssertionError("gone on with")
+
+
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "holiday.txt").write_text("mine")
     with (
@@ -89,6 +101,31 @@ def test_findings_come_back_with_all_their_digits(tmp_path: Path) -> None:
     assert find(place, 3) == found
     assert not found.is_over
     assert replace(found, failed="no").is_over
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text.replace("0.5", "0.99"),
+        lambda text: text.replace('"done": false', '"done": true'),
+        lambda text: text.replace("1.5", "15"),
+        lambda text: text[:-3],
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: "{}",
+        lambda text: json.dumps({name: value for name, value in json.loads(text).items() if name != "checksum"}),
+        lambda text: text.replace("{", '{"begun": 9, ', 1),
+    ],
+)
+def test_a_finding_that_was_changed_is_refused_by_its_file(tmp_path: Path, damage: Callable[[str], str]) -> None:
+    keep(Place(tmp_path), 7, Finding(begun=2, accuracies=((0.5, 0.25),), seconds=1.5))
+    file = tmp_path / "found" / "007.json"
+    assert damage(file.read_text()) != file.read_text()
+    file.write_text(damage(file.read_text()))
+    with pytest.raises(RunDirError, match=r"found/007\.json is not as it was written; remove it, and --resume"):
+        find(Place(tmp_path), 7)
+    file.unlink()
+    assert find(Place(tmp_path), 7) == Finding()
 
 
 def test_a_stop_is_kept_beside_the_finding_and_counts_only_if_the_trial_is_not_done(tmp_path: Path) -> None:

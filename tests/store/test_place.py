@@ -23,6 +23,21 @@ from dasm_ray.store.place import Place
 # --- Place -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://KEY:S3CR3T@bucket/run",
+        "s3://KEY:S3/CR3T@bucket/run",
+        "s3://bucket/run?secret_key=S3CR3T",
+        "hdfs://me:S3CR3T@host/x",
+    ],
+)
+def test_a_place_holds_no_credentials(uri):
+    with pytest.raises(RunDirError, match="AWS_ACCESS_KEY_ID") as caught:
+        Place(uri)
+    assert "S3CR3T" not in str(caught.value)
+
+
 def test_files_come_back_as_they_were_written(place):
     (place / "a" / "x.bin").write_bytes(b"\0\1\2")
     (place / "a/x.txt").write_text("naïve ×")
@@ -401,23 +416,3 @@ def test_an_empty_folder_is_removed_and_no_other(place) -> None:
     place.delete_if_empty()
     assert not place.exists()
     place.delete_if_empty()
-
-
-# --- secrets -----------------------------------------------------------------------------------------------------
-
-
-def test_a_secret_travels_and_is_not_shown() -> None:
-    place = Place("s3://KEY:SE%2FCRET@bucket/x?region=r&session_token=TOKEN") / "y"
-    copy = pickle.loads(pickle.dumps(place))
-    assert copy.uri == "s3://KEY:SE%2FCRET@bucket/x/y?region=r&session_token=TOKEN"
-    assert Place(copy.uri) == place
-    for text in (str(place), repr(place), f"{place.parent}"):
-        assert not any(secret in text for secret in ("KEY", "SE%2FCRET", "SE/CRET", "TOKEN"))
-        assert "region=r" in text
-
-
-def test_an_error_does_not_repeat_a_secret() -> None:
-    with pytest.raises(RunDirError) as caught:
-        Place("s3://KEY:SECRET@bucket/x?scheme=http&session_token=TOKEN").exists()
-    assert "session_token" in str(caught.value)
-    assert not any(secret in str(caught.value) for secret in ("KEY", "SECRET", "TOKEN"))

@@ -89,7 +89,7 @@ def test_reading_what_is_no_run_directory(place):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("seed: [", "it is not YAML"), ("sed: 3", "not for this version of dasm_ray: sed: .*did you mean 'seed'")],
+    [("seed: [", "is not YAML"), ("sed: 3", "not for this version of dasm_ray: sed: .*did you mean 'seed'")],
 )
 def test_a_configuration_that_cannot_be_read_is_named(place, text, message):
     RunDir.open(str(place), config_of()).close()
@@ -390,7 +390,7 @@ def test_reading_a_set_needs_nothing_that_windows_lacks(tmp_path) -> None:
         "from dasm_ray.store.place import Place\n"
         "from dasm_ray.store import rundir\n"
         "made = Artifact(np.full((2, 1, 8, 8), 0.5, np.float32), np.arange(2), np.zeros(2, np.int32), None,\n"
-        "    ('a', 'b'), (0.3,), (0.4,), 1, None, {'training': {'epochs': 1, 'lr': 0.01}}, {})\n"
+        "    ('a', 'b'), (0.3,), (0.4,), 1, None, {'model': {}, 'training': {'epochs': 1, 'lr': 0.01}}, {})\n"
         "write_artifact(Place(sys.argv[1]), made)\n"
         "print(len(dasm_ray.load(sys.argv[1])))\n"
     )

@@ -63,6 +63,23 @@ def test_a_file_of_another_program_is_refused(tmp_path):
         tensors.read(place)
 
 
+@pytest.mark.parametrize("note", ["[" * 50_000, '{"a": NaN}', '{"a": 1, "a": 2}', '{"a": 1e999}'])
+def test_a_note_that_no_json_reader_should_take(tmp_path, note):
+    place = Place(tmp_path) / "t"
+    place.write_bytes(save(arrays(), metadata={"dasm_ray": note}))
+    with pytest.raises(ArtifactError, match="t is damaged"):
+        tensors.read(place)
+
+
+def test_a_file_larger_than_can_be_right_is_not_read(tmp_path):
+    place = Place(tmp_path) / "t"
+    tensors.write(place, arrays(), {})
+    size = (tmp_path / "t").stat().st_size
+    assert tensors.read(place, size)[1] == {}
+    with pytest.raises(ArtifactError, match=f"it has {size} bytes, and at most {size - 1}"):
+        tensors.read(place, size - 1)
+
+
 def test_a_checksum_depends_on_names_types_shapes_and_note():
     base = {"a": np.zeros((2, 3), np.float32)}
     sums = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,15 @@ def apply(module: nn.Module, layout: Layout, flat: Tensor, images: Tensor) -> Te
 
 Draw = Callable[[torch.Size, torch.Generator], Tensor]
 """Fresh values of one parameter. A module may name those of its own in ``draws``, by parameter name."""
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def drawn(module: Module, **draws: Draw) -> Module:
+    """The module with its own draws, by parameter name."""
+    vars(module)["draws"] = draws
+    return module
 
 
 def uniform(shape: torch.Size, bound: float, generator: torch.Generator) -> Tensor:

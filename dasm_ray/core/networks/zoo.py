@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dasm_ray.config.keys import Model
 from dasm_ray.core.networks.convnet import ConvNet, Norm, default_depth
-from dasm_ray.core.networks.params import normal, xavier, zeros
+from dasm_ray.core.networks.params import drawn, normal, xavier, zeros
 from dasm_ray.errors import ConfigError
 
 Shape = tuple[int, int, int]
@@ -181,9 +181,9 @@ class Patches(nn.Module):
         super().__init__()
         self.token = nn.Parameter(torch.empty(1, 1, DIM))
         self.places = nn.Parameter(torch.empty(1, count + 1, DIM))
-        self.conv = nn.Conv2d(channels, DIM, patch, patch)
         # torchvision cuts this one off at ±2, which is 8 standard deviations or more.
-        self.conv.draws = {"weight": normal((channels * patch**2) ** -0.5), "bias": zeros}  # type: ignore[assignment]
+        draw = normal((channels * patch**2) ** -0.5)
+        self.conv = drawn(nn.Conv2d(channels, DIM, patch, patch), weight=draw, bias=zeros)
         self.draws = {"token": zeros, "places": normal(0.02)}
 
     def forward(self, x: Tensor) -> Tensor:  # (n, C, H, W) to (n, T, DIM)
@@ -196,10 +196,8 @@ class Attention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.queries_keys_values = nn.Linear(DIM, 3 * DIM)
-        self.queries_keys_values.draws = {"weight": xavier, "bias": zeros}  # type: ignore[assignment]
-        self.out = nn.Linear(DIM, DIM)
-        self.out.draws = {"bias": zeros}  # type: ignore[assignment]
+        self.queries_keys_values = drawn(nn.Linear(DIM, 3 * DIM), weight=xavier, bias=zeros)
+        self.out = drawn(nn.Linear(DIM, DIM), bias=zeros)
 
     def forward(self, x: Tensor) -> Tensor:  # (n, T, DIM)
         apart = self.queries_keys_values(x).unflatten(2, (3, HEADS, DIM // HEADS)).permute(2, 0, 3, 1, 4)
@@ -217,9 +215,10 @@ class Encoder(nn.Module):
         self.norm1 = nn.LayerNorm(DIM, eps=1e-6)
         self.attention = Attention()
         self.norm2 = nn.LayerNorm(DIM, eps=1e-6)
-        wide, narrow = nn.Linear(DIM, 4 * DIM), nn.Linear(4 * DIM, DIM)
-        for layer in (wide, narrow):
-            layer.draws = {"weight": xavier, "bias": normal(1e-6)}  # type: ignore[assignment]
+        wide, narrow = (
+            drawn(nn.Linear(into, out), weight=xavier, bias=normal(1e-6))
+            for into, out in ((DIM, 4 * DIM), (4 * DIM, DIM))
+        )
         self.mlp = nn.Sequential(wide, nn.GELU(), narrow)
 
     def forward(self, x: Tensor) -> Tensor:  # (n, T, DIM)
@@ -250,10 +249,10 @@ def vit(model: Model, shape: Shape, classes: int, norm: NormOf) -> nn.Module:
             f"make data.image_size a multiple of {patch} or choose another"
         )
     count = (sides[0] // patch) * (sides[1] // patch)
-    stages = [Patches(channels, patch, count), *(nn.Sequential(Encoder()) for _ in range(DEPTH))]
-    stages[-1].append(Summary())  # type: ignore[operator]
-    network = Staged(stages, DIM, classes)
-    network.linear.draws = {"weight": zeros, "bias": zeros}  # type: ignore[assignment]
+    encoders = [nn.Sequential(Encoder()) for _ in range(DEPTH)]
+    encoders[-1].append(Summary())
+    network = Staged([Patches(channels, patch, count), *encoders], DIM, classes)
+    drawn(network.linear, weight=zeros, bias=zeros)
     return network
 
 
