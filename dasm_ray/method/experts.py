@@ -15,7 +15,6 @@ from dasm_ray.runtime.progress import clock_text
 from dasm_ray.runtime.worker import Chosen, Stored, Worker
 from dasm_ray.store.checkpoints import trajectory_name
 
-
 GOOD = 0.7
 """Share of the validation images that experts must get right to say which images can be learned: at 60 % they called
 40 % of each class of CIFAR-10 unlearnable, where published teachers are right on 95 %."""

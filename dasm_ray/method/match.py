@@ -32,14 +32,15 @@ def match(
     windows: list[list[Indices]],
 ) -> Segment:
     """Segment ``segment`` from its ``start`` to the distilled one; ``windows`` are of all segments up to it."""
-    segment_done: Segment = WALKS[run.config.base.family](run, segment, start, experts, probes, frozen, windows)
-    parts = [part for part in segment_done if part is not None]
-    if not all(np.isfinite(part).all() for part in parts):  # rounds see to it; an older version's checkpoint did not
+    done: Segment = WALKS[run.config.base.family](run, segment, start, experts, probes, frozen, windows)
+    if not all(
+        np.isfinite(part).all() for part in vars(done).values() if part is not None
+    ):  # rounds see to it; an older version's checkpoint did not
         raise NonFinite(
             f"segment {segment + 1}: its checkpoint in {run.place / 'segments'} holds numbers that are not finite; "
             f"remove that folder and run again"
         )
-    return segment_done
+    return done
 
 
 def _by_groups(

@@ -87,7 +87,7 @@ def _are_finite(run: Run, file: Place, *scores: NDArray[np.float64]) -> bool:
 
 
 def sharded(
-    run: Run, method: Callable[..., Any], name: str, networks: tuple[ObjectRef, ...], rule: str
+    run: Run, method: Callable[..., Any], name: str, networks: tuple[ObjectRef, ...], rule: str = "experts.lr"
 ) -> Judgement:
     """All training images scored in shards by a worker's ``method``, whatever the number of shards.
 

@@ -175,7 +175,8 @@ def _check_moved(config: RunConfig, where: tuple[int, int], after: SetState) -> 
             segment, round = where
             raise NonFinite(
                 f"segment {segment + 1}, step of round {round}: the step leads to numbers that are not finite; the "
-                f"last good state is kept; lower trajectory.{key} (now {getattr(config.trajectory, key):g}) in a new run"
+                f"last good state is kept; lower trajectory.{key} (now {getattr(config.trajectory, key):g}) in a new "
+                f"run"
             )
 
 

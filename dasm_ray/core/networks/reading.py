@@ -33,7 +33,8 @@ def statistics_of(network: Network, flat: Tensor, samples: Samples) -> dict[str,
 
 def fewest_pixels(model: Model, shape: tuple[int, int, int], classes: int) -> int:
     """Pixels of the smallest maps that batch normalisation sees of an image ``shape``: 1 where a lone image is lost."""
-    module, seen = build(model, shape, classes), []
+    module = build(model, shape, classes)
+    seen: list[int] = []
     for layer in module.modules():
         if isinstance(layer, Norm) and layer.kind == "batch":
             layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0, 0].numel()))
