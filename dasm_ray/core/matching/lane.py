@@ -107,7 +107,7 @@ def walk_lane(
     by_log_step = found.log_step.cpu().numpy()
     distance = float(found.distance)
     gradient = SetGradient(np.ascontiguousarray(by_images), np.ascontiguousarray(by_labels), by_log_step)
-    if not (np.isfinite(distance) and all(np.isfinite(part).all() for part in gradient)):
+    if not (np.isfinite(distance) and _are_finite(*gradient)):
         raise _exploded(config, where, state, distance)
     return distance, gradient
 
@@ -130,6 +130,7 @@ def _exploded(config: RunConfig, where: tuple[int, int, int], state: SetState, d
     )
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what comes of it is checked, and said once
 def moved(
     config: RunConfig,
     where: tuple[int, int],
@@ -161,17 +162,20 @@ def moved(
     return after
 
 
+def _are_finite(*arrays: NDArray[np.floating]) -> bool:
+    return all(bool(np.isfinite(array).all()) for array in arrays)
+
+
 def _check_moved(config: RunConfig, where: tuple[int, int], after: SetState) -> None:
     """NonFinite, naming the rate of the first part that is no number, or a student's rate of 0 or infinity."""
-    with np.errstate(over="ignore"):
-        rate = np.exp(after.log_step)
-    parts = {
-        "lr_img": (after.pixels, after.velocity_pixels),
-        "lr_label": (after.labels, after.velocity_labels),
-        "lr_step": (after.log_step, after.velocity_log_step, rate, np.log(np.maximum(rate, 0))),
+    rate = np.exp(after.log_step)
+    good = {
+        "lr_img": _are_finite(after.pixels, after.velocity_pixels),
+        "lr_label": _are_finite(after.labels, after.velocity_labels),
+        "lr_step": _are_finite(after.log_step, after.velocity_log_step, rate) and rate > 0,
     }
-    for key, arrays in parts.items():
-        if not all(np.isfinite(array).all() for array in arrays):
+    for key, is_good in good.items():
+        if not is_good:
             segment, round = where
             raise NonFinite(
                 f"segment {segment + 1}, step of round {round}: the step leads to numbers that are not finite; the "

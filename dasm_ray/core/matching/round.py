@@ -38,6 +38,10 @@ INNER = TrainRecipe(epochs=1, batch=64, momentum=0.9, weight_decay=5e-4, augment
 """How IDC trains the network inside its loop; the rate is matcher.inner_lr."""
 
 
+TOO_LARGE = 1e6
+"""A parameter beyond which a network's answers overflow sooner or later; trained ones are below 100."""
+
+
 @dataclass(frozen=True)
 class Assignment:
     """Which round of which group of which segment (all from 0), and the classes of the group."""
@@ -165,7 +169,7 @@ class _Loop:
         steps = 0
         for flat, is_new in self._walk(outer, generator):
             if is_new:
-                began_in_network |= ~flat.isfinite().all() & self.pixels.isfinite().all()
+                began_in_network |= ~(flat.abs().max() < TOO_LARGE) & self.pixels.isfinite().all()
                 anchors = [self._anchor(flat, places, generator) for places in self._together()]
             for places, anchor in zip(self._together(), anchors, strict=True):
                 total += self._match(flat, places, anchor, generator)
