@@ -47,7 +47,7 @@ from dasm_ray.studies.comparison import Comparison, Plan, check
 from dasm_ray.studies.finished import AFTERWARDS, cells_place, changed, check_allowed, opened_again, without_address
 from dasm_ray.studies.ranking import agreement, try_networks
 from dasm_ray.studies.rows import evaluate_rows
-from dasm_ray.studies.tables import keep_table, kept_table, stem_for
+from dasm_ray.studies.tables import Shown, keep_table, kept_table, stem_for
 
 
 @dataclass(frozen=True)
@@ -222,11 +222,11 @@ def compare(
     check(configs, plan)
     with claimed_comparison(Place(run or "runs/comparison")) as place:
         with connected(configs[0], place) as open_run:
-            settings, device = digest_of(*map(config_digest, configs), astuple(plan)), open_run.session.device
-            stem, tested = stem_for(place, settings, device), tested_by(open_run)
+            shown = Shown(digest_of(*map(config_digest, configs), astuple(plan)), open_run.session.device)
+            stem, tested = stem_for(place, shown), tested_by(open_run)
             rows = Comparison(open_run, configs, plan).rows(stem)
         title = f"{configs[0].data.name}; {configs[0].evaluate.seeds} seeds"
-        keep_table(place, stem, rows, title, settings=settings, device=device, tested=tested)
+        keep_table(place, stem, rows, title, tested, shown)
         return Table(place, rows, title, tested)
 
 
@@ -345,9 +345,9 @@ def _evaluate_artifact(path: str, changes: list[str]) -> Result:
 def _reported(run: Run, rows: list[Row], stamp: str, own: str) -> Result:
     """The table on disk and in hand; ``own``: the settings of the run itself."""
     title, tested, folder = _title(run.config), tested_by(run), run.place / "report"
-    settings, device = config_digest(run.config), run.session.device
-    stem = stem_for(folder, settings, device, own=own)
-    keep_table(folder, stem, rows, title, settings=settings, device=device, tested=tested, digest=stamp)
+    shown = Shown(config_digest(run.config), run.session.device)
+    stem = stem_for(folder, shown, own)
+    keep_table(folder, stem, rows, title, tested, shown, digest=stamp)
     run.progress.note(f"table {folder / stem}.md")
     run.progress.note(f"synthetic set {run.place / 'synthetic'}, digest {stamp}")
     return Result(run.place, stamp, rows, title, tested)

@@ -7,7 +7,7 @@ asked ones, is not read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from dasm_ray.config.digests import digest_of
 from dasm_ray.report.table import Row, as_json, markdown
@@ -18,25 +18,33 @@ OWN = "table"
 """The stem of the names of a folder's own table; others have a digest of their settings behind it."""
 
 
-def stem_for(folder: Place, settings: str, device: str, *, own: str | None = None) -> str:
-    """The stem of the names under which a table of ``settings``, computed on ``device``, is written.
+class Shown(NamedTuple):
+    """What the figures of a table hang on: the digest of its settings, and the device that it was computed on."""
+
+    settings: str
+    device: str
+
+
+def stem_for(folder: Place, shown: Shown, own: str | None = None) -> str:
+    """The stem of the names under which a table is written.
 
     ``own``: the settings of the folder's own table (unset: of the first table that was written there).
     """
     first = read_checked_json(folder / f"{OWN}.json")
+    found = None if first is None else Shown(first["settings"], first["device"])
     if own is None:
-        own = settings if first is None else first.get("settings")
-    is_elsewhere = first is not None and first.get("settings") == settings and first.get("device") != device
-    return OWN if settings == own and not is_elsewhere else f"{OWN}_{digest_of(settings, device)}"
+        is_own = found is None or found == shown
+    else:
+        is_own = shown.settings == own and (found is None or found.settings != own or found == shown)
+    return OWN if is_own else f"{OWN}_{digest_of(*shown)}"
 
 
 def keep_table(
-    folder: Place, stem: str, rows: Sequence[Row], title: str, *, settings: str, device: str, tested: int, **more: Any
+    folder: Place, stem: str, rows: Sequence[Row], title: str, tested: int, shown: Shown, **more: Any
 ) -> None:
     """Writes a table as Markdown and JSON; ``tested``: how many images its test set has."""
     (folder / f"{stem}.md").write_text(markdown(rows, title, tested))
-    tree = as_json(rows, title, tested)
-    write_checked_json(folder / f"{stem}.json", {**tree, **more, "settings": settings, "device": device})
+    write_checked_json(folder / f"{stem}.json", {**as_json(rows, title, tested), **shown._asdict(), **more})
 
 
 def kept_table(folder: Place, settings: str) -> dict[str, Any] | None:

@@ -122,10 +122,12 @@ def _exploded(config: RunConfig, where: tuple[int, int, int], state: SetState, d
         f"trajectory.lr_label (now {trajectory.lr_label:g})": np.abs(state.labels).max() > FAR,
     }
     keys = [key for key, is_seen in signs.items() if is_seen]
-    what = f"the gradient at distance {distance:g} is not finite" if np.isfinite(distance) else f"it is {distance}"
+    what = f"its distance to the expert is {distance:g}" + ", but its gradient is not finite" * bool(
+        np.isfinite(distance)
+    )
     return NonFinite(
-        f"segment {segment + 1}, round {round}, lane {lane}: a student at rate {rate:g} exploded (of its distance to "
-        f"the expert, {what}); the last good state is kept; lower "
+        f"segment {segment + 1}, round {round}, lane {lane}: a student at rate {rate:g} exploded ({what}); the "
+        f"last good state is kept; lower "
         f"{' or '.join(keys or [f'trajectory.step_size (now {trajectory.step_size:g})'])} in a new run"
     )
 
