@@ -226,9 +226,9 @@ class Worker:
         """
         assert (job.whitening is None) == (job.config.data.zca is None), "experts see images as the run does"
         config, kept = job.config, read_trajectory(place, number, key)
-        expert, said = None if kept is None else Trajectory(**kept), ()
+        expert, said = None if kept is None else Trajectory(**kept), list[str]()
         if expert is not None and not expert.is_finite:
-            expert, said = None, (f"expert {number}: its file in {place} is not finite, so it is trained again",)
+            expert, said = None, [f"expert {number}: its file in {place} is not finite, so it is trained again"]
         kept_epochs = 0 if expert is None else expert.epochs
         if kept_epochs < config.experts.epochs:
             network, saved_at = self._network(job), time.monotonic()
