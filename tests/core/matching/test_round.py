@@ -22,6 +22,7 @@ from dasm_ray.core.augment import augment
 from dasm_ray.core.matching.round import Assignment, RoundInputs, _draw_from, distil_round, matching_of, pixel_rate
 from dasm_ray.core.matching.step import StepInputs, Stepped
 from dasm_ray.core.networks.network import Network
+from dasm_ray.errors import NonFinite
 
 CLASSES = (1, 3)
 """The group of most tests: not the first classes, so that a place in the group is no label."""
@@ -185,13 +186,31 @@ def test_matching_brings_the_distance_down() -> None:
     assert distances[-1] < 0.5 * distances[0]
 
 
-def test_a_distance_that_is_not_finite_ends_the_round() -> None:
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"lr_img": 1e38, "steps": 4}, "lr_img (now 1e+38)"),
+        ({"lr_img": 1e38, "steps": 4, "name": "dm"}, "lr_img (now 1e+38)"),
+        ({"perturb": 1e38}, "perturb (now 1e+38)"),
+        ({"network": "train", "steps": 3, "inner_lr": 1e38}, "inner_lr (now 1e+38)"),
+        ({"name": "dc", "steps": 3, "inner_steps": 3, "inner_lr": 1e38}, "inner_lr (now 1e+38)"),
+        ({"name": "dsa", "lr_img": 1e38, "steps": 4, "inner_steps": 3}, "lr_img (now 1e+38)"),
+    ],
+    ids=["pixels", "pixels of dm", "perturbed experts", "network on real", "network on the set", "pixels, then it"],
+)
+def test_numbers_that_are_none_end_the_round_where_they_began(changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(NonFinite) as caught:
+        run(config_of(**{"networks": 5, **changes}), round=2)
+    assert str(caught.value).startswith("segment 1, group 0, round 2, network state ")
+    assert f"; the last good state is kept; lower matcher.{key} in a new run" in str(caught.value)
+
+
+def test_the_network_state_where_it_began_is_named() -> None:
     inputs = round_inputs(toy_network())
-    inputs = replace(inputs, experts=[np.full_like(inputs.experts[0], np.nan)])
-    made = run(config_of(networks=5), inputs=inputs)
-    assert len(made.distances) == 1
-    assert np.isnan(made.distances[0])
-    assert len(made.steps) == len(CLASSES)
+    inputs.experts[0][:] = np.nan
+    inputs.experts[1][:] = np.nan
+    with pytest.raises(NonFinite, match="network state 0: "):
+        run(config_of(networks=5), inputs=inputs)
 
 
 # --- network states --------------------------------------------------------------------------------------------------
