@@ -211,10 +211,10 @@ class Comparison:
 
     def _cells(self, entry: Entry, network: str) -> list[Cell]:
         """A cell for every seed of one set under one network."""
-        config = self._under[network]
+        config, size = self._under[network], "" if entry.ipc is None else f" of {entry.ipc}"
         return cells_for(
             self._run,
-            f"evaluate {network} on {entry.name} of {entry.ipc}, {entry.labels} labels",
+            f"evaluate {network} on {entry.name}{size}, {entry.labels} labels",
             entry.training_of,
             self._steps(config.evaluate, entry.ipc),
             self._run.place / "cells",

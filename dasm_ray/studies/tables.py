@@ -7,9 +7,10 @@ asked ones, is not read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dasm_ray.config.digests import digest_of
+from dasm_ray.plain import Plain, Tree
 from dasm_ray.report.table import Row, as_json, markdown
 from dasm_ray.store.checked import read_checked_json, write_checked_json
 from dasm_ray.store.place import Place
@@ -40,14 +41,14 @@ def stem_for(folder: Place, shown: Shown, own: str | None = None) -> str:
 
 
 def keep_table(
-    folder: Place, stem: str, rows: Sequence[Row], title: str, tested: int, shown: Shown, **more: Any
+    folder: Place, stem: str, rows: Sequence[Row], title: str, tested: int, shown: Shown, **more: Plain
 ) -> None:
     """Writes a table as Markdown and JSON; ``tested``: how many images its test set has."""
     (folder / f"{stem}.md").write_text(markdown(rows, title, tested))
     write_checked_json(folder / f"{stem}.json", {**as_json(rows, title, tested), **shown._asdict(), **more})
 
 
-def kept_table(folder: Place, settings: str) -> dict[str, Any] | None:
+def kept_table(folder: Place, settings: str) -> Tree | None:
     """The folder's own table, if it is whole and shows these settings."""
     found = read_checked_json(folder / f"{OWN}.json")
     return found if found is not None and found.get("settings") == settings else None

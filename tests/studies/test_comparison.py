@@ -67,6 +67,6 @@ def test_a_comparison_computes_what_is_missing_and_trains_all_sets_of_a_size_ali
 def test_a_training_that_diverges_ends_a_comparison_and_keeps_no_table(digits: RealRefs, tmp_path: Path) -> None:
     recipe = named("plain", evaluate={"lr": 1e30})
     run = local_run(recipe, tmp_path, digits)
-    with pytest.raises(NonFinite, match=r"evaluate .* on .* of 2, hard labels, seed 0, .*; lower evaluate\.lr"):
+    with pytest.raises(NonFinite, match=r"evaluate convnet on full, hard labels, seed 0, .*; lower evaluate\.lr"):
         Comparison(run, [recipe], Plan((2,), ("random",), ("hard",), ())).rows()
     assert not {"cells", "table.parquet", "table.json"} & set(run.place.names())
