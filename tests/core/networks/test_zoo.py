@@ -250,7 +250,7 @@ def test_it_can_be_differentiated_twice(arch: str, norm: str) -> None:
 @pytest.mark.parametrize(("arch", "norm"), USUAL)
 def test_a_compiler_takes_the_training_step_whole(arch: str, norm: str, backend: str) -> None:
     """Traced only, where code takes a minute to generate: what may fail is that the step is not one graph."""
-    shape = (3, SMALLEST[arch], SMALLEST[arch])
+    shape = (3, SMALLEST.get(arch, 16), SMALLEST.get(arch, 16))
     network = Network(model_of(arch, norm), shape, 3, (0.5,) * 3, (0.25,) * 3, compile=False)
     flat = network.initial(torch_generator(0)).double()
     draws, labels = torch.rand(4, DRAWS, generator=torch_generator(1)).double(), torch.tensor([0, 1, 2, 0])
