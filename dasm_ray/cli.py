@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -232,7 +233,7 @@ def compare(
             networks=_names(networks),
             run=run,
         )
-        Console().print(render(table.rows, table.title))
+        Console().print(render(table.rows, table.title, table.tested))
         click.echo(f"comparison: {table.place}")
 
 
@@ -368,7 +369,8 @@ def rank(
         rows = {name: [found[column, name] for column in sets] for name in dict.fromkeys(name for _, name in found)}
         Console().print(grid("networks", sets, rows, "Test accuracy in %, mean ± std over seeds."))
         for name, value in agreement.items():
-            click.echo(f"Spearman's correlation of {name} with full: {value:.2f}")
+            said = f"{value:.2f}" if math.isfinite(value) else "unknown, since all networks are alike on one of the two"
+            click.echo(f"Spearman's correlation of {name} with full: {said}")
 
 
 @main.command()
@@ -571,7 +573,7 @@ def _print_table(result: Result) -> None:
 
     from dasm_ray.report.table import render
 
-    Console().print(render(result.rows, result.title))
+    Console().print(render(result.rows, result.title, result.tested))
     click.echo(f"synthetic set: {result.place}\ndigest {result.digest}")
 
 

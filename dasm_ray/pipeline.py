@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
+from dasm_ray.config.digests import config_digest, digest_of
 from dasm_ray.config.keys import Model, RunConfig
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.config.selections import SELECTIONS
@@ -29,7 +30,7 @@ from dasm_ray.method.sets import distilled_set, flattened, images_of, selected_s
 from dasm_ray.report import standings
 from dasm_ray.report.page import draw_rows
 from dasm_ray.report.standings import Line
-from dasm_ray.report.table import Row, as_json, markdown
+from dasm_ray.report.table import Row
 from dasm_ray.runtime.opening import open_checked
 from dasm_ray.runtime.pool import task
 from dasm_ray.runtime.progress import Progress, clock_text
@@ -46,6 +47,7 @@ from dasm_ray.studies.comparison import Comparison, Plan, check
 from dasm_ray.studies.finished import AFTERWARDS, cells_place, changed, check_allowed, opened_again, without_address
 from dasm_ray.studies.ranking import agreement, try_networks
 from dasm_ray.studies.rows import evaluate_rows
+from dasm_ray.studies.tables import Shown, keep_table, kept_table, stem_for
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Result:
     digest: str
     rows: list[Row]
     title: str
+    tested: int | None = None
+    """Images of the test set; None where an older table does not say."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Table:
     place: Place
     rows: list[Row]
     title: str
+    tested: int | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def _distilled(run: Run) -> Result:
     stamp = write_artifact(run.place / "synthetic", distilled_set(run, made.segments))
     sets = {"distilled": flattened(made.segments), "initial": flattened(made.starts)}
     rows = evaluate_rows(run, sets, run.config.synthetic.factor, experts, cells_place(run.place))
-    return _reported(run, rows, stamp)
+    return _reported(run, rows, stamp, config_digest(run.config))
 
 
 def describe_data(config: RunConfig, png: str | None = None) -> list[str]:
@@ -209,6 +214,7 @@ def compare(
 ) -> Table:
     """Recipes and selections in one fair table, in RUN/table.md, table.json and table.parquet.
 
+    A later table of other settings in the same folder stands beside the first, under a digest of its settings.
     ``ipcs`` and ``networks`` (ARCH or ARCH:NORM) unset: those of the first recipe. Sets and cells that are on disk are
     not computed again, so it goes on where it was stopped.
     """
@@ -216,11 +222,12 @@ def compare(
     check(configs, plan)
     with claimed_comparison(Place(run or "runs/comparison")) as place:
         with connected(configs[0], place) as open_run:
-            rows = Comparison(open_run, configs, plan).rows()
+            shown = Shown(digest_of(*map(config_digest, configs), astuple(plan)), open_run.session.device)
+            stem, tested = stem_for(place, shown), tested_by(open_run)
+            rows = Comparison(open_run, configs, plan).rows(stem)
         title = f"{configs[0].data.name}; {configs[0].evaluate.seeds} seeds"
-        (place / "table.md").write_text(markdown(rows, title))
-        (place / "table.json").write_json(as_json(rows, title))
-        return Table(place, rows, title)
+        keep_table(place, stem, rows, title, tested, shown)
+        return Table(place, rows, title, tested)
 
 
 def sweep(plan: Sweep, run: str | None = None, *, resume: bool = False) -> Swept:
@@ -277,8 +284,8 @@ def relabel(path: str, to: str, overrides: Iterable[str] = ()) -> tuple[Place, s
 def evaluate(path: str, overrides: Iterable[str] = ()) -> Result:
     """Evaluates a run directory anew, or an artifact alone, under changes of evaluate, runtime or data.path.
 
-    A run's table is written to RUN/report. An artifact alone has no initialisation and no experts to select by, and
-    nothing is written beside it.
+    A run's table is written to RUN/report, beside its own as table_DIGEST where the settings differ. An artifact alone
+    has no initialisation and no experts to select by, and nothing is written beside it.
     """
     place, changes = Place(path), list(overrides)
     if (place / "dataset.json").exists():
@@ -291,7 +298,7 @@ def evaluate(path: str, overrides: Iterable[str] = ()) -> Result:
         made = distil(run, experts)
         sets = {"distilled": flattened(made.segments), "initial": flattened(made.starts)}
         rows = evaluate_rows(run, sets, config.synthetic.factor, experts, cells_place(place))
-        return _reported(run, rows, stamp)
+        return _reported(run, rows, stamp, config_digest(record.config))
 
 
 def learn_incrementally(path: str, steps: int = 5, overrides: Iterable[str] = ()) -> Accuracies:
@@ -329,20 +336,26 @@ def convnets(widths: Sequence[int], depths: Sequence[int], norms: Sequence[str])
 def _evaluate_artifact(path: str, changes: list[str]) -> Result:
     with opened_again(path, changes) as kept:
         rows = evaluate_rows(kept.run, {"distilled": images_of(kept.artifact)}, kept.artifact.factor, None, None)
-        return Result(Place(path), digest(kept.artifact), rows, _title(kept.run.config))
+        return Result(Place(path), digest(kept.artifact), rows, _title(kept.run.config), tested_by(kept.run))
 
 
 # --- reporting ---------------------------------------------------------------------------------------------------
 
 
-def _reported(run: Run, rows: list[Row], stamp: str) -> Result:
-    """The table on disk and in hand."""
-    title = _title(run.config)
-    report = run.place / "report"
-    (report / "table.md").write_text(markdown(rows, title))
-    (report / "table.json").write_json({**as_json(rows, title), "digest": stamp})
+def _reported(run: Run, rows: list[Row], stamp: str, own: str) -> Result:
+    """The table on disk and in hand; ``own``: the settings of the run itself."""
+    title, tested, folder = _title(run.config), tested_by(run), run.place / "report"
+    shown = Shown(config_digest(run.config), run.session.device)
+    stem = stem_for(folder, shown, own)
+    keep_table(folder, stem, rows, title, tested, shown, digest=stamp)
+    run.progress.note(f"table {folder / stem}.md")
     run.progress.note(f"synthetic set {run.place / 'synthetic'}, digest {stamp}")
-    return Result(run.place, stamp, rows, title)
+    return Result(run.place, stamp, rows, title, tested)
+
+
+def tested_by(run: Run) -> int:
+    """How many images a run's test set has."""
+    return int(run.real.counts["test"].sum())
 
 
 def _title(config: RunConfig) -> str:
@@ -354,17 +367,18 @@ def _title(config: RunConfig) -> str:
 
 
 def _finished(uri: str | Place, config: RunConfig) -> Result | None:
-    """The result of a run that has ended already, without starting anything."""
+    """The result of a run that has ended already, without starting anything; None where its own table is not there."""
     place = Place(uri)
-    table = place / "report" / "table.json"
-    if not (table.exists() and (place / "synthetic" / "dataset.json").exists() and (place / "run.json").exists()):
+    if not ((place / "synthetic" / "dataset.json").exists() and (place / "run.json").exists()):
+        return None
+    kept = kept_table(place / "report", config_digest(config))
+    if kept is None:
         return None
     RunDir.open(uri, config).close()
     stamp = digest(read_artifact(place / "synthetic"))
-    kept = table.read_json()
     if kept["digest"] != stamp:
         return None
-    return Result(place, stamp, from_json(kept), kept["title"])
+    return Result(place, stamp, from_json(kept), kept["title"], kept.get("tested"))
 
 
 def from_json(table: dict[str, Any]) -> list[Row]:

@@ -18,16 +18,20 @@ from typing import Any, NoReturn
 import numpy as np
 import psutil
 import pytest
+from local_pool import again as anew
+from local_pool import local_run, small
 
 from dasm_ray import pipeline
-from dasm_ray.config.digests import digest_of, what
+from dasm_ray.config.digests import config_digest, digest_of, what
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import load_config, parse_config
 from dasm_ray.config.selections import SELECTIONS
-from dasm_ray.errors import ArtifactError, ConfigError
+from dasm_ray.errors import ArtifactError, ConfigError, RunDirError
 from dasm_ray.method.estimate import Stage, estimate
-from dasm_ray.method.run import connected
+from dasm_ray.method.run import connected, opened
 from dasm_ray.method.sets import selected_set
+from dasm_ray.report.table import Row
+from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.store.artifact import Artifact, digest, read_artifact, write_artifact
 from dasm_ray.store.checkpoints import read_trajectory
 from dasm_ray.store.findings import read_trainings
@@ -170,14 +174,17 @@ def test_artifact_and_table_are_whole(reference: Path) -> None:
         capture_output=True, text=True, timeout=LIMIT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    table = json.loads((reference / "report" / "table.json").read_text())
+    (file,) = (each for each in reference.glob("report/table_*.json") if "full" in each.read_text())
+    table = json.loads(file.read_text())
     names = [row["name"] for row in table["rows"]]
     assert names[:3] == ["distilled", "initial", "random"]
     assert names[3].startswith("selection: ")
     assert names[4] == "full"
     assert all(len(row["accuracies"]) == 2 for row in table["rows"])
     assert table["digest"] == digest_in(reference)
-    assert (reference / "report" / "table.md").read_text().count("±") >= 5
+    assert file.with_suffix(".md").read_text().count("±") >= 5
+    own = json.loads((reference / "report" / "table.json").read_text())
+    assert [(row["name"], len(row["accuracies"])) for row in own["rows"]] == [("distilled", 1), ("random", 1)]
 
 
 @pytest.mark.parametrize(
@@ -343,8 +350,8 @@ def test_evaluating_a_run_again_with_more_seeds_leaves_the_set_alone(reference: 
         capture_output=True, text=True, timeout=LIMIT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    table = json.loads((reference / "report" / "table.json").read_text())
-    assert [len(row["accuracies"]) for row in table["rows"]] == [3, 3]
+    tables = [json.loads(file.read_text()) for file in reference.glob("report/table*.json")]
+    assert [3, 3] in [[len(row["accuracies"]) for row in table["rows"]] for table in tables]
     assert digest_in(reference) == before
 
 
@@ -620,3 +627,65 @@ def test_a_set_that_goes_out_does_not_say_where_and_how_it_was_made() -> None:
     assert artifact.provenance["config"] == what(config)
     assert what(parse_config(artifact.provenance["config"])) == what(config)
     assert artifact.provenance["config_digest"] == digest_of(what(config))
+
+
+# --- tables and their settings ---------------------------------------------------------------------------------------
+
+
+def test_each_table_belongs_to_its_settings_and_none_overwrites_another(digits: RealRefs, tmp_path: Path) -> None:
+    own = small(evaluate={"rows": ["distilled", "initial", "random"]})
+    few = small(evaluate={"rows": ["distilled", "random"], "seeds": 1})
+    RunDir.open(tmp_path, own).close()
+    run = local_run(own, tmp_path, digits)
+    assert pipeline._finished(tmp_path, own) is None
+    made = pipeline._distilled(run)
+    written = (tmp_path / "report" / "table.md").read_bytes()
+    smaller = pipeline._reported(anew(run, few), made.rows[:1], made.digest, config_digest(own))
+    assert (tmp_path / "report" / "table.md").read_bytes() == written
+    assert len(list(tmp_path.glob("report/table_*.json"))) == len(list(tmp_path.glob("report/table_*.md"))) == 1
+    told = pipeline._finished(tmp_path, own)
+    assert told is not None
+    assert ([row.name for row in told.rows], told.digest, told.tested) == (
+        ["distilled", "initial", "random"],
+        made.digest,
+        digits.counts["test"].sum(),
+    )
+    assert [row.accuracies for row in told.rows] == [row.accuracies for row in made.rows]
+    assert smaller.rows == made.rows[:1]
+    with pytest.raises(RunDirError, match="belongs to another configuration"), opened(few, tmp_path):
+        pass
+
+
+def test_a_table_of_other_settings_written_first_is_not_taken_for_the_run_s_own(
+    digits: RealRefs, tmp_path: Path
+) -> None:
+    own, few = small(evaluate={"rows": ["distilled", "random"]}), small(evaluate={"seeds": 1})
+    RunDir.open(tmp_path, own).close()
+    run = local_run(own, tmp_path, digits)
+    row = [Row("distilled", [0.5], [0.5])]
+    pipeline._reported(anew(run, few), row, "digest", config_digest(own))
+    assert not (tmp_path / "report" / "table.json").exists()
+    assert pipeline._finished(tmp_path, own) is None
+
+
+@pytest.mark.parametrize("how", ["a figure changed", "of an older version"])
+def test_a_table_that_cannot_be_trusted_is_computed_anew(digits: RealRefs, tmp_path: Path, how: str) -> None:
+    own = small(evaluate={"rows": ["distilled", "random"]})
+    RunDir.open(tmp_path, own).close()
+    made = pipeline._distilled(local_run(own, tmp_path, digits))
+    file = tmp_path / "report" / "table.json"
+    tree = json.loads(file.read_text())
+    whole = file.read_bytes()
+    tree["rows"][0]["accuracies"][0] = 0.99
+    if how == "of an older version":
+        tree = {name: tree[name] for name in ("title", "rows", "digest")}
+    file.write_text(json.dumps(tree))
+    assert pipeline._finished(tmp_path, own) is None
+    computed = pipeline._distilled(local_run(own, tmp_path, digits))
+    assert [row.accuracies for row in computed.rows] == [row.accuracies for row in made.rows]
+    assert file.read_bytes() == whole
+
+
+def test_rows_of_an_older_table_are_read() -> None:
+    old = {"name": "full", "accuracies": [0.5], "validation": [0.4], "labels": "hard"}
+    assert pipeline.from_json({"rows": [old]}) == [Row("full", [0.5], [0.4])]

@@ -1,7 +1,8 @@
 """The fair table: every way to a small set beside the others, trained alike, as mean ± std over seeds.
 
-What must stay true: the terminal, the Markdown and the JSON show the same rows and the same figures, and a figure that
-cannot be known (the std of one seed, a gain over a row that is missing) is left out, never made up.
+What must stay true: the terminal, the Markdown and the JSON show the same rows and the same figures and say how little
+they may mean; a figure that cannot be known (the std of one seed, a gain over a row that is missing) is left out, never
+made up.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ LEGEND = (
     "Test accuracy in %, mean ± std over seeds, read once at the checkpoint that validation chose. "
     "IOR: points over random images with the same labels. HLR: points that hard labels stay below full data."
 )
+
+
+FEW_IMAGES = 100
+"""Test images below which a table says what one of them weighs."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +65,23 @@ def hlr(row: Row, rows: Sequence[Row]) -> float | None:
     return None if full is None or row.name == "full" or row.labels != "hard" else full.mean - row.mean
 
 
-def render(rows: Sequence[Row], title: str = "") -> RenderableType:
-    """The table for a terminal of 80 columns, or one for every size and network; notes stand below, where is room."""
+def cautions(rows: Sequence[Row], tested: int | None) -> list[str]:
+    """What keeps the figures from meaning much: ``tested`` images are few (None: not known how many), or one seed."""
+    said = []
+    if tested is not None and tested < FEW_IMAGES:
+        said.append(f"The test set has {tested} images: a figure moves by {100 / tested:.1f} points with each.")
+    alone = dict.fromkeys(row.name for row in rows if len(row.accuracies) == 1)
+    whose = "" if all(len(row.accuracies) == 1 for row in rows) else f" of {', '.join(alone)}"
+    return said + ([f"One seed{whose}: no spread is known."] if alone else [])
+
+
+def render(rows: Sequence[Row], title: str = "", tested: int | None = None) -> RenderableType:
+    """The table for a terminal of 80 columns, or one for every size and network; notes stand below, where is room.
+
+    ``tested``: images of the test set.
+    """
     notes = dict.fromkeys(f"{row.name}, {row.labels} labels: {row.note}" for row in rows if row.note)
-    caption = Text("\n".join([LEGEND, *notes]))
+    caption = Text("\n".join([LEGEND, *cautions(rows, tested), *notes]))
     groups = _groups(rows)
     if len(groups) <= 1:
         return _drawn(rows, rows, title, ("ipc", "network", "note"), caption)
@@ -74,6 +92,8 @@ def render(rows: Sequence[Row], title: str = "") -> RenderableType:
 
 def grid(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[Sequence[float]]], caption: str) -> Table:
     """Accuracies, one a seed, by row and column, as a table of mean ± std."""
+    if any(len(cell) == 1 for cells in rows.values() for cell in cells):
+        caption += " One seed: no spread is known."
     table = Table(title=title, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD)
     for column in ("", *columns):
         table.add_column(column, justify="right" if column else "left")
@@ -110,19 +130,23 @@ def _join(*parts: str) -> str:
     return ", ".join(filter(None, parts))
 
 
-def markdown(rows: Sequence[Row], title: str = "") -> str:
-    """The table as GitHub Markdown, ending in a newline."""
+def markdown(rows: Sequence[Row], title: str = "", tested: int | None = None) -> str:
+    """The table as GitHub Markdown, ending in a newline; ``tested``: images of the test set."""
     shown = _shown(rows)
     rule = ["---" if heading in WORDS else "---:" for heading in shown]
     body = [[cells[heading].replace("|", "\\|") for heading in shown] for cells in _cells(rows)]
     lines = ["| " + " | ".join(line) + " |" for line in (list(shown), rule, *body)]
-    return "\n".join([*([f"## {title}", ""] if title else []), *lines, "", LEGEND, ""])
+    return "\n".join(
+        [*([f"## {title}", ""] if title else []), *lines, "", "\n\n".join([LEGEND, *cautions(rows, tested)]), ""]
+    )
 
 
-def as_json(rows: Sequence[Row], title: str = "") -> dict[str, Any]:
+def as_json(rows: Sequence[Row], title: str = "", tested: int | None = None) -> dict[str, Any]:
     """The table as plain values for ``json.dumps``: shares in [0, 1] with all their digits, None where unknown."""
     return {
         "title": title,
+        "tested": tested,
+        "cautions": cautions(rows, tested),
         "rows": [
             {
                 "name": row.name,

@@ -1,6 +1,7 @@
 """Cells of a table: each one training on one set from one seed, a task; what is on disk is not computed again.
 
-What must stay true: the file of a cell is named by all that the cell depends on, and by nothing else.
+What must stay true: the file of a cell is named by all that the cell depends on, and by nothing else; a file that is
+not as it was written, and a training that diverged, has no outcome.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dasm_ray.config.keys import RunConfig
 from dasm_ray.method.run import Run, run_all
 from dasm_ray.runtime.pool import Done, Task, task
 from dasm_ray.runtime.worker import Job, Training, Worker
+from dasm_ray.store.checked import read_checked_json, write_checked_json
 from dasm_ray.store.place import Place
 
 Found = dict[str, Any]
@@ -91,11 +93,15 @@ def _key(cell: Cell) -> str:
 
 
 def evaluate_cells(run: Run, cells: Sequence[Cell]) -> list[Found]:
-    """The outcome of every cell, in their order; the longest are computed first, so that none ends alone."""
+    """The outcome of every cell, in their order; the longest are computed first, so that none ends alone.
+
+    NonFinite for the first training that diverges: what the others have found by then is kept.
+    """
     found: dict[str, Found] = {}
     for cell in cells:
-        if cell.file is not None and cell.file.exists():
-            found[cell.name] = cell.file.read_json()
+        kept = None if cell.file is None else read_checked_json(cell.file)
+        if kept is not None:
+            found[cell.name] = kept
     run.progress.stage("evaluate", len(cells), done=len(found))
     missing = {cell.name: cell for cell in sorted(cells, key=lambda cell: -cell.steps) if cell.name not in found}
 
@@ -103,7 +109,7 @@ def evaluate_cells(run: Run, cells: Sequence[Cell]) -> list[Found]:
         outcome, cell = done.value.outcome, missing[done.task.name]
         found[cell.name] = {"validation": outcome.validation, "test": outcome.test, "step": outcome.step}
         if cell.file is not None:
-            cell.file.write_json(found[cell.name])
+            write_checked_json(cell.file, found[cell.name])
         run.progress.advance(samples=cell.steps * cell.job.config.evaluate.batch)
 
     run_all(run, [_task(cell) for cell in missing.values()], on_done)
@@ -121,6 +127,7 @@ def _task(cell: Cell) -> Task:
         cell.training,
         cell.classes,
         cell.reads_test,
+        cell.name,
     )
 
 

@@ -119,15 +119,15 @@ class Comparison:
             for config in recipes:
                 check_against_data(config, run.real)
 
-    def rows(self) -> list[Row]:
-        """All rows; sets and cells that are on disk are read. Writes table.parquet."""
+    def rows(self, stem: str = "table") -> list[Row]:
+        """All rows; sets and cells that are on disk are read. Writes every training to ``stem``.parquet."""
         entries = [entry for ipc in self._recipes for entry in self._entries(ipc)]
         if "full" in self.config.evaluate.rows:
             entries.append(Entry("full", None, "hard", always(Everything()), "full", self._real_bytes))
         cells = {(entry, network): self._cells(entry, network) for network in self._networks for entry in entries}
         found = iter(evaluate_cells(self._run, [cell for row in cells.values() for cell in row]))
         outcomes = {key: [next(found) for _ in row] for key, row in cells.items()}
-        self._write(cells, outcomes)
+        self._write(stem, cells, outcomes)
         return [
             row_of(
                 entry.name,
@@ -211,10 +211,10 @@ class Comparison:
 
     def _cells(self, entry: Entry, network: str) -> list[Cell]:
         """A cell for every seed of one set under one network."""
-        config = self._under[network]
+        config, size = self._under[network], "" if entry.ipc is None else f" of {entry.ipc}"
         return cells_for(
             self._run,
-            f"evaluate {network} on {entry.name} of {entry.ipc}, {entry.labels} labels",
+            f"evaluate {network} on {entry.name}{size}, {entry.labels} labels",
             entry.training_of,
             self._steps(config.evaluate, entry.ipc),
             self._run.place / "cells",
@@ -229,7 +229,10 @@ class Comparison:
         return steps_for(self._run.classes * ipc * largest**2, recipe)
 
     def _write(
-        self, cells: dict[tuple[Entry, str], list[Cell]], outcomes: dict[tuple[Entry, str], list[Found]]
+        self,
+        stem: str,
+        cells: dict[tuple[Entry, str], list[Cell]],
+        outcomes: dict[tuple[Entry, str], list[Found]],
     ) -> None:
         lines = [
             {
@@ -246,4 +249,4 @@ class Comparison:
             for (entry, network), row in cells.items()
             for cell, found in zip(row, outcomes[entry, network], strict=True)
         ]
-        write_trainings(self._run.place / "table.parquet", lines)
+        write_trainings(self._run.place / f"{stem}.parquet", lines)

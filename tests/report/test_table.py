@@ -12,7 +12,7 @@ import math
 import pytest
 from rich.console import Console
 
-from dasm_ray.report.table import Row, as_json, hlr, ior, markdown, render
+from dasm_ray.report.table import Row, as_json, cautions, grid, hlr, ior, markdown, render
 
 ROWS = [
     Row("distilled", [0.80, 0.82, 0.84], [0.81, 0.82, 0.83]),
@@ -155,3 +155,46 @@ def test_every_size_and_network_has_its_own_table_gains_and_full_row() -> None:
     assert sum(line.split()[:1] == ["full"] for line in text.splitlines()) == 3
     assert "| 10 | convnet | idc |" in markdown(rows)
     assert [row["ratio"] for row in as_json(rows)["rows"]] == [12.5, 50, 1.25, 5, 1, 12.5, 50, 1]
+
+
+# --- how little the figures may mean ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "tested", "said"),
+    [
+        (ROWS[:3], 100, []),
+        (ROWS[:3], None, []),
+        (ROWS[:3], 37, ["The test set has 37 images: a figure moves by 2.7 points with each."]),
+        (ROWS, 1000, ["One seed of full: no spread is known."]),
+        ([Row("random", [0.5]), Row("full", [0.9])], 1000, ["One seed: no spread is known."]),
+        ([Row("full", [0.9])], 99, ["The test set has 99 images: a figure moves by 1.0 points with each.",
+                                    "One seed: no spread is known."]),
+    ],
+    ids=["nothing", "nobody knows", "few images", "one row of one seed", "one seed", "both"],
+)  # fmt: skip
+def test_few_test_images_and_one_seed_are_said(rows: list[Row], tested: int | None, said: list[str]) -> None:
+    assert cautions(rows, tested) == said
+    assert as_json(rows, "digits", tested)["cautions"] == said
+    assert as_json(rows, "digits", tested)["tested"] == tested
+    console = Console(width=300, file=io.StringIO(), color_system=None)
+    console.print(render(rows, "digits", tested))
+    for text in (console.file.getvalue(), markdown(rows, "digits", tested)):  # type: ignore[attr-defined]
+        text = " ".join(text.split())
+        assert all(line in text for line in said)
+        for words in ("One seed", "a figure moves"):
+            assert (words in text) == (words in "".join(said))
+
+
+def test_a_table_of_several_sizes_says_it_once() -> None:
+    rows = [Row("random", [0.5], ipc=1), Row("random", [0.6], ipc=2)]
+    console = Console(width=200, file=io.StringIO(), color_system=None)
+    console.print(render(rows, "", 10))
+    assert console.file.getvalue().count("One seed") == 1  # type: ignore[attr-defined]
+    assert console.file.getvalue().count("moves by 10.0 points") == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("accuracies", "is_said"), [([0.5], True), ([0.5, 0.6], False)])
+def test_a_grid_of_one_seed_says_so(accuracies: list[float], is_said: bool) -> None:
+    table = grid("uses", ["4 classes"], {"random": [accuracies]}, "Test accuracy in %.")
+    assert str(table.caption).endswith("One seed: no spread is known.") == is_said

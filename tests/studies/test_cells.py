@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from local_pool import LocalPool, local_run, small
 
+from dasm_ray.errors import NonFinite
 from dasm_ray.method.run import Run
 from dasm_ray.method.sets import chosen
 from dasm_ray.runtime.decoding import RealRefs
@@ -107,3 +109,64 @@ def test_accuracies_are_gathered_by_set_and_use(run: Run) -> None:
     found = accuracies_of(run, cells)
     assert list(found) == [("some", "all")]
     assert len(found["some", "all"]) == 2
+
+
+# --- figures that are none -------------------------------------------------------------------------------------------
+
+
+def test_a_rate_by_which_all_is_nan_ends_the_command_and_keeps_no_figure(run: Run, tmp_path: Path) -> None:
+    """Before, every row showed the share of class 0: the largest of several NaN is the first."""
+    wild = replace(run, config=small(evaluate={"lr": 1e30}))
+    with pytest.raises(NonFinite, match=r"evaluate some, seed 0, .*diverged.*; lower evaluate\.lr \(now 1e\+30\)"):
+        evaluate_cells(wild, cells_of(wild, tmp_path / "cells"))
+    assert not (tmp_path / "cells").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key"),
+    [({"weight_decay": 1e30}, "evaluate.weight_decay"), ({"momentum": 0.999, "lr": 1e25}, "evaluate.momentum")],
+)
+def test_other_keys_that_make_a_training_diverge_are_named(run: Run, recipe: dict[str, float], key: str) -> None:
+    wild = replace(run, config=small(evaluate=recipe))
+    with pytest.raises(NonFinite, match=rf"; lower {key} \(now .*\) or evaluate\.lr"):
+        evaluate_cells(wild, cells_for(wild, "evaluate some", TRAINING, 8, None))
+
+
+def test_soft_labels_that_are_nan_have_no_figure(run: Run) -> None:
+    labels = np.full((20, 10), np.nan, np.float32)
+    training = always(chosen(np.arange(0, 200, 10), labels))
+    with pytest.raises(NonFinite, match="evaluate some, seed 0, between steps 0 and 4"):
+        evaluate_cells(run, cells_for(run, "evaluate some", training, 4, None))
+
+
+def test_what_was_found_before_a_training_diverged_stays(run: Run, tmp_path: Path) -> None:
+    wild = replace(run, config=small(evaluate={"lr": 1e30}))
+    longest = cells_of(run, tmp_path / "cells", steps=9)
+    with pytest.raises(NonFinite):
+        evaluate_cells(run, [*longest, *cells_for(wild, "evaluate wild", TRAINING, 4, Place(tmp_path / "cells"))])
+    assert sorted(path.name for path in (tmp_path / "cells").iterdir()) == sorted(
+        cell.file.name for cell in longest if cell.file is not None
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda kept: {**kept, "test": 0.99},
+        lambda kept: {name: value for name, value in kept.items() if name != "checksum"} | {"test": 0.99},
+        lambda kept: {**kept, "test": float("nan")},
+        lambda kept: [],
+    ],
+    ids=["a figure changed", "without a checksum", "no number", "something else"],
+)
+def test_a_file_that_is_not_as_it_was_written_is_computed_anew(run: Run, tmp_path: Path, change: Any) -> None:
+    cells = cells_of(run, tmp_path / "cells")
+    first = evaluate_cells(run, cells)
+    file = cells[0].file
+    assert file is not None
+    whole = file.read_bytes()
+    file.write_text(json.dumps(change(file.read_json())))
+    assert evaluate_cells(run, cells) == first
+    assert file.read_bytes() == whole
+    assert isinstance(run.pool, LocalPool)
+    assert run.pool.done[2:] == ["evaluate some, seed 0"]

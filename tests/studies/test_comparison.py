@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from local_pool import LocalPool, local_run, small
 
-from dasm_ray.errors import ConfigError
+from dasm_ray.errors import ConfigError, NonFinite
 from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.store.findings import read_trainings
 from dasm_ray.studies.comparison import Comparison, Plan, at_size, check
@@ -58,6 +58,15 @@ def test_a_comparison_computes_what_is_missing_and_trains_all_sets_of_a_size_ali
     assert {line["steps"] for line in trainings if line["ipc"] == 2} == {3 * 2 * 10 * 4 // 20}, "those of the largest"
     assert isinstance(run.pool, LocalPool)
     before = len(run.pool.done)
-    again = Comparison(run, recipes, plan).rows()
+    again = Comparison(run, recipes, plan).rows("table_other")
+    assert read_trainings(run.place / "table_other.parquet") == trainings
     assert [row.accuracies for row in again] == [row.accuracies for row in first]
     assert not [name for name in run.pool.done[before:] if name.startswith("evaluate") or "round" in name]
+
+
+def test_a_training_that_diverges_ends_a_comparison_and_keeps_no_table(digits: RealRefs, tmp_path: Path) -> None:
+    recipe = named("plain", evaluate={"lr": 1e30})
+    run = local_run(recipe, tmp_path, digits)
+    with pytest.raises(NonFinite, match=r"evaluate convnet on full, hard labels, seed 0, .*; lower evaluate\.lr"):
+        Comparison(run, [recipe], Plan((2,), ("random",), ("hard",), ())).rows()
+    assert not {"cells", "table.parquet", "table.json"} & set(run.place.names())
