@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from dasm_ray.core.matching.lane import SetState, shift_of, stalled, start_epochs
+from dasm_ray.errors import NonFinite
 from dasm_ray.method.experts import Experts
 from dasm_ray.method.probes import Probes
 from dasm_ray.method.run import Run
@@ -31,7 +32,15 @@ def match(
     windows: list[list[Indices]],
 ) -> Segment:
     """Segment ``segment`` from its ``start`` to the distilled one; ``windows`` are of all segments up to it."""
-    return WALKS[run.config.base.family](run, segment, start, experts, probes, frozen, windows)
+    done: Segment = WALKS[run.config.base.family](run, segment, start, experts, probes, frozen, windows)
+    if not all(
+        np.isfinite(part).all() for part in vars(done).values() if part is not None
+    ):  # rounds see to it; an older version's checkpoint did not
+        raise NonFinite(
+            f"segment {segment + 1}: its checkpoint in {run.place / 'segments'} holds numbers that are not finite; "
+            f"remove that folder and run again"
+        )
+    return done
 
 
 def _by_groups(

@@ -34,7 +34,8 @@ class Probes:
 
     def loss(self) -> float:
         """Their mean loss on the training images by which experts' losses are recorded."""
-        (loss,) = run_all(self._run, [task("loss of the probe", Worker.loss_of, self._run.job, self.networks)])
+        reading = task("loss of the probe", Worker.loss_of, self._run.job, self.networks, self._segment)
+        (loss,) = run_all(self._run, [reading])
         return float(loss.value)
 
     def forget(self) -> None:

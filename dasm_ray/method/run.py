@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from dasm_ray.config.digests import digest_of, what
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.core.networks.convnet import default_depth
+from dasm_ray.core.networks.reading import fewest_pixels
 from dasm_ray.core.scoring import shard_ranges
 from dasm_ray.errors import ConfigError, DataError, TaskLost, UserError
 from dasm_ray.runtime.decoding import RealRefs, load_real
@@ -188,9 +191,41 @@ def check_against_data(config: RunConfig, real: RealRefs) -> None:
                 f"class {name!r}: has {count} training images, but synthetic.ipc {synthetic.ipc} at factor "
                 f"{synthetic.factor} starts from {wanted}; lower synthetic.ipc or leave the class out"
             )
+    _check_batch_normalisation(config, real)
     for split in ("val", "test"):
         if not real.counts[split].sum():
             raise DataError(f"{config.data.name}: the {split} split is empty; raise data.{split}_share")
+
+
+def _check_batch_normalisation(config: RunConfig, real: RealRefs) -> None:
+    """ConfigError where a step would normalise a single value: that makes it 0, and nothing is learned, in silence."""
+    if config.model.norm != "batch":
+        return
+    pixels = fewest_pixels(config.model, real.shape, len(real.class_names))
+    for key, images in _images_a_step(config, int(real.counts["train"].sum()), len(real.class_names)).items():
+        if pixels * images == 1:
+            raise ConfigError(
+                f"{key}: a step would see one image, of which {config.model.arch} at last leaves one pixel, and batch "
+                f"normalisation makes that 0, so that nothing is learned; raise {key} or data.image_size, or take "
+                f"another model.norm"
+            )
+
+
+def _images_a_step(config: RunConfig, images: int, classes: int) -> dict[str, int]:
+    """How many images the networks are shown at once, by the key that says so."""
+    synthetic, matcher = config.synthetic, config.matcher
+    tiles = synthetic.factor**2
+    distilled = classes * synthetic.ipc * tiles
+    found = {
+        "experts.batch": min(config.experts.batch, images),
+        "probe.batch": min(config.probe.batch, distilled // synthetic.segments),
+        "evaluate.batch": min(config.evaluate.batch, distilled),
+    }
+    if config.is_trajectory:
+        return found | {"trajectory.batch": min(config.trajectory.batch, distilled)}
+    together = classes if config.base.family == "distribution" else 1
+    slots = min(max(1, matcher.batch_syn // tiles), config.segment_ipc)
+    return found | {"matcher.batch_real": together * matcher.batch_real, "synthetic.ipc": together * slots * tiles}
 
 
 # --- tasks -------------------------------------------------------------------------------------------------------
@@ -228,7 +263,9 @@ def _whitening(run: Run) -> ObjectRef:
     if file.exists():
         arrays, note = tensors.read(file)
         tensors.check_key(file, note, key)
-        return run.pool.put(arrays)
+        if all(np.isfinite(array).all() for array in arrays.values()):
+            return run.pool.put(arrays)
+        run.progress.note(f"{file}: holds numbers that are not finite; the whitening is fitted again")
     count, batch = int(run.real.counts["train"].sum()), run.config.score.batch
     run.progress.stage("whitening", WHITENING_PARTS + 1)
     tasks = [

@@ -1,6 +1,7 @@
 """What is known of every real image before a segment: static and dynamic difficulty, and the window.
 
-What must stay true: scores do not depend on the number of shards, and what is on disk is not computed again.
+What must stay true: scores do not depend on the number of shards, what is on disk is not computed again, and a score
+that is no number is neither kept nor used.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from dasm_ray.config.digests import digest_of, what
 from dasm_ray.core.scoring import shard_ranges
 from dasm_ray.core.window import window
+from dasm_ray.errors import NonFinite
 from dasm_ray.method.experts import Experts
 from dasm_ray.method.probes import Probes
 from dasm_ray.method.run import Run, run_all
@@ -21,7 +23,8 @@ from dasm_ray.method.sets import Indices
 from dasm_ray.runtime.pool import ObjectRef, task
 from dasm_ray.runtime.worker import Worker
 from dasm_ray.store import tensors
-from dasm_ray.store.checkpoints import Scores, read_scores, write_scores
+from dasm_ray.store.checkpoints import Scores, read_scores, scores_name, write_scores
+from dasm_ray.store.place import Place
 
 Judgement = tuple[NDArray[np.float64], NDArray[np.bool_]]
 """Of every training image, in class-sorted order: a score, larger is harder, and whether the networks err."""
@@ -31,11 +34,11 @@ def scores_before(run: Run, segment: int, experts: Experts, probes: Probes) -> S
     """What is known of every training image before a segment, and its window; read if it is on disk."""
     place = run.place / "scores"
     kept = read_scores(place, segment, run.key)
-    if kept is not None:
+    if kept is not None and _are_finite(run, place / scores_name(segment), kept.dynamic, kept.static):
         return kept
     static, errs = static_scores(run, experts)
     name = f"scores before segment {segment + 1}"
-    dynamic, wrong = sharded(run, Worker.score, name, probes.networks)
+    dynamic, wrong = sharded(run, Worker.score, name, probes.networks, "probe.lr" if segment else "experts.lr")
     found = _with_window(run, segment, dynamic, static, wrong, ~errs)
     write_scores(place, segment, found, run.key)
     run.progress.probe(accuracy=1 - float(wrong.mean()))
@@ -62,8 +65,9 @@ def static_scores(run: Run, experts: Experts) -> Judgement:
     if file.exists():
         arrays, note = tensors.read(file)
         tensors.check_key(file, note, file.name)
-        return arrays["score"], ~arrays["known"]
-    score, errs = sharded(run, Worker.score_statically, "static scores", experts.snapshots)
+        if _are_finite(run, file, arrays["score"]):
+            return arrays["score"], ~arrays["known"]
+    score, errs = sharded(run, Worker.score_statically, "static scores", experts.snapshots, "experts.lr")
     tensors.write(file, {"score": score, "known": ~errs}, {"key": file.name})
     return score, errs
 
@@ -74,8 +78,21 @@ def static_name(run: Run) -> str:
     return f"static_{digest_of(run.expert_key, run.config.experts.count, score)}.safetensors"
 
 
-def sharded(run: Run, method: Callable[..., Any], name: str, networks: tuple[ObjectRef, ...]) -> Judgement:
-    """All training images scored in shards by a worker's ``method``, whatever the number of shards."""
+def _are_finite(run: Run, file: Place, *scores: NDArray[np.float64]) -> bool:
+    """Whether scores that were read are numbers, as an older version did not see to; says so where they are not."""
+    if all(np.isfinite(score).all() for score in scores):
+        return True
+    run.progress.note(f"{file}: holds scores that are not finite; they are computed again")
+    return False
+
+
+def sharded(
+    run: Run, method: Callable[..., Any], name: str, networks: tuple[ObjectRef, ...], rule: str = "experts.lr"
+) -> Judgement:
+    """All training images scored in shards by a worker's ``method``, whatever the number of shards.
+
+    NonFinite, naming ``rule``, the key by which the networks were trained, where a score is no number.
+    """
     count, recipe = int(run.real.counts["train"].sum()), run.config.score
     ranges = shard_ranges(count, recipe.batch, recipe.shards or 2 * run.session.workers)
     run.progress.stage(name, len(ranges))
@@ -83,7 +100,14 @@ def sharded(run: Run, method: Callable[..., Any], name: str, networks: tuple[Obj
         task(f"{name}, images {first} to {last - 1}", method, run.job, networks, first, last) for first, last in ranges
     ]
     answers = run_all(run, tasks, lambda done: run.progress.advance(samples=len(done.value.score)))
-    return np.concatenate([d.value.score for d in answers]), np.concatenate([d.value.wrong for d in answers])
+    score = np.concatenate([done.value.score for done in answers])
+    if not np.isfinite(score).all():
+        section, key = rule.split(".")
+        raise NonFinite(
+            f"{name}: {(~np.isfinite(score)).sum()} of {len(score)} images have a score that is not finite, and none "
+            f"is kept; lower {rule} (now {getattr(getattr(run.config, section), key):g})"
+        )
+    return score, np.concatenate([done.value.wrong for done in answers])
 
 
 def _with_window(

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dasm_ray.core.matching.round import Assignment
-from dasm_ray.errors import NonFinite, TaskLost
+from dasm_ray.errors import TaskLost
 from dasm_ray.runtime.pool import Done, ObjectRef, Pool, task
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.worker import Job, RoundInputRefs, RoundMetrics, Worker
@@ -134,7 +134,6 @@ class SegmentRun:
         metrics: RoundMetrics = done.value
         for notice in metrics.notices:
             self._progress.note(notice)
-        self._check_finite(done.task.name, metrics.distances)
         group.state, group.round = done.refs[0], group.round + 1
         self._progress.advance(samples=metrics.samples, distance=sum(metrics.distances) / len(metrics.distances))
         if time.monotonic() - self._saved_at >= self._job.config.runtime.checkpoint_seconds:
@@ -160,14 +159,6 @@ class SegmentRun:
         self._losses.clear()
         self._progress.note(f"{name}: what it reads was lost with its node; going on from the last checkpoint")
         self._progress.advance(self.rounds_done - before)
-
-    def _check_finite(self, name: str, distances: Sequence[float]) -> None:
-        if not np.isfinite(distances[-1]):
-            raise NonFinite(
-                f"{name}, network state {len(distances) - 1}: the matching distance is {distances[-1]}; "
-                f"the last good state is kept; lower matcher.lr_img "
-                f"(now {self._job.config.matcher.lr_img:g}) in a new run"
-            )
 
     # --- what is on disk -----------------------------------------------------------------------------------------
 

@@ -80,9 +80,9 @@ class LaneRun:
             lanes = self._all([self._lane(lane) for lane in range(self._job.config.trajectory.lanes)])
             distances = [done.value.distance for done in lanes]
             self._check(distances)
-            name = f"segment {self._segment + 1}, step of round {self._round}"
+            name, where = f"segment {self._segment + 1}, step of round {self._round}", (self._segment, self._round)
             gradients = tuple(done.refs[0] for done in lanes)
-            (step,) = self._all([task(name, Worker.move_set, self._job, self._state, distances, gradients)])
+            (step,) = self._all([task(name, Worker.move_set, self._job, where, self._state, distances, gradients)])
         except InputLost as lost:
             self._go_back(str(lost))
             return
@@ -115,15 +115,9 @@ class LaneRun:
         return in_order
 
     def _check(self, distances: Sequence[float]) -> None:
-        """Stops a run that has exploded, at the last good state."""
+        """Stops a run that has exploded, at the last good state; distances that are no numbers stop in their lane."""
         trajectory = self._job.config.trajectory
         where = f"segment {self._segment + 1}, round {self._round}"
-        if not np.isfinite(distances).all():
-            raise NonFinite(
-                f"{where}: the distance of student and expert is {max(distances, key=lambda d: not np.isfinite(d))}; "
-                f"the last good state is kept; lower trajectory.step_size (now {trajectory.step_size:g}) or "
-                f"trajectory.lr_img (now {trajectory.lr_img:g}) in a new run"
-            )
         self._unused = 0 if min(distances) <= trajectory.threshold else self._unused + 1
         if self._unused >= trajectory.patience:
             raise NonFinite(

@@ -33,11 +33,12 @@ from dasm_ray.core.networks.expert import Trajectory, expert_labels, spread, tra
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.reading import mean_loss, read_all, statistics_of
 from dasm_ray.core.networks.samples import RealSamples, Samples, TensorSamples
-from dasm_ray.core.networks.training import steps_for, train
+from dasm_ray.core.networks.training import Watch, steps_for, train
 from dasm_ray.core.scoring import Scored, features_of, score_range, static_range
 from dasm_ray.core.seed import numpy_generator, torch_generator
 from dasm_ray.core.start import initial_pixels
 from dasm_ray.core.whiten import Sums, Whitening, fit, sums_of
+from dasm_ray.errors import NonFinite
 from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.runtime.pool import ObjectRef, outputs
 from dasm_ray.store import tensors
@@ -205,6 +206,11 @@ class Worker:
         assert job.config.data.zca is not None
         fitted = fit(self._all(parts), job.config.data.zca)
         arrays = {"mean": fitted.mean.cpu().numpy(), "matrix": fitted.matrix.cpu().numpy()}
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise NonFinite(
+                f"whitening: its matrix holds numbers that are not finite, and nothing of it is kept; raise data.zca "
+                f"(now {job.config.data.zca:g})"
+            )
         tensors.write(place, arrays, {"key": key})
         return _answer(), arrays
 
@@ -220,13 +226,16 @@ class Worker:
         """
         assert (job.whitening is None) == (job.config.data.zca is None), "experts see images as the run does"
         config, kept = job.config, read_trajectory(place, number, key)
-        expert = None if kept is None else Trajectory(**kept)
+        expert, said = None if kept is None else Trajectory(**kept), list[str]()
+        if expert is not None and not expert.is_finite:
+            expert, said = None, [f"expert {number}: its file in {place} is not finite, so it is trained again"]
         kept_epochs = 0 if expert is None else expert.epochs
         if kept_epochs < config.experts.epochs:
             network, saved_at = self._network(job), time.monotonic()
             real, validation = self._real(network, job, "train"), self._real(network, job, "val")
             generator_of = partial(torch_generator, config.seed, "expert", number)
-            training = train_expert(network, real, validation, config.experts, generator_of, expert)
+            name = f"expert {number}"
+            training = train_expert(network, real, validation, config.experts, generator_of, expert, name)
             for expert in training:
                 is_due = time.monotonic() - saved_at >= config.runtime.checkpoint_seconds
                 if is_due or expert.epochs == config.experts.epochs:
@@ -234,7 +243,7 @@ class Worker:
                     saved_at = time.monotonic()
         assert expert is not None
         accuracy, loss = expert.accuracy.tolist(), expert.loss.tolist()
-        return ExpertMetrics(_notices(), accuracy, loss, expert.epochs - kept_epochs), *_snapshots(expert)
+        return ExpertMetrics((*said, *_notices()), accuracy, loss, expert.epochs - kept_epochs), *_snapshots(expert)
 
     def pace(self, job: Job, section: str = "experts") -> Pace:
         """The pace of a training as a section of the configuration says, compiled if it is."""
@@ -301,7 +310,9 @@ class Worker:
         samples = synthetic_samples(network, stored, labels, config.synthetic.factor, config.is_trajectory)
         generator = torch_generator(config.seed, "probe", segment, member)
         steps = steps_for(len(samples), recipe)
-        for state in train(network, samples, recipe, steps=steps, generator=generator, decay=True):
+        watch = Watch(f"probe {member} before segment {segment + 1}", "probe", recipe)
+        training = train(network, samples, recipe, steps=steps, generator=generator, decay=True)
+        for state in watch.over(training, steps):
             last = state
         return _answer(), last.flat.cpu().numpy()
 
@@ -343,15 +354,22 @@ class Worker:
         samples = self._training_samples(network, job, training)
         assert isinstance(samples, TensorSamples)
         logits = expert_labels(network, last, self._real(network, job, "train"), samples.images, samples.labels)
+        if not logits.isfinite().all():
+            raise NonFinite(
+                f"soft labels: some logits of the experts are not finite, and none is kept; lower experts.lr "
+                f"(now {job.config.experts.lr:g})"
+            )
         decoded = len(samples) // len(training.labels if isinstance(training, Stored) else training.indices)
         return logits.view(-1, decoded, network.classes).mean(1).cpu().numpy()
 
-    def loss_of(self, job: Job, probes: tuple[ObjectRef, ...]) -> float:
-        """The mean loss of probes on the training images by which experts' losses are recorded."""
+    def loss_of(self, job: Job, probes: tuple[ObjectRef, ...], segment: int) -> float:
+        """The mean loss of probes before ``segment`` on the training images by which experts' losses are recorded."""
         network = self._network(job)
         real = self._real(network, job, "train")
         flats = self._on_device(job, probes)
         losses = [mean_loss(network, flat, statistics_of(network, flat, real), spread(real)) for flat in flats]
+        if not np.isfinite(losses).all():
+            raise Watch(f"probes before segment {segment + 1}", "probe", job.config.probe).failed("at their end")
         return float(np.mean(losses))
 
     @outputs(2)
@@ -369,10 +387,15 @@ class Worker:
 
     @outputs(2)
     def move_set(
-        self, job: Job, state: SetState, distances: Sequence[float], gradients: tuple[ObjectRef, ...]
+        self,
+        job: Job,
+        where: tuple[int, int],
+        state: SetState,
+        distances: Sequence[float],
+        gradients: tuple[ObjectRef, ...],
     ) -> tuple[SetMetrics, SetState]:
-        """The step that ends a round: metrics, and the segment's new state."""
-        after = moved(job.config, state, distances, self._all(gradients))
+        """The step that ends a round: metrics, and the segment's new state. ``where``: segment, round."""
+        after = moved(job.config, where, state, distances, self._all(gradients))
         return SetMetrics(_notices(), float(np.exp(after.log_step))), after
 
     @outputs(2)
@@ -441,8 +464,9 @@ class Worker:
         training: Training,
         classes: tuple[int, ...] | None = None,
         reads_test: bool = True,
+        name: str = "a training",
     ) -> Evaluated:
-        """One training of one row of the table; ``classes``: which are asked for (unset: all).
+        """One training of one row of the table, called ``name``; ``classes``: which are asked for (unset: all).
 
         Without ``reads_test`` it is judged by validation alone.
         """
@@ -456,6 +480,7 @@ class Worker:
             validation=self._real(network, job, "val", classes),
             test=self._real(network, job, "test", classes) if reads_test else None,
             generator=torch_generator(job.config.seed, "evaluate", row, seed),
+            name=name,
         )
         return Evaluated(_notices(), outcome)
 

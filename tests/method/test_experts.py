@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from local_pool import local_run, small
+import pytest
+from local_pool import WALKS, again, local_run, small
 
-from dasm_ray.method.experts import soft_labels, train_experts
+from dasm_ray.errors import NonFinite
+from dasm_ray.method.experts import GOOD, _say_if_weak, soft_labels, train_experts
+from dasm_ray.method.run import Run
 from dasm_ray.method.sets import chosen
 from dasm_ray.runtime.decoding import RealRefs
+from dasm_ray.store.checkpoints import read_trajectory, write_trajectory
 
 
 def test_experts_are_trained_once_and_found_by_runs_that_share_them(digits: RealRefs, tmp_path: Path) -> None:
-    config = small(experts={"cache": str(tmp_path / "cache")})
+    config = small(experts={"cache": str(tmp_path / "cache")}, window={"policy": "all"})
     first, notes = local_run(config, tmp_path / "a", digits), []
     first.progress.note = notes.append  # type: ignore[method-assign]
     experts = train_experts(first)
@@ -47,3 +52,111 @@ def test_soft_labels_stand_in_the_order_of_the_trainings(digits: RealRefs, tmp_p
     one, both = soft_labels(run, experts, [chosen(np.array([3])), chosen(np.array([7, 3]))])
     assert (one.shape, both.shape) == ((1, 10), (2, 10))
     np.testing.assert_allclose(one[0], both[1], rtol=1e-4, atol=1e-5)
+
+
+# --- numbers that are none -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recipe", "keys"),
+    [
+        ({"lr": 1e6}, r"experts\.lr \(now 1e\+06\)"),
+        ({"weight_decay": 1e20}, r"experts\.weight_decay \(now 1e\+20\) or experts\.lr \(now 0\.01\)"),
+        ({"momentum": 0.999, "lr": 1e6}, r"experts\.momentum \(now 0\.999\) or experts\.lr \(now 1e\+06\)"),
+    ],
+    ids=["rate", "weight decay", "momentum"],
+)
+def test_experts_that_diverge_are_named_and_not_kept_in_a_shared_cache(
+    digits: RealRefs, tmp_path: Path, recipe: dict[str, float], keys: str
+) -> None:
+    config = small(experts={"cache": str(tmp_path / "cache"), **recipe})
+    run = local_run(config, tmp_path / "run", digits)
+    with pytest.raises(NonFinite, match=rf"^expert 0, epoch \d, .*diverged.*; lower {keys}$"):
+        train_experts(run)
+    assert not run.shared_place.names()
+
+
+def test_epochs_that_were_numbers_stay_on_disk(
+    digits: RealRefs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = local_run(small(experts={"epochs": 2}), tmp_path, digits)
+    train_experts(run)
+    place, key = run.shared_place, run.expert_key
+    before = read_trajectory(place, 0, key)
+    assert before is not None
+    longer = again(run, small(experts={"epochs": 3, "lr": 1e30}))
+    monkeypatch.setattr(Run, "expert_key", key)  # as if it were the same training, gone on with
+    with pytest.raises(NonFinite, match="expert 0, epoch 3"):
+        train_experts(longer)
+    after = read_trajectory(place, 0, key)
+    assert after is not None
+    assert {name: array.tobytes() for name, array in after.items()} == {
+        name: array.tobytes() for name, array in before.items()
+    }
+
+
+def test_an_expert_of_nan_that_an_older_version_has_kept_is_trained_again_with_a_word(
+    digits: RealRefs, tmp_path: Path
+) -> None:
+    run = local_run(small(), tmp_path, digits)
+    first, place = train_experts(run), run.shared_place
+    kept = read_trajectory(place, 1, run.expert_key)
+    assert kept is not None
+    spoiled = {name: np.full_like(array, np.nan) for name, array in kept.items()}
+    write_trajectory(place, 1, run.expert_key, spoiled, 3)
+    later, notes = again(run, run.config), []
+    later.progress.note = notes.append  # type: ignore[method-assign]
+    second = train_experts(later)
+    assert f"expert 1: its file in {place} is not finite, so it is trained again" in notes
+    for one, other in zip(first.snapshots, second.snapshots, strict=True):
+        assert run.pool.fetch(one).tobytes() == later.pool.fetch(other).tobytes()
+    mended = read_trajectory(place, 1, run.expert_key)
+    assert mended is not None
+    assert mended["snapshots"].tobytes() == kept["snapshots"].tobytes()
+
+
+def test_soft_labels_that_are_no_numbers_are_refused(digits: RealRefs, tmp_path: Path) -> None:
+    run = local_run(small(), tmp_path, digits)
+    experts = train_experts(run)
+    snapshots = np.full_like(run.pool.fetch(experts.snapshots[0]), 1e30)
+    experts.snapshots = (run.pool.put(snapshots),)
+    with pytest.raises(NonFinite, match=r"soft labels: .*; lower experts\.lr \(now 0\.01\)"):
+        soft_labels(run, experts, [chosen(np.array([3]))])
+
+
+# --- good enough to teach --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sections", "classes", "accuracy", "said"),
+    [
+        ({}, 10, 0.69, "windows"),
+        ({}, 10, 0.7, ""),
+        ({}, 100, 0.55, "windows"),
+        ({}, 2, 0.74, "windows"),
+        ({}, 2, 0.76, ""),
+        ({"window": {"policy": "all"}}, 10, 0.2, ""),
+        ({"window": {"policy": "quantile"}}, 10, 0.2, ""),
+        ({**WALKS}, 10, 0.2, "windows and soft labels"),
+        ({**WALKS, "window": {"policy": "all"}}, 10, 0.2, "soft labels"),
+    ],
+)
+def test_experts_that_know_too_little_are_said_where_something_hangs_on_what_they_know(
+    digits: RealRefs, tmp_path: Path, sections: dict[str, dict[str, object]], classes: int, accuracy: float, said: str
+) -> None:
+    run, notes = local_run(small(**sections), tmp_path, digits), []
+    run.progress.note = notes.append  # type: ignore[method-assign]
+    run.real = replace(digits, class_names=tuple(map(str, range(classes))))
+    _say_if_weak(run, accuracy)
+    assert len(notes) == bool(said)
+    if said:
+        assert f": {said} by what they know mean little; train them longer (experts.epochs, now 3)" in notes[0]
+        assert f"they get {accuracy:.1%} of the validation images right" in notes[0]
+
+
+def test_weak_experts_are_said_after_their_training(digits: RealRefs, tmp_path: Path) -> None:
+    run, notes = local_run(small(), tmp_path, digits), []
+    run.progress.note = notes.append  # type: ignore[method-assign]
+    experts = train_experts(run)
+    assert np.mean([accuracy[-1] for accuracy in experts.accuracies]) < GOOD
+    assert notes[-1].startswith("experts: on average they get ")

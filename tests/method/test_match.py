@@ -10,6 +10,7 @@ import pytest
 from local_pool import WALKS, local_run, small
 
 from dasm_ray.config.matchers import MATCHERS
+from dasm_ray.errors import NonFinite
 from dasm_ray.method import match as module
 from dasm_ray.method.experts import train_experts
 from dasm_ray.method.match import WALKS as OF_FAMILIES
@@ -17,6 +18,9 @@ from dasm_ray.method.match import match
 from dasm_ray.method.probes import Probes
 from dasm_ray.method.sets import Segment
 from dasm_ray.runtime.decoding import RealRefs
+from dasm_ray.store import tensors
+from dasm_ray.store.checkpoints import read_group, write_group
+from dasm_ray.store.place import Place
 
 WIDE = {**WALKS, "trajectory": {**WALKS["trajectory"], "expansion": 1}}
 """Students start at any of the first two epochs, from the first round on."""
@@ -81,3 +85,55 @@ def test_labels_that_are_not_learned_are_certainties() -> None:
     assert certain.shape == (3, 2, 3)
     assert np.array_equal(certain.argmax(-1), [[0, 0], [1, 1], [2, 2]])
     assert certain.sum() == 6
+
+
+# --- numbers that are none -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        (
+            {"matcher": {"lr_img": 1e38, "steps": 3}},
+            r"^segment 1, group 0, round 0, network state 0: .*matcher\.lr_img",
+        ),
+        (
+            {**WIDE, "trajectory": {**WIDE["trajectory"], "lr_img": 3e38}},
+            r"^segment 1, (step of round 0|round \d, lane \d): .*trajectory\.lr_img \(now 3e\+38\)",
+        ),
+        (
+            {**WIDE, "trajectory": {**WIDE["trajectory"], "lr_step": 1e30}},
+            r"^segment 1, step of round 0: .*trajectory\.lr_step \(now 1e\+30\)",
+        ),
+    ],
+    ids=["pixels", "pixels of trajectories", "the student's rate"],
+)
+def test_a_segment_that_explodes_is_not_kept(
+    digits: RealRefs, tmp_path: Path, sections: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(NonFinite, match=words):
+        matched(digits, tmp_path, [], **sections)
+    for file in (tmp_path / "segments").glob("*"):  # of rounds before
+        assert all(np.isfinite(array).all() for array in tensors.read(Place(file))[0].values())
+
+
+def test_a_student_rate_that_explodes_is_named(digits: RealRefs, tmp_path: Path) -> None:
+    config = small(**{**WIDE, "trajectory": {**WIDE["trajectory"], "step_size": 1e38}})
+    run = local_run(config, tmp_path, digits)
+    start = Segment(np.full((10, 2, 1, 8, 8), 0.5, np.float32), np.ones((10, 2, 10), np.float32), 1e38)
+    windows = [[np.arange(count) for count in digits.counts["train"]]]
+    experts = train_experts(run)
+    with pytest.raises(NonFinite, match=r"^segment 1, round 0, lane \d: .*trajectory\.step_size \(now 1e\+38\)"):
+        match(run, 0, start, experts, Probes(run, 0, experts, []), [], windows)
+    assert not list((tmp_path / "segments").glob("*"))
+
+
+def test_a_finished_segment_of_nan_that_an_older_version_has_kept_is_refused(digits: RealRefs, tmp_path: Path) -> None:
+    sections: dict[str, Any] = {"matcher": {"rounds": 1}}
+    matched(digits, tmp_path, [], **sections)
+    run = local_run(small(**sections), tmp_path, digits)
+    arrays, round = read_group(run.place / "segments", 0, 1, run.key) or pytest.fail("no checkpoint")
+    arrays["pixels"][:] = np.nan
+    write_group(run.place / "segments", 0, 1, arrays, round, run.key)
+    with pytest.raises(NonFinite, match=r"segment 1: its checkpoint in .* not finite; remove that folder"):
+        matched(digits, tmp_path, [], **sections)

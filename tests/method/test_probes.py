@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from local_pool import LocalPool, local_run, small
+from local_pool import LocalPool, again, local_run, small
 
+from dasm_ray.errors import NonFinite
 from dasm_ray.method.experts import Experts, train_experts
 from dasm_ray.method.probes import Probes
 from dasm_ray.method.run import Run
@@ -65,3 +66,26 @@ def test_they_know_all_segments_that_were_frozen_when_they_were_made(run: Run, e
     assert one != other
     alone = Probes(run, 1, experts, frozen[:1])
     assert run.pool.fetch(alone.networks[0]).tobytes() == one
+
+
+@pytest.mark.parametrize(
+    ("recipe", "keys"),
+    [
+        ({"lr": 1e30}, r"probe\.lr \(now 1e\+30\)"),
+        ({"weight_decay": 1e30}, r"probe\.weight_decay \(now 1e\+30\) or probe\.lr \(now 0\.01\)"),
+        ({"momentum": 0.999, "lr": 1e25}, r"probe\.momentum \(now 0\.999\) or probe\.lr \(now 1e\+25\)"),
+    ],
+)
+def test_a_probe_that_diverges_is_named_with_its_segment(
+    run: Run, experts: Experts, recipe: dict[str, float], keys: str
+) -> None:
+    wild = again(run, small(probe=recipe))
+    with pytest.raises(NonFinite, match=rf"^probe 0 before segment 2, between steps 0 and \d+: .*; lower {keys}$"):
+        _ = Probes(wild, 1, experts, [segment_of(0)]).networks
+
+
+def test_a_loss_of_probes_that_is_no_number_is_refused(run: Run, experts: Experts) -> None:
+    probes = Probes(run, 1, experts, [segment_of(0)])
+    probes._trained = (run.pool.put(np.full_like(run.pool.fetch(experts.early[0]), 1e30)),)
+    with pytest.raises(NonFinite, match=r"probes before segment 2, at their end: .*; lower probe\.lr"):
+        probes.loss()

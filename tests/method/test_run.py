@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from local_pool import LocalPool, local_run, small
 
-from dasm_ray.errors import ConfigError, DataError, TaskLost
+from dasm_ray.config.keys import RunConfig
+from dasm_ray.config.parsing import parse_config
+from dasm_ray.errors import ConfigError, DataError, NonFinite, TaskLost
 from dasm_ray.method.run import check_against_data, run_all, under, whitened
 from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.runtime.pool import task
 from dasm_ray.runtime.worker import Worker
+from dasm_ray.store import tensors
 
 
 def test_a_run_has_one_configuration_and_all_keys_follow_from_it(digits: RealRefs, tmp_path: Path) -> None:
@@ -103,3 +106,67 @@ def test_an_empty_split_is_refused(digits: RealRefs) -> None:
     without = replace(digits, counts={**digits.counts, "val": np.zeros(10, np.int64)})
     with pytest.raises(DataError, match=r"digits: the val split is empty; raise data\.val_share"):
         check_against_data(small(), without)
+
+
+def test_a_whitening_that_is_no_number_is_refused_and_not_kept(digits: RealRefs, tmp_path: Path) -> None:
+    with pytest.raises(NonFinite, match=r"whitening: .* nothing of it is kept; raise data\.zca \(now 1e-300\)"):
+        local_run(small(data={"zca": 1e-300}), tmp_path, digits)
+    assert not list(tmp_path.rglob("whitening*"))
+
+
+def test_a_whitening_of_infinity_that_an_older_version_has_kept_is_fitted_again(
+    digits: RealRefs, tmp_path: Path
+) -> None:
+    config = small(data={"zca": 0.1})
+    run = local_run(config, tmp_path, digits)
+    file = run.shared_place / "whitening.safetensors"
+    whole = file.read_bytes()
+    arrays, note = tensors.read(file)
+    arrays["matrix"][0, 0] = np.inf
+    tensors.write(file, arrays, {"key": note["key"]})
+    local_run(config, tmp_path, digits)
+    assert file.read_bytes() == whole
+
+
+# --- batch normalisation of one value --------------------------------------------------------------------------------
+
+
+def resnet(**sections: dict[str, object]) -> RunConfig:
+    """The small run of a network that leaves one of 8x8 pixels at last."""
+    tree = small(**sections).model_dump(mode="json", exclude_unset=True)
+    return parse_config({**tree, "model": {"arch": "resnet18", "norm": "batch"}})
+
+
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"experts": {"batch": 1}}, "experts.batch"),
+        ({"probe": {"batch": 1}}, "probe.batch"),
+        ({"evaluate": {"batch": 1}}, "evaluate.batch"),
+        ({"matcher": {"batch_real": 1}}, "matcher.batch_real"),
+        ({"synthetic": {"ipc": 1, "segments": 1}}, "synthetic.ipc"),
+        ({"synthetic": {"ipc": 2, "segments": 2}}, "synthetic.ipc"),
+    ],
+)
+def test_a_step_that_normalises_a_single_value_is_refused_before_anything_is_trained(
+    digits: RealRefs, sections: dict[str, dict[str, object]], key: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{key}: a step would see one image, of which resnet18 at last leaves one"):
+        check_against_data(resnet(**{"synthetic": {"ipc": 4}, **sections}), digits)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        resnet(synthetic={"ipc": 4}),
+        resnet(synthetic={"ipc": 2, "segments": 2, "factor": 2}),
+        resnet(synthetic={"ipc": 1, "segments": 1}, matcher={"name": "dm", "rounds": 1}),
+        small(
+            model={"width": 4, "depth": 3, "norm": "batch"}, experts={"batch": 1}, synthetic={"ipc": 1, "segments": 1}
+        ),
+        small(experts={"batch": 1}, probe={"batch": 1}, evaluate={"batch": 1}),
+    ],
+    ids=["several images", "several tiles", "all classes at once", "several pixels", "another normalisation"],
+)
+def test_where_there_is_more_than_one_value_nothing_is_said(digits: RealRefs, config: RunConfig) -> None:
+    check_against_data(config, digits)

@@ -6,16 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from local_pool import WALKS, LocalPool, again, local_run, small
 
 from dasm_ray.core.window import window
+from dasm_ray.errors import NonFinite
 from dasm_ray.method.experts import train_experts
 from dasm_ray.method.probes import Probes
 from dasm_ray.method.run import Run
 from dasm_ray.method.scores import scores_before, sharded, static_name, static_scores, window_of
 from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.runtime.worker import Worker
-from dasm_ray.store.checkpoints import Scores
+from dasm_ray.store import tensors
+from dasm_ray.store.checkpoints import Scores, read_scores, write_scores
 
 
 def scored(run: Run) -> Scores:
@@ -82,3 +85,32 @@ def test_where_labels_are_learned_only_images_that_experts_know_are_seen(digits:
     assert not found.known.all()
     for label, seen in enumerate(window_of(run, found)):
         assert found.known[found.label == label][seen].all()
+
+
+def test_scores_that_are_no_numbers_are_refused_and_not_kept(digits: RealRefs, tmp_path: Path) -> None:
+    run = local_run(small(), tmp_path, digits)
+    experts = train_experts(run)
+    good, count = experts.snapshots, digits.counts["train"].sum()
+    experts.snapshots = (run.pool.put(np.full_like(run.pool.fetch(good[0]), 1e30)),)
+    with pytest.raises(NonFinite, match=rf"static scores: {count} of {count} .*; lower experts\.lr \(now 0\.01\)"):
+        static_scores(run, experts)
+    assert static_name(run) not in run.shared_place.names()
+    experts.snapshots = good
+    probes = Probes(run, 1, experts, [])
+    probes._frozen, probes._trained = [None], (run.pool.put(np.full_like(run.pool.fetch(good[0])[0], np.nan)),)  # type: ignore[list-item]
+    with pytest.raises(NonFinite, match=r"scores before segment 2: .*; lower probe\.lr \(now 0\.01\)"):
+        scores_before(run, 1, experts, probes)
+    assert read_scores(run.place / "scores", 1, run.key) is None
+
+
+def test_scores_of_nan_that_an_older_version_has_kept_are_computed_again(digits: RealRefs, tmp_path: Path) -> None:
+    run = local_run(small(), tmp_path, digits)
+    first = scored(run)
+    nan, file = np.full_like(first.static, np.nan), run.shared_place / static_name(run)
+    write_scores(run.place / "scores", 0, replace(first, dynamic=nan), run.key)
+    tensors.write(file, {"score": nan, "known": first.known}, {"key": file.name})
+    later, notes = again(run, run.config), []
+    later.progress.note = notes.append  # type: ignore[method-assign]
+    second = scored(later)
+    assert sum("holds scores that are not finite; they are computed again" in note for note in notes) == 2
+    assert (second.dynamic.tobytes(), second.static.tobytes()) == (first.dynamic.tobytes(), first.static.tobytes())

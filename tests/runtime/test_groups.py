@@ -193,7 +193,7 @@ def test_a_distance_that_is_no_number_stops_at_the_last_good_state(
     run = Run(real, pool, tmp_path, config_with())
     spoiled = np.full_like(pool.fetch(run.snapshots), np.nan)
     run.inputs = replace(run.inputs, experts=(pool.put(spoiled),))
-    with pytest.raises(NonFinite, match=r"segment 1, group \d, round 0.*lower matcher.lr_img"):
+    with pytest.raises(NonFinite, match=r"segment 1, group \d, round 0, network state 0: .*last good state is kept"):
         run.go()
     assert read_group(Place(tmp_path), 0, 0, "key") is None
 

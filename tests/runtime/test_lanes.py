@@ -99,7 +99,7 @@ class Run:
                 lanes.append(
                     walk_lane(student, self.config, (0, round, lane), state, self.earlier, way[when], way[when + 2])
                 )
-            state = moved(self.config, state, [lane[0] for lane in lanes], [lane[1] for lane in lanes])
+            state = moved(self.config, (0, 0), state, [lane[0] for lane in lanes], [lane[1] for lane in lanes])
         return state
 
 
@@ -194,7 +194,7 @@ def test_a_distance_that_is_no_number_stops_at_the_last_good_state(
     real: RealRefs, pool: LocalPool, tmp_path: Path
 ) -> None:
     run = Run(real, pool, tmp_path, config_with(), spoil=float("nan"))
-    with pytest.raises(NonFinite, match=r"segment 1, round 0: .* is nan; .*lower trajectory\.step_size"):
+    with pytest.raises(NonFinite, match=r"segment 1, round 0, lane 0: .* is nan\); .*lower trajectory\."):
         run.run.run()
     assert read_group(Place(tmp_path), 0, 0, "key") is None
 

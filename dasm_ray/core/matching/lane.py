@@ -1,7 +1,7 @@
 """One lane of a round of trajectory matching: a student, an expert and the whole synthetic set; and the set's own step.
 
 What must stay true: a lane follows from (run seed, segment, round, lane) and its inputs, and the set moves by the mean
-of the lanes in their order, so that who works on which lane changes no byte.
+of the lanes in their order, so that who works on which lane changes no byte; no number that is none gets into a state.
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ from numpy.typing import NDArray
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.core.matching.trajectory import Student, adjoint, planned
 from dasm_ray.core.seed import torch_generator
+from dasm_ray.errors import NonFinite
 
 Array = NDArray[np.float32]
+
+FAR = 1000.0
+"""A normalised pixel or a logit beyond this is no longer near anything that a network is made for."""
 
 
 class SetState(NamedTuple):
@@ -77,6 +81,7 @@ def walk_lane(
 
     ``where``: segment, round, lane. ``earlier``: pixels (K, n, C, H, W) and labels (K, n, K) of the frozen segments
     that stand in the student's batches (n may be 0). ``start``, ``target`` (P,): the expert's snapshots t and t+M.
+    NonFinite where the distance or its gradient is no number.
     """
     device = student.network.device
     trajectory = config.trajectory
@@ -100,14 +105,45 @@ def walk_lane(
         for gradient, array in zip((found.images, found.labels), joined, strict=True)
     )
     by_log_step = found.log_step.cpu().numpy()
+    distance = float(found.distance)
     gradient = SetGradient(np.ascontiguousarray(by_images), np.ascontiguousarray(by_labels), by_log_step)
-    return float(found.distance), gradient
+    if not (np.isfinite(distance) and _are_finite(*gradient)):
+        raise _exploded(config, where, state, distance)
+    return distance, gradient
 
 
-def moved(config: RunConfig, state: SetState, distances: Sequence[float], gradients: Sequence[SetGradient]) -> SetState:
+def _exploded(config: RunConfig, where: tuple[int, int, int], state: SetState, distance: float) -> NonFinite:
+    """The error for a student that exploded: the key is that of the part of the set that has left the usual."""
+    segment, round, lane = where
+    trajectory, rate = config.trajectory, float(np.exp(state.log_step))
+    signs = {
+        f"trajectory.lr_step (now {trajectory.lr_step:g})": rate > 2 * trajectory.step_size,
+        f"trajectory.lr_img (now {trajectory.lr_img:g})": np.abs(state.pixels).max() > FAR,
+        f"trajectory.lr_label (now {trajectory.lr_label:g})": np.abs(state.labels).max() > FAR,
+    }
+    keys = [key for key, is_seen in signs.items() if is_seen]
+    what = f"its distance to the expert is {distance:g}" + ", but its gradient is not finite" * bool(
+        np.isfinite(distance)
+    )
+    return NonFinite(
+        f"segment {segment + 1}, round {round}, lane {lane}: a student at rate {rate:g} exploded ({what}); the "
+        f"last good state is kept; lower "
+        f"{' or '.join(keys or [f'trajectory.step_size (now {trajectory.step_size:g})'])} in a new run"
+    )
+
+
+@np.errstate(over="ignore", invalid="ignore")  # what comes of it is checked, and said once
+def moved(
+    config: RunConfig,
+    where: tuple[int, int],
+    state: SetState,
+    distances: Sequence[float],
+    gradients: Sequence[SetGradient],
+) -> SetState:
     """The state after one step of SGD by the mean gradient of the lanes that are within the threshold.
 
-    Without any such lane the state stays what it is, velocities included.
+    Without any such lane the state stays what it is, velocities included. NonFinite where the step leads to a number
+    that is none; ``where`` it was: segment, round.
     """
     trajectory, momentum = config.trajectory, config.matcher.momentum
     rates = (trajectory.lr_img, trajectory.lr_label * config.learns_labels, trajectory.lr_step)
@@ -123,7 +159,31 @@ def moved(config: RunConfig, state: SetState, distances: Sequence[float], gradie
         velocity = np.float32(kept) * velocities[place] + mean
         velocities[place] = np.asarray(velocity, np.float32)
         values[place] = np.asarray(values[place] - np.float32(rate) * velocity, np.float32)
-    return SetState(*values, *velocities)
+    after = SetState(*values, *velocities)
+    _check_moved(config, where, after)
+    return after
+
+
+def _are_finite(*arrays: NDArray[np.floating]) -> bool:
+    return all(bool(np.isfinite(array).all()) for array in arrays)
+
+
+def _check_moved(config: RunConfig, where: tuple[int, int], after: SetState) -> None:
+    """NonFinite, naming the rate of the first part that is no number, or a student's rate of 0 or infinity."""
+    rate = np.exp(after.log_step)
+    good = {
+        "lr_img": _are_finite(after.pixels, after.velocity_pixels),
+        "lr_label": _are_finite(after.labels, after.velocity_labels),
+        "lr_step": _are_finite(after.log_step, after.velocity_log_step, rate) and rate > 0,
+    }
+    for key, is_good in good.items():
+        if not is_good:
+            segment, round = where
+            raise NonFinite(
+                f"segment {segment + 1}, step of round {round}: the step leads to numbers that are not finite; the "
+                f"last good state is kept; lower trajectory.{key} (now {getattr(config.trajectory, key):g}) in a new "
+                f"run"
+            )
 
 
 def shift_of(expert_losses: Sequence[Sequence[float]], probe_loss: float) -> int:

@@ -3,7 +3,7 @@
 The network states come from one of four walks: snapshots of experts, fresh networks (dm), a network trained on real
 data as it goes (idc), or one trained on the synthetic set as it goes (dc, dsa, cafe). What must stay true: a round is a
 function of its inputs and of (run seed, segment, group, round), so that it gives the same bytes on any worker, at any
-time.
+time; it gives finite numbers or none.
 """
 
 from __future__ import annotations
@@ -27,14 +27,19 @@ from dasm_ray.core.networks.evaluate import synthetic_samples
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.params import perturb
 from dasm_ray.core.networks.samples import RealSamples
-from dasm_ray.core.networks.training import train
+from dasm_ray.core.networks.training import all_finite, train
 from dasm_ray.core.seed import torch_generator
+from dasm_ray.errors import NonFinite
 
 Windows = Sequence[Sequence[NDArray[np.int64]]]
 """``windows[j][c]``: within-class indices that segment j may see of class c."""
 
 INNER = TrainRecipe(epochs=1, batch=64, momentum=0.9, weight_decay=5e-4, augment="color_crop", cutmix=0.5)
 """How IDC trains the network inside its loop; the rate is matcher.inner_lr."""
+
+
+TOO_LARGE = 1e6
+"""A parameter beyond which a network's answers overflow sooner or later; trained ones are below 100."""
 
 
 @dataclass(frozen=True)
@@ -120,15 +125,11 @@ def distil_round(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], list[float]]:
     """One round from ``pixels`` and ``velocity`` (classes of the group, m, C, H, W).
 
-    Returns both anew, and the mean matching distance at each network state; a distance that is not finite ends the
-    round at once and stands last in the list.
+    Returns both anew, and the mean matching distance at each network state. NonFinite at the first network state where
+    that, a pixel or a velocity is no number.
     """
     loop = _Loop(matching, config, where, inputs, pixels, velocity)
-    distances: list[float] = []
-    for outer in range(config.matcher.networks):
-        distances.append(loop.match_at_one_network(outer))
-        if not np.isfinite(distances[-1]):
-            break
+    distances = [loop.match_at_one_network(outer) for outer in range(config.matcher.networks)]
     return loop.pixels.cpu().numpy(), loop.velocity.cpu().numpy(), distances
 
 
@@ -164,15 +165,32 @@ class _Loop:
         generator = torch_generator(self.config.seed, "distil", where.segment, where.group, where.round, outer)
         self.pixels.clamp_(0, 1)
         total = torch.zeros((), device=self.network.device)
+        began_in_network = torch.zeros((), dtype=torch.bool, device=self.network.device)
         steps = 0
         for flat, is_new in self._walk(outer, generator):
             if is_new:
+                began_in_network |= ~(flat.abs().max() < TOO_LARGE) & self.pixels.isfinite().all()
                 anchors = [self._anchor(flat, places, generator) for places in self._together()]
             for places, anchor in zip(self._together(), anchors, strict=True):
                 total += self._match(flat, places, anchor, generator)
                 steps += 1
         self.pixels.clamp_(0, 1)
+        if not all_finite(total, self.pixels, self.velocity):
+            raise self._exploded(outer, bool(began_in_network))
         return float(total) / steps
+
+    def _exploded(self, outer: int, began_in_network: bool) -> NonFinite:
+        """The error for numbers that are none at a network state: they began in the network in the loop or outside."""
+        where, matcher = self.where, self.config.matcher
+        key, what = "lr_img", "the matching distance or a pixel"
+        if began_in_network:
+            key = "inner_lr" if self.config.states in ("real", "synthetic") else "perturb"
+            what = "the network in the loop"
+        return NonFinite(
+            f"segment {where.segment + 1}, group {where.group}, round {where.round}, network state {outer}: {what} "
+            f"is no longer finite; the last good state is kept; lower matcher.{key} (now {getattr(matcher, key):g}) in "
+            f"a new run"
+        )
 
     def _together(self) -> list[list[int]]:
         """The classes (by their place in the group) of each matching step: one, or all of the group."""

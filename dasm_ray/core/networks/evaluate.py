@@ -1,7 +1,11 @@
-"""Evaluation: train a fresh network on a set, choose its checkpoint on validation data, read the test set once."""
+"""Evaluation: train a fresh network on a set, choose its checkpoint on validation data, read the test set once.
+
+What must stay true: a training that diverged has no figure, neither a good nor a bad one.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +17,7 @@ from dasm_ray.core.decode import decode_all
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.reading import accuracy, statistics_of
 from dasm_ray.core.networks.samples import RealSamples, Samples, TensorSamples
-from dasm_ray.core.networks.training import train
+from dasm_ray.core.networks.training import Watch, train
 
 Labels = NDArray[np.int64] | NDArray[np.float32]
 """Class numbers (N,), or logits (N, K)."""
@@ -38,22 +42,31 @@ def evaluate_on(
     validation: RealSamples,
     test: RealSamples | None,
     generator: torch.Generator,
+    name: str = "a training",
 ) -> Outcome:
     """Trains for ``steps`` steps, looks at validation at ``checkpoints`` even places, reads ``test`` at the best one.
 
     ``test`` None: validation alone is asked for. Of equally good checkpoints the latest is taken: it was trained
-    longest.
+    longest. NonFinite, which calls the training ``name``, where it stops being made of numbers: a look that finds that
+    is the last, also if an earlier one was good.
     """
+    watch = Watch(name, "evaluate", recipe)
     looks = {max(1, round(steps * (place + 1) / checkpoints)) for place in range(checkpoints)}
     best_accuracy, best_step, best = -1.0, 0, torch.empty(0)
-    for step, flat, *_ in train(network, samples, recipe, steps=steps, generator=generator, decay=True):
+    training = train(network, samples, recipe, steps=steps, generator=generator, decay=True)
+    for step, flat, *_ in watch.over(training, steps):
         if step in looks:
             seen = accuracy(network, flat, statistics_of(network, flat, samples), validation)
+            if math.isnan(seen):
+                raise watch.failed(f"by step {step}")
             if seen >= best_accuracy:
                 best_accuracy, best_step, best = seen, step, flat
     if test is None:
         return Outcome(best_accuracy, None, best_step)
-    return Outcome(best_accuracy, accuracy(network, best, statistics_of(network, best, samples), test), best_step)
+    reported = accuracy(network, best, statistics_of(network, best, samples), test)
+    if math.isnan(reported):
+        raise watch.failed(f"by step {best_step}, on the test images")
+    return Outcome(best_accuracy, reported, best_step)
 
 
 def synthetic_samples(

@@ -1,7 +1,7 @@
 """An expert: a network trained on the real data that keeps a snapshot of its parameters after every epoch.
 
 What must stay true: an epoch follows from the state before it and its own generator, so a training that goes on from
-any epoch ends with the same bytes.
+any epoch ends with the same bytes; an epoch that is not made of finite numbers is never given out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dasm_ray.config.keys import Experts
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.reading import accuracy, mean_loss, read_all, statistics_of
 from dasm_ray.core.networks.samples import RealSamples, TensorSamples
-from dasm_ray.core.networks.training import train
+from dasm_ray.core.networks.training import Watch, train
 
 LOSS_SAMPLES = 2000
 """Training images whose mean loss is recorded after each epoch, spread evenly over the set."""
@@ -37,6 +37,11 @@ class Trajectory:
         """Epochs done."""
         return len(self.snapshots) - 1
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether it holds no NaN and no infinity."""
+        return all(np.isfinite(part).all() for part in vars(self).values())
+
 
 def spread(samples: RealSamples) -> RealSamples:
     """The training images whose loss is recorded."""
@@ -51,11 +56,12 @@ def train_expert(
     recipe: Experts,
     generator_of: Callable[[int], torch.Generator],
     so_far: Trajectory | None = None,
+    name: str = "an expert",
 ) -> Iterator[Trajectory]:
     """Trains one expert, from ``so_far`` if there is one; yields its trajectory after each epoch.
 
     ``generator_of(e)`` draws epoch e (from 1); that of epoch 0 the initialisation. ``recipe.rho`` above 0 trains by
-    GSAM, towards flat minima.
+    GSAM, towards flat minima. NonFinite, which calls it ``name``, in the first epoch that is not made of numbers.
     """
     if so_far is None:
         flat = network.initial(generator_of(0))
@@ -64,19 +70,23 @@ def train_expert(
     while so_far.epochs < recipe.epochs:
         flat = torch.tensor(so_far.snapshots[-1], device=network.device)
         velocity = torch.tensor(so_far.velocity, device=network.device)
+        epoch = so_far.epochs + 1
+        watch = Watch(f"{name}, epoch {epoch}", "experts", recipe)
         training = train(
             network,
             samples,
             recipe,
             steps=steps,
-            generator=generator_of(so_far.epochs + 1),
+            generator=generator_of(epoch),
             flat=flat,
             velocity=velocity,
             flatness=(recipe.rho, recipe.alpha),
         )
-        for _, flat, velocity, _ in training:  # noqa: B007
+        for _, flat, velocity, _ in watch.over(training, steps):  # noqa: B007
             pass
         so_far = _grown(so_far, network, flat, velocity, samples, validation)
+        if not np.isfinite([so_far.accuracy[-1], so_far.loss[-1]]).all():
+            raise watch.failed("at its end")
         yield so_far
 
 

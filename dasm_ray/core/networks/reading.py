@@ -5,14 +5,19 @@ What must stay true: every sample is read once, in batches of one shape.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dasm_ray.config.keys import Model
+from dasm_ray.core.networks.convnet import Norm
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.samples import Samples
+from dasm_ray.core.networks.zoo import build
 
 STATISTICS_SAMPLES = 512
 """Images whose moments stand for the running statistics of batch normalisation."""
@@ -24,6 +29,18 @@ def statistics_of(network: Network, flat: Tensor, samples: Samples) -> dict[str,
         return {}
     spread = np.linspace(0, len(samples) - 1, min(STATISTICS_SAMPLES, len(samples))).astype(np.int64)
     return network.statistics(flat, samples.take(spread)[0])
+
+
+def fewest_pixels(model: Model, shape: tuple[int, int, int], classes: int) -> int:
+    """Pixels of the smallest maps that batch normalisation sees of an image ``shape``: 1 where a lone image is lost."""
+    module = build(model, shape, classes)
+    seen: list[int] = []
+    for layer in module.modules():
+        if isinstance(layer, Norm) and layer.kind == "batch":
+            layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0, 0].numel()))
+    with torch.no_grad():
+        module(torch.zeros(2, *shape))
+    return min(seen)
 
 
 def read_all(
@@ -41,10 +58,16 @@ def read_all(
 
 
 def accuracy(network: Network, flat: Tensor, statistics: dict[str, Tensor], samples: Samples) -> float:
-    """Share of samples whose largest logit is their label's."""
-    right = sum(
-        int((logits.argmax(1) == labels).sum()) for logits, _, labels in read_all(network, flat, statistics, samples)
-    )
+    """Share of samples whose largest logit is their label's; NaN where some logit is no finite number.
+
+    The largest of several NaN is the first by convention, so such a network would seem to answer class 0.
+    """
+    right = 0
+    for logits, _, labels in read_all(network, flat, statistics, samples):
+        found = torch.where(logits.isfinite().all(), (logits.argmax(1) == labels).sum(), -1)
+        if found < 0:
+            return math.nan
+        right += int(found)
     return right / len(samples)
 
 

@@ -1,11 +1,13 @@
 """Training a network by SGD: for experts, probes, the networks inside the loop and evaluation.
 
-What must stay true: a training is a function of its samples, recipe and generator, and nothing else.
+What must stay true: a training is a function of its samples, recipe and generator, and nothing else; one that is
+watched ends where its numbers stop being finite.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +19,16 @@ from dasm_ray.config.keys import TrainRecipe
 from dasm_ray.core.augment import draw
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.samples import Samples
+from dasm_ray.errors import NonFinite
 
 DECAY_AT, DECAY = (2 / 3, 5 / 6), 0.2
 """IDC's schedule for evaluation: the rate falls to a fifth at these shares of the training."""
+
+LOOK_EVERY = 50
+"""Steps between two looks at whether a training still holds numbers: a look waits for the device, so few are taken."""
+
+USUAL = {"momentum": 0.99, "weight_decay": 0.1, "rho": 1.0}
+"""Keys beside the rate that can make a training explode, and the most that is usual of each."""
 
 
 def batches(count: int, size: int, steps: int, generator: torch.Generator) -> Iterator[NDArray[np.int64]]:
@@ -44,6 +53,43 @@ class Trained(NamedTuple):
     flat: Tensor  # (P,)
     velocity: Tensor  # (P,)
     loss: Tensor  # () of the last batch
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Looks after one training: ``what`` it is called, and the ``section`` of the configuration that rules it."""
+
+    what: str
+    section: str
+    recipe: TrainRecipe
+
+    def over(self, training: Iterable[Trained], steps: int) -> Iterator[Trained]:
+        """Passes on the states of a training of ``steps`` steps; NonFinite where a look finds one that is no number."""
+        looked = 0
+        for state in training:
+            if state.steps % LOOK_EVERY == 0 or state.steps == steps:
+                if not all_finite(state.flat, state.velocity, state.loss):
+                    raise self.failed(f"between steps {looked} and {state.steps}")
+                looked = state.steps
+            yield state
+
+    def failed(self, when: str) -> NonFinite:
+        """The error for a training whose numbers stopped being finite: when, and the keys to lower."""
+        return NonFinite(
+            f"{self.what}, {when}: the training diverged (its numbers are no longer finite), and nothing of them is "
+            f"kept; lower {self._keys()}"
+        )
+
+    def _keys(self) -> str:
+        """What is set beyond the usual, with its present value; the rate always, since all the others act by it."""
+        values = {name: getattr(self.recipe, name, 0.0) for name in USUAL}
+        named = [name for name, value in values.items() if value > USUAL[name]]
+        return " or ".join(f"{self.section}.{name} (now {getattr(self.recipe, name):g})" for name in [*named, "lr"])
+
+
+def all_finite(*tensors: Tensor) -> bool:
+    """Whether no tensor holds NaN or infinity; waits for the device once."""
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
 def train(

@@ -24,6 +24,7 @@ from dasm_ray.core.matching.lane import (
 )
 from dasm_ray.core.matching.trajectory import Student, planned, unrolled
 from dasm_ray.core.seed import torch_generator
+from dasm_ray.errors import NonFinite
 
 K, M, OLD = 4, 3, 2
 SHAPE = (3, 8, 8)
@@ -120,7 +121,7 @@ def test_the_set_moves_by_the_mean_of_the_lanes_within_the_threshold() -> None:
     config = config_of(lr_img=3.0, lr_label=0.5, label_momentum=0.8, lr_step=0.1, threshold=1.0)
     state, lanes = state_of(), gradients(3)
     state = state._replace(velocity_labels=arrays(K, M, K, seed=30), velocity_log_step=np.array(2.0, np.float32))
-    after = moved(config, state, [0.9, 1.1, 1.0], lanes)
+    after = moved(config, (0, 0), state, [0.9, 1.1, 1.0], lanes)
     for name, rate, momentum in (("pixels", 3.0, 0.5), ("labels", 0.5, 0.8), ("log_step", 0.1, 0.5)):
         mean = (getattr(lanes[0], name).astype(float) + getattr(lanes[2], name)) / 2
         before, found = getattr(state, name), getattr(after, name)
@@ -133,13 +134,13 @@ def test_the_set_moves_by_the_mean_of_the_lanes_within_the_threshold() -> None:
 
 def test_without_a_usable_lane_nothing_moves() -> None:
     state = state_of()._replace(velocity_pixels=arrays(K, M, *SHAPE, seed=30))
-    after = moved(config_of(), state, [1.1, 5.0], gradients(2))
+    after = moved(config_of(), (0, 0), state, [1.1, 5.0], gradients(2))
     assert all(one.tobytes() == other.tobytes() for one, other in zip(after, state, strict=True))
 
 
 def test_labels_that_are_not_learned_stay() -> None:
     state = state_of()
-    after = moved(config_of("mtt"), state, [0.5], gradients(1))
+    after = moved(config_of("mtt"), (0, 0), state, [0.5], gradients(1))
     assert after.labels.tobytes() == state.labels.tobytes()
     assert after.pixels.tobytes() != state.pixels.tobytes()
 
@@ -186,3 +187,45 @@ def test_a_probe_is_placed_where_experts_are_as_good() -> None:
 def test_stretches_on_which_an_expert_does_not_learn_are_named() -> None:
     assert stalled([[2.0, 1.0, 1.1, 0.9], [2.0, 1.0, 0.5, 0.2]], 1) == [(0, 1)]
     assert stalled([[2.0, 1.0, 2.0, 0.9]], 2) == [(0, 0)]
+
+
+# --- numbers that are none -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "changes", "key"),
+    [
+        ({"log_step": 80.0}, {"step_size": 1e38}, "trajectory.step_size (now 1e+38)"),
+        ({"log_step": 80.0}, {"lr_step": 0.5}, "trajectory.lr_step (now 0.5)"),
+        ({"pixels": 1e37}, {"step_size": 1, "lr_img": 2e37}, "trajectory.lr_img (now 2e+37)"),
+        ({"labels": np.inf}, {"step_size": 1, "lr_label": 7}, "trajectory.lr_label (now 7)"),
+    ],
+    ids=["step size", "step size that was learned", "pixels", "soft labels"],
+)
+def test_a_student_that_explodes_stops_in_its_lane_by_the_key_that_did_it(
+    state: dict[str, float], changes: dict[str, float], key: str
+) -> None:
+    start = state_of()
+    (name, size) = next(iter(state.items()))
+    spoiled = start._replace(**{name: np.asarray(np.full_like(getattr(start, name), size))})
+    if name == "pixels":
+        spoiled.pixels[:, :, :, ::2] *= -1
+    nothing = (np.empty((K, 0, *SHAPE), np.float32), np.empty((K, 0, K), np.float32))
+    with pytest.raises(NonFinite) as caught:
+        walk_lane(Student(toy_network(), soft=True), config_of(**changes), (1, 2, 3), spoiled, nothing, *expert())
+    assert str(caught.value).startswith("segment 2, round 2, lane 3: a student at rate ")
+    assert str(caught.value).endswith(f"the last good state is kept; lower {key} in a new run")
+
+
+@pytest.mark.parametrize(("key", "rate"), [("lr_img", 3e38), ("lr_label", 3e38), ("lr_step", 3e38), ("lr_step", 1e3)])
+def test_a_step_of_the_set_that_leads_to_no_number_names_its_rate(key: str, rate: float) -> None:
+    changes = {"lr_img": 1.0, "lr_label": 1.0, "lr_step": 1e-3} | {key: rate}
+    lanes = [SetGradient(*(-4 * np.abs(part) for part in gradients(1)[0]))]
+    with pytest.raises(NonFinite, match=rf"segment 2, step of round 5: .*lower trajectory\.{key} \(now "):
+        moved(config_of(**changes), (1, 5), state_of(), [0.5], lanes)
+
+
+def test_a_rate_that_was_learned_to_be_nothing_is_none() -> None:
+    lanes = [SetGradient(*(4 * np.abs(part) for part in gradients(1)[0]))]
+    with pytest.raises(NonFinite, match=r"lower trajectory\.lr_step \(now 1000\)"):
+        moved(config_of(lr_step=1000.0), (0, 0), state_of(), [0.5], lanes)

@@ -19,9 +19,10 @@ from toy import COUNTS, FIRST, SHAPE, WatchedBlocks, config_of, generator, toy_a
 
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.core.augment import augment
-from dasm_ray.core.matching.round import Assignment, Surroundings, _draw_from, distil_round, matching_of, pixel_rate
+from dasm_ray.core.matching.round import Assignment, RoundInputs, _draw_from, distil_round, matching_of, pixel_rate
 from dasm_ray.core.matching.step import StepInputs, Stepped
 from dasm_ray.core.networks.network import Network
+from dasm_ray.errors import NonFinite
 
 CLASSES = (1, 3)
 """The group of most tests: not the first classes, so that a place in the group is no label."""
@@ -43,12 +44,12 @@ def pixels_of(count: int, images: int, seed: int) -> NDArray[np.float32]:
     return np.random.default_rng(seed).random((count, images, *SHAPE)).astype(np.float32)
 
 
-def surroundings(network: Network, segment: int = 0, ipc: int = 2) -> Surroundings:
-    return Surroundings(
+def surroundings(network: Network, segment: int = 0, ipc: int = 2) -> RoundInputs:
+    return RoundInputs(
         blocks=WatchedBlocks(toy_arrays()),
         windows=[FIRST, SECOND, THIRD][: segment + 1],
         earlier=pixels_of(4, segment * ipc, 50),
-        beside=pixels_of(4, ipc, 51),
+        current=pixels_of(4, ipc, 51),
         experts=trajectories(network),
         probes=[network.initial(generator(seed)).numpy() for seed in (77, 78)],
     )
@@ -76,7 +77,7 @@ def run(
     *,
     group: int = 0,
     round: int = 0,
-    around: Surroundings | None = None,
+    around: RoundInputs | None = None,
     pixels: NDArray[np.float32] | None = None,
     network: Network | None = None,
 ) -> Watched:
@@ -84,7 +85,7 @@ def run(
     around = around or surroundings(network, segment)
     pixels = pixels_of(2, 2, 1) if pixels is None else pixels
     velocity = np.zeros_like(pixels)
-    for array in (pixels, velocity, around.earlier, around.beside, *around.experts, *around.probes):
+    for array in (pixels, velocity, around.earlier, around.current, *around.experts, *around.probes):
         array.setflags(write=False)  # as they come out of shared memory
     matching = matching_of(network, config)
     steps: list[StepInputs] = []
@@ -185,13 +186,31 @@ def test_matching_brings_the_distance_down() -> None:
     assert distances[-1] < 0.5 * distances[0]
 
 
-def test_a_distance_that_is_not_finite_ends_the_round() -> None:
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"lr_img": 1e38, "steps": 4}, "lr_img (now 1e+38)"),
+        ({"lr_img": 1e38, "steps": 4, "name": "dm"}, "lr_img (now 1e+38)"),
+        ({"perturb": 1e38}, "perturb (now 1e+38)"),
+        ({"network": "train", "steps": 3, "inner_lr": 1e38}, "inner_lr (now 1e+38)"),
+        ({"name": "dc", "steps": 3, "inner_steps": 3, "inner_lr": 1e38}, "inner_lr (now 1e+38)"),
+        ({"name": "dsa", "lr_img": 1e38, "steps": 4, "inner_steps": 3}, "lr_img (now 1e+38)"),
+    ],
+    ids=["pixels", "pixels of dm", "perturbed experts", "network on real", "network on the set", "pixels, then it"],
+)
+def test_numbers_that_are_none_end_the_round_where_they_began(changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(NonFinite) as caught:
+        run(config_of(**{"networks": 5, **changes}), round=2)
+    assert str(caught.value).startswith("segment 1, group 0, round 2, network state ")
+    assert f"; the last good state is kept; lower matcher.{key} in a new run" in str(caught.value)
+
+
+def test_the_network_state_where_it_began_is_named() -> None:
     around = surroundings(toy_network())
-    around = replace(around, experts=[np.full_like(around.experts[0], np.nan)])
-    made = run(config_of(networks=5), around=around)
-    assert len(made.distances) == 1
-    assert np.isnan(made.distances[0])
-    assert len(made.steps) == len(CLASSES)
+    around.experts[0][:] = np.nan
+    around.experts[1][:] = np.nan
+    with pytest.raises(NonFinite, match="network state 0: "):
+        run(config_of(networks=5), around=around)
 
 
 # --- network states --------------------------------------------------------------------------------------------------
@@ -311,10 +330,10 @@ def test_the_synthetic_set_is_earlier_segments_this_one_beside_and_the_group_as_
     network = toy_network()
     around, config = surroundings(network, 1), config_of(name=name, networks=1, steps=2, inner_steps=3)
     plain = run(config, 1, around=around)
-    own = around.beside.copy()
+    own = around.current.copy()
     own[list(CLASSES)] = np.nan  # stale: the group's own pixels have moved since
-    assert run(config, 1, around=replace(around, beside=own)).pixels.tobytes() == plain.pixels.tobytes()
-    for name_ in ("beside", "earlier"):
+    assert run(config, 1, around=replace(around, current=own)).pixels.tobytes() == plain.pixels.tobytes()
+    for name_ in ("current", "earlier"):
         other = getattr(around, name_).copy()
         other[0] = 0.5
         moved = run(config, 1, around=replace(around, **{name_: other}))
@@ -325,7 +344,7 @@ def test_the_synthetic_set_is_earlier_segments_this_one_beside_and_the_group_as_
 def test_expert_states_alone_do_not_depend_on_other_segments() -> None:
     network = toy_network()
     around, config = surroundings(network, 1), config_of()
-    other = replace(around, earlier=around.earlier * 0, beside=around.beside * 0, windows=[THIRD, SECOND])
+    other = replace(around, earlier=around.earlier * 0, current=around.current * 0, windows=[THIRD, SECOND])
     assert run(config, 1, around=around).pixels.tobytes() == run(config, 1, around=other).pixels.tobytes()
 
 

@@ -5,7 +5,8 @@ What must stay true: nothing that is learned from the test split can reach a cho
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from dasm_ray.core.networks import evaluate
 from dasm_ray.core.networks.evaluate import Outcome, evaluate_on, synthetic_samples
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.samples import RealSamples
-from dasm_ray.core.networks.training import steps_for
+from dasm_ray.core.networks.training import Trained, steps_for
+from dasm_ray.errors import NonFinite
 
 VALIDATION, TEST = (1, 5, 3, 1), (1, 1, 2, 6)
 """Images per class: answering always with class 1 is best on validation, always with class 3 on the test split."""
@@ -33,16 +35,21 @@ def always(network: Network, label: int) -> Tensor:
 
 
 def judge(
-    monkeypatch: pytest.MonkeyPatch, answers: list[int], checkpoints: int
+    monkeypatch: pytest.MonkeyPatch, answers: list[int], checkpoints: int, spoiled: Sequence[int] = ()
 ) -> tuple[Outcome, list[list[int]], list[list[int]], list[str]]:
-    """Evaluates a training whose step ``t`` answers ``answers[t]``: outcome, reads of both splits, order."""
+    """Evaluates a training whose step ``t`` answers ``answers[t]``: outcome, reads of both splits, order.
+
+    The states of ``spoiled`` steps (from 1) are NaN.
+    """
     network = toy_network()
     order: list[str] = []
 
-    def scripted(*_: Any, steps: int, **__: Any) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def scripted(*_: Any, steps: int, **__: Any) -> Iterator[Trained]:
         for step in range(steps):
             order.append("step")
-            yield step + 1, always(network, answers[step]), torch.zeros(())
+            flat = always(network, answers[step])
+            flat = torch.full_like(flat, math.nan) if step + 1 in spoiled else flat
+            yield Trained(step + 1, flat, torch.zeros(()), torch.zeros(()))
 
     class Noted(WatchedBlocks):
         name = "validation"
@@ -105,6 +112,16 @@ def test_a_better_state_between_two_looks_is_not_seen(monkeypatch: pytest.Monkey
     assert outcome == Outcome(validation=0.3, test=0.2, step=4)
 
 
+@pytest.mark.parametrize(
+    ("spoiled", "when"), [([2], "by step 2"), ([3, 4], "by step 4"), ([6], "between steps 0 and 6")]
+)
+def test_a_training_that_diverged_has_no_figure_whatever_was_seen_before(
+    monkeypatch: pytest.MonkeyPatch, spoiled: list[int], when: str
+) -> None:
+    with pytest.raises(NonFinite, match=f"a training, {when}: the training diverged .* lower evaluate.lr"):
+        judge(monkeypatch, [1] * 6, 3, spoiled)
+
+
 # --- with a true training --------------------------------------------------------------------------------------------
 
 
@@ -154,3 +171,20 @@ def test_synthetic_samples_are_decoded_normalised_and_labelled_slot_by_slot(fact
     expected = (decode_all(pixels, factor) - mean) / std
     torch.testing.assert_close(samples.images, expected)
     assert len(COUNTS) == network.classes
+
+
+def test_a_rate_by_which_nothing_is_learned_but_nan_is_refused() -> None:
+    network = toy_network()
+    samples = RealSamples(network, toy_blocks())
+    with pytest.raises(NonFinite, match=r"row x, seed 1, .*; lower evaluate\.lr \(now 1e\+30\)"):
+        evaluate_on(
+            network,
+            samples,
+            RECIPE.model_copy(update={"lr": 1e30}),
+            steps=10,
+            checkpoints=2,
+            validation=samples,
+            test=samples,
+            generator=generator(),
+            name="row x, seed 1",
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,6 +16,7 @@ from dasm_ray.core.networks.reading import accuracy, mean_loss, statistics_of
 from dasm_ray.core.networks.samples import RealSamples
 from dasm_ray.core.networks.training import train
 from dasm_ray.core.seed import torch_generator
+from dasm_ray.errors import NonFinite
 
 RECIPE = Experts(epochs=3, batch=8, lr=0.05, augment="color_crop", cutmix=0.5)
 STEPS = sum(COUNTS) // 8
@@ -100,3 +102,26 @@ def test_a_batch_larger_than_the_set_makes_one_step_an_epoch() -> None:
 def test_an_expert_learns(rho: float) -> None:
     *_, expert = trained(epochs=12, augment="none", cutmix=0.0, rho=rho)
     assert expert.accuracy[-1] > 0.7 > expert.accuracy[0]
+
+
+def test_an_epoch_that_diverges_is_named_and_not_given_out() -> None:
+    first = trained()[0]
+    with pytest.raises(NonFinite, match=r"an expert, epoch 1, .*; lower experts\.lr \(now 1e\+30\)"):
+        trained(lr=1e30)
+    with pytest.raises(NonFinite, match="an expert, epoch 2, "):
+        trained(lr=1e30, so_far=first)
+
+
+def test_parameters_that_are_finite_but_answer_nan_are_refused_too() -> None:
+    """After a single step parameters are as large as the rate, and no logit is a number."""
+    with pytest.raises(NonFinite, match="an expert, epoch 1, at its end: "):
+        trained(lr=1e36, batch=sum(COUNTS), momentum=0.0)
+
+
+def test_whether_a_trajectory_holds_numbers() -> None:
+    whole = trained()[-1]
+    assert whole.is_finite
+    for name, array in vars(whole).items():
+        spoiled = array.copy()
+        spoiled.flat[-1] = np.inf
+        assert not replace(whole, **{name: spoiled}).is_finite

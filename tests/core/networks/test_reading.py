@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,8 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from toy import COUNTS, generator, toy_blocks, toy_network, twin_of
 
+from dasm_ray.config.keys import Model
 from dasm_ray.core.networks.network import Network
-from dasm_ray.core.networks.reading import STATISTICS_SAMPLES, accuracy, read_all, statistics_of
+from dasm_ray.core.networks.reading import (
+    STATISTICS_SAMPLES,
+    accuracy,
+    fewest_pixels,
+    mean_loss,
+    read_all,
+    statistics_of,
+)
 from dasm_ray.core.networks.samples import RealSamples, TensorSamples
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -55,6 +64,18 @@ def test_accuracy_is_the_share_of_right_answers() -> None:
         right += int(module(images.double()).argmax() == labels[0])
     assert 0 < right < len(samples)
     assert accuracy(network, flat, {}, samples) == right / len(samples)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_have_no_accuracy(bad: float) -> None:
+    """The largest of several NaN is the first: such a network would seem to answer class 0."""
+    network = toy_network()
+    flat, samples = network.initial(generator()), RealSamples(network, toy_blocks())
+    everything, one = torch.full_like(flat, bad), flat.clone()
+    one[-1] = bad  # the bias of the last class
+    for spoiled in (everything, one):
+        assert math.isnan(accuracy(network, spoiled, {}, samples))
+        assert not math.isfinite(mean_loss(network, spoiled, {}, samples))
 
 
 # --- batch normalisation ---------------------------------------------------------------------------------------------
@@ -144,3 +165,18 @@ def test_other_networks_need_no_statistics(norm: str) -> None:
     flat = network.initial(generator())
     assert statistics_of(network, flat, RealSamples(network, toy_blocks())) == {}
     assert network.statistics(flat, torch.zeros(2, 3, 8, 8)) == {}
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "pixels"),
+    [
+        (Model(width=4, depth=2, norm="batch"), (3, 8, 8), 16),
+        (Model(width=4, depth=3, norm="batch"), (1, 8, 12), 6),
+        (Model(arch="resnet18", norm="batch"), (1, 8, 8), 1),
+        (Model(arch="resnet18", norm="batch"), (1, 9, 8), 2),
+    ],
+)
+def test_the_fewest_pixels_that_batch_normalisation_sees(
+    model: Model, shape: tuple[int, int, int], pixels: int
+) -> None:
+    assert fewest_pixels(model, shape, 10) == pixels

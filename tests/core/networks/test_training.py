@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from toy import RECIPE, generator, toy_blocks, toy_network
 
-from dasm_ray.config.keys import TrainRecipe
+from dasm_ray.config.keys import Experts, TrainRecipe
 from dasm_ray.core.augment import DRAWS
+from dasm_ray.core.networks import training
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.reading import accuracy, statistics_of
-from dasm_ray.core.networks.samples import RealSamples
-from dasm_ray.core.networks.training import Trained, batches, steps_for, train
+from dasm_ray.core.networks.samples import RealSamples, Samples, TensorSamples
+from dasm_ray.core.networks.training import LOOK_EVERY, Trained, Watch, all_finite, batches, steps_for, train
+from dasm_ray.errors import NonFinite
 
 # --- what feeds it ---------------------------------------------------------------------------------------------------
 
@@ -169,3 +171,79 @@ def test_training_learns() -> None:
     states = run(network, RECIPE, 60, decay=True)
     assert float(states[-1].loss) < 0.5 * float(states[0].loss)
     assert accuracy(network, states[-1].flat, statistics_of(network, states[-1].flat, samples), unseen) > 0.8
+
+
+# --- numbers that are none -------------------------------------------------------------------------------------------
+
+
+def watched_training(samples: Samples | None = None, rho: float = 0.0, **changes: float) -> None:
+    network, recipe = toy_network(), Experts(**{**RECIPE.model_dump(), "rho": rho, **changes})
+    made = train(
+        network,
+        samples or RealSamples(network, toy_blocks()),
+        recipe,
+        steps=20,
+        generator=generator(),
+        flatness=(rho, 0.3),
+    )
+    for _ in Watch("expert 3, epoch 1", "experts", recipe).over(made, 20):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [
+        ({"lr": 1e30}, "lower experts.lr (now 1e+30)"),
+        ({"weight_decay": 1e30}, "lower experts.weight_decay (now 1e+30) or experts.lr (now 0.05)"),
+        ({"momentum": 0.999, "lr": 1e20}, "lower experts.momentum (now 0.999) or experts.lr (now 1e+20)"),
+        ({"rho": 1e38}, "lower experts.rho (now 1e+38) or experts.lr (now 0.05)"),
+    ],
+    ids=["rate", "weight decay", "momentum", "sharpness"],
+)
+def test_a_watched_training_that_diverges_names_when_and_the_keys_that_rule_it(
+    changes: dict[str, float], keys: str
+) -> None:
+    with pytest.raises(NonFinite) as caught:
+        watched_training(**changes)
+    assert str(caught.value).startswith("expert 3, epoch 1, between steps 0 and 20: the training diverged")
+    assert str(caught.value).endswith(keys)
+
+
+@pytest.mark.parametrize("where", ["images", "labels"])
+def test_infinity_in_images_and_nan_in_soft_labels_are_found(where: str) -> None:
+    images, labels = torch.randn(12, 3, 8, 8, generator=generator()), torch.full((12, 4), 0.25)
+    (images if where == "images" else labels)[5] = float("inf" if where == "images" else "nan")
+    with pytest.raises(NonFinite, match="between steps 0 and 20"):
+        watched_training(TensorSamples(images, labels))
+
+
+def test_a_training_is_looked_at_now_and_then_and_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+
+    def noted(flat: Tensor, *_: Tensor) -> bool:
+        looks.append(int(flat))
+        return all_finite(flat)
+
+    monkeypatch.setattr(training, "all_finite", noted)
+    nothing = torch.zeros(())
+    states = [Trained(step, torch.tensor(float(step)), nothing, nothing) for step in range(1, 121)]
+    assert list(Watch("one", "probe", RECIPE).over(states, 120)) == states
+    assert looks == [LOOK_EVERY, 2 * LOOK_EVERY, 120]
+
+
+def test_the_steps_between_which_it_began_are_named_and_the_state_is_not_given_out() -> None:
+    flats = [1.0] * 69 + [float("nan")] * 60
+    nothing = torch.zeros(())
+    states = [Trained(step + 1, torch.tensor(flat), nothing, nothing) for step, flat in enumerate(flats)]
+    given = Watch("one", "probe", RECIPE).over(states, 129)
+    assert [next(given).steps for _ in range(99)] == list(range(1, 100))
+    with pytest.raises(NonFinite, match=r"one, between steps 50 and 100: .*; lower probe\.lr \(now 0\.05\)"):
+        next(given)
+
+
+@pytest.mark.parametrize("part", ["flat", "velocity", "loss"])
+def test_any_part_of_a_state_counts(part: str) -> None:
+    state = Trained(1, torch.zeros(3), torch.zeros(3), torch.zeros(()))
+    spoiled = state._replace(**{part: getattr(state, part) + float("inf")})
+    with pytest.raises(NonFinite):
+        list(Watch("one", "probe", RECIPE).over([spoiled], 1))
