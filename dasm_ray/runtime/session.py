@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import secrets
 import signal
 import socket
@@ -22,8 +21,9 @@ import ray
 from ray._private import ray_constants
 
 from dasm_ray.config.keys import Runtime
-from dasm_ray.errors import ConfigError, NonFinite, ResourceError, SessionError, StorageError, UserError
+from dasm_ray.errors import NonFinite, ResourceError, SessionError, StorageError, UserError
 from dasm_ray.runtime import watchdog
+from dasm_ray.runtime.address import checked_address
 from dasm_ray.runtime.autoscaler import ask_autoscaler, grows
 from dasm_ray.runtime.machine import object_store_bytes, read_machine, shm_is_small
 from dasm_ray.runtime.plan import GIB, Plan, Room, Shape, memory_for_workers, plan_here, plan_there, several
@@ -216,48 +216,12 @@ def _keep_stdout_clean() -> None:
 def _resolved(address: str) -> str:
     """``host:port`` for an address as users write it; ``auto`` is the cluster of this machine."""
     if address != "auto":
-        return _checked(address)
+        return checked_address(address)
     try:
         return str(ray._private.services.canonicalize_bootstrap_address_or_die("auto"))
     except ConnectionError:
         unset = "start one or leave runtime.address unset"
         raise SessionError(f"auto: not one Ray cluster, or several, run on this machine; {unset}") from None
-
-
-NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
-"""One part of a host's name."""
-
-MISTAKES: dict[str, str] = {
-    # a spelling, and what to do about it
-    r"https?://.*": "is the address of a job server; send the command there by `dasm-ray submit --address {0} ...`, or "
-    "give host:port of the head (6379 by default)",
-    r"ray://.*": "a Ray client address is not supported; give host:port of the head (6379 by default), or send the "
-    "command as a job by `dasm-ray submit`",
-    r"\w+://.*": "is no address of a Ray cluster; give host:port of the head (6379 by default)",
-    r".*\s.*|": "has a space in it, or nothing but spaces; give host:port of the head (6379 by default)",
-    r"[^\[\]]*:[^\[\]]*:.*": "looks like IPv6; write it in brackets, as [fd00::1]:6379",
-}
-
-
-def _checked(address: str) -> str:
-    """An address that is spelt as host:port; ConfigError for any other."""
-    for spelling, advice in MISTAKES.items():
-        if re.fullmatch(spelling, address, re.DOTALL):
-            raise ConfigError(f"{address or 'an empty address'}: {advice.format(address)}")
-    host, _, port = address.rpartition(":")
-    if not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= 65535 or not _is_host(host):
-        raise ConfigError(
-            f"{address}: is not host:port of a Ray head (6379 by default); check runtime.address or RAY_ADDRESS"
-        )
-    return address
-
-
-def _is_host(host: str) -> bool:
-    if host.startswith("[") and host.endswith("]"):
-        with contextlib.suppress(OSError):
-            return bool(socket.inet_pton(socket.AF_INET6, host[1:-1].partition("%")[0]))
-        return False
-    return len(host) <= 253 and all(NAME.fullmatch(part) for part in host.removesuffix(".").split("."))
 
 
 def _probe(address: str) -> None:

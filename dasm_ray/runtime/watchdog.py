@@ -90,6 +90,7 @@ class Watch:
         self.death: Death | None = None
         self.is_told = False
         """Whether the main thread knows; from then on it is not interrupted."""
+        self._is_tidy = False
         self._started, self._ports = tuple(started), tuple(ports)
         self._family: set[psutil.Process] = set()
         self._ended = threading.Event()
@@ -145,14 +146,15 @@ class Watch:
         if self.death is None:
             self.death = Death(what, time.monotonic(), store_is_gone)
             self._tell(sentence=f"dasm-ray: {self.death.sentence}")
-            if store_is_gone:
-                self.end_family()  # while its GCS lives, Ray ends the driver in a moment
 
     # --- ending --------------------------------------------------------------------------------------------------
 
     def _see_to_the_end(self) -> None:
         """Interrupts a main thread that waits for what will not come, and at last ends the process."""
         assert self.death is not None
+        if self.death.store_is_gone and not self._is_tidy:
+            self._is_tidy = True
+            self.end_family()  # while its GCS lives, Ray ends the driver in a moment
         late = time.monotonic() - self.death.at
         if late > LAST_SECONDS:
             self.end_family()
