@@ -1,7 +1,7 @@
 """The connection to Ray: joins a running cluster or starts one here.
 
-What must stay true: what does not answer is told within seconds, only what was started here is shut down here, and a Ray
-that was started here listens on this machine alone, to who knows a token that is written nowhere.
+What must stay true: what does not answer is told within seconds, only what was started here is shut down here, and a
+Ray that was started here listens on this machine alone, to who knows a token that is written nowhere.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class Session:
         the cluster does not answer.
         """
         open_already = ray.is_initialized()
-        address = runtime.address or os.environ.get("RAY_ADDRESS") or "local"
+        asked = runtime.address  # an empty one was meant to be one
+        address = (os.environ.get("RAY_ADDRESS") or "local") if asked is None else asked
         here = address == "local" and not open_already
         plan = _start(runtime, log) if here else _join(runtime, None if open_already else address)
         if not open_already:

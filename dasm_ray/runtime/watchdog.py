@@ -1,8 +1,9 @@
 """Notices that Ray itself has died under a session, and sees to it that the command ends, says so and leaves nothing.
 
 Ray's own way is silence: a driver whose raylet is gone is ended by Ray without a word at its next look into the object
-store, or after 13 seconds; one whose GCS is gone waits for 60 seconds. What must stay true: no wait outlives Ray by more
-than ``LAST_SECONDS``, the object store is never touched after its raylet is gone, and what was started here is gone.
+store, or after 13 seconds; one whose GCS is gone waits for 60 seconds. What must stay true: no wait outlives Ray by
+more than ``LAST_SECONDS``, the object store is never touched after its raylet is gone, and what was started here goes
+with it.
 """
 
 from __future__ import annotations

@@ -6,15 +6,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.func import grad
-from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from dasm_ray.core.networks import compiled
 from dasm_ray.core.networks.compiled import Compiled, maybe_compiled
@@ -123,6 +118,6 @@ def test_more_shapes_may_be_compiled_than_a_run_has() -> None:
 
 def test_importing_what_compiles_does_not_load_the_compiler() -> None:
     """It takes a driver more than a second, and only workers compile."""
-    text = "import sys, dasm_ray.pipeline; print([name for name in ('torch._dynamo', 'torch._inductor') if name in sys.modules])"
+    text = "import sys, dasm_ray.pipeline; print(sorted({'torch._dynamo', 'torch._inductor'} & set(sys.modules)))"
     ran = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
     assert ran.stdout == "[]\n"
