@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -107,6 +108,7 @@ def distill(config: str, run: str | None, overrides: tuple[str, ...], workers: i
     """
     with _reporting_errors():
         settings = _config(config, overrides, workers, address)
+        _starting(settings, "distilling")
         from dasm_ray import pipeline
 
         _print_table(pipeline.distill(settings, run))
@@ -122,6 +124,7 @@ def experts(config: str, run: str | None, overrides: tuple[str, ...], workers: i
     """
     with _reporting_errors():
         settings = _config(config, overrides, workers, address)
+        _starting(settings, "training experts")
         from dasm_ray import pipeline
 
         for line in pipeline.experts(settings, run):
@@ -140,6 +143,7 @@ def estimate(config: str, overrides: tuple[str, ...], workers: int | None, addre
     """
     with _reporting_errors():
         settings = _config(config, overrides, workers, address)
+        _starting(settings, "estimating")
         from dasm_ray import pipeline
 
         for line in pipeline.estimate(settings):
@@ -155,6 +159,7 @@ def score(config: str, run: str | None, overrides: tuple[str, ...], workers: int
     """
     with _reporting_errors():
         settings = _config(config, overrides, workers, address)
+        _starting(settings, "scoring")
         from dasm_ray import pipeline
 
         for line in pipeline.score_summary(settings, run):
@@ -185,6 +190,7 @@ def select(
     """
     with _reporting_errors():
         settings = _config(config, overrides, workers, address)
+        _starting(settings, f"selecting by {method}")
         from dasm_ray import pipeline
 
         place, digest = pipeline.select(settings, method, run)
@@ -220,6 +226,7 @@ def compare(
     """
     with _reporting_errors():
         settings = [_config(config, overrides, workers, address) for config in configs]
+        _starting(settings[0], f"comparing {len(settings)} recipe{'s' * (len(settings) > 1)}")
         from rich.console import Console
 
         from dasm_ray import pipeline
@@ -264,6 +271,7 @@ def sweep(
         if run and len(sweeps) > 1:
             raise ConfigError(f"--run {run}: is the folder of one sweep, and there are {len(sweeps)}; leave it out")
         plans = [load_sweep(path, _with_options(overrides, None, address), workers) for path in sweeps]
+        _starting(plans[0].trials[0].config, f"sweeping {len(plans[0].trials)} trials")
         from rich.console import Console
 
         from dasm_ray import pipeline
@@ -288,6 +296,8 @@ def relabel(path: str, target: str, overrides: tuple[str, ...], workers: int | N
     data.path can be changed with --set.
     """
     with _reporting_errors():
+        _check_address(address)
+        _say_starting(f"relabelling {path}")
         from dasm_ray import pipeline
 
         place, digest = pipeline.relabel(path, target, _with_options(overrides, workers, address))
@@ -305,6 +315,8 @@ def evaluate(path: str, overrides: tuple[str, ...], workers: int | None, address
     Only keys of evaluate, runtime and data.path can be changed with --set.
     """
     with _reporting_errors():
+        _check_address(address)
+        _say_starting(f"evaluating {path}")
         from dasm_ray import pipeline
 
         _print_table(pipeline.evaluate(path, _with_options(overrides, workers, address)))
@@ -323,6 +335,8 @@ def incremental(path: str, steps: int, overrides: tuple[str, ...], workers: int 
     alone, which holds the set's images of the classes so far, and tested on these classes. Random images stand beside.
     """
     with _reporting_errors():
+        _check_address(address)
+        _say_starting(f"learning from {path} class by class")
         from rich.console import Console
 
         from dasm_ray import pipeline
@@ -358,6 +372,8 @@ def rank(
     data; Spearman's correlation says how well either small set foretells the ranking by the full data.
     """
     with _reporting_errors():
+        _check_address(address)
+        _say_starting(f"ranking networks by {path}")
         from rich.console import Console
 
         from dasm_ray import pipeline
@@ -480,6 +496,7 @@ def doctor(address: str | None) -> None:
     What differs is marked. Exits with 1 where something must be mended.
     """
     with _reporting_errors():
+        _check_address(address)
         from rich.console import Console
 
         from dasm_ray.config.parsing import parse_config
@@ -509,8 +526,30 @@ def _config(path: str, overrides: tuple[str, ...], workers: int | None, address:
     return load_config(path, _with_options(overrides, workers, address))
 
 
+def _starting(config: RunConfig, doing: str) -> None:
+    """Says at once what is going on, since PyTorch and Ray take seconds to load; refuses a misspelt address first."""
+    _check_address(config.runtime.address)
+    _say_starting(f"{config.name}: {doing}")
+
+
+def _check_address(address: str | None) -> None:
+    """The address that counts: the one that is given, or RAY_ADDRESS where there is none."""
+    from dasm_ray.runtime.address import checked_address
+
+    if address is not None:
+        checked_address(address)
+    elif os.environ.get("RAY_ADDRESS"):
+        checked_address(os.environ["RAY_ADDRESS"])
+
+
+def _say_starting(text: str) -> None:
+    click.echo(f"{text}, loading PyTorch and Ray", err=True)
+
+
 def _with_options(overrides: tuple[str, ...], workers: int | None, address: str | None) -> list[str]:
     """Options as overrides, so that they are checked like any other key; an address is text whatever it looks like."""
+    if address is not None:
+        _check_address(address)
     options = {"runtime.workers": workers, "runtime.address": address}
     given = {key: value for key, value in options.items() if value is not None}
     return [*overrides, *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items())]

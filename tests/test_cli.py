@@ -155,6 +155,56 @@ def test_a_missing_recipe(tmp_path: Path) -> None:
     refused(call("distill", tmp_path / "none.yaml"), "none.yaml: there is no such file")
 
 
+@pytest.mark.parametrize(
+    ("address", "part"),
+    [
+        ("http://10.0.0.1:8265", "job server; send the command there by `dasm-ray submit --address http"),
+        ("head..svc:6379", "is not host:port"),
+        ("head:0", "is not host:port"),
+        ("fd00::1:6379", "write it in brackets"),
+        ("[zz]:6379", "is not host:port"),
+        (" head:6379", "space"),
+        ("", "an empty address"),
+    ],
+)
+@pytest.mark.parametrize("command", ["distill", "evaluate"])
+def test_a_misspelt_address(recipe: Path, artifact: Path, address: str, part: str, command: str) -> None:
+    refused(call(command, recipe if command == "distill" else artifact, "--address", address), part)
+
+
+def test_the_address_of_a_job_server_in_the_environment(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://10.0.0.1:8265")
+    refused(call("experts", recipe), "http://10.0.0.1:8265: is the address of a job server")
+
+
+def test_an_address_in_brackets_is_no_list(recipe: Path, tmp_path: Path) -> None:
+    result = call("distill", recipe, "--run", tmp_path / "run", "--address", "[::1]:1")
+    refused_with_notes(result, "[::1]:1: no Ray cluster answers there", code=1)
+
+
+EARLY = """
+import sys
+from dasm_ray import cli
+class Loading:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "ray", "sklearn", "pyarrow"):
+            raise SystemExit(7)
+sys.meta_path.insert(0, Loading())
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("command", ["distill", "experts", "estimate", "score", "select", "compare"])
+def test_what_is_done_is_said_before_anything_is_loaded(recipe: Path, command: str) -> None:
+    """PyTorch and Ray take seconds, in which a command must not look dead."""
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY, command, str(recipe)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 7, done.stderr
+    (said,) = done.stderr.splitlines()
+    assert said.endswith(", loading PyTorch and Ray")
+
+
 def test_a_cluster_that_does_not_answer(recipe: Path, tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

@@ -24,6 +24,7 @@ from dasm_ray.config.digests import digest_of
 from dasm_ray.config.keys import Data
 from dasm_ray.errors import DataError, SessionError, TaskLost
 from dasm_ray.plain import Values
+from dasm_ray.runtime import watchdog
 from dasm_ray.runtime.machine import check_whitening
 from dasm_ray.runtime.pool import ObjectRef, failure_of, loss_of
 from dasm_ray.runtime.progress import Progress
@@ -301,7 +302,7 @@ def _completed(
             under_way[first] = index, others
         if not under_way:
             return
-        ready, _ = ray.wait(list(under_way), num_returns=1, timeout=WAIT_NOTICE_SECONDS)
+        ready = watchdog.wait(list(under_way), WAIT_NOTICE_SECONDS)
         for ref in ready:
             index, others = under_way.pop(ref)
             yield index, _value(ref, what), others

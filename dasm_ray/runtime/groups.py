@@ -7,6 +7,7 @@ any moment name one consistent set, and what is on disk is enough to go on from.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dasm_ray.core.matching.round import Assignment
-from dasm_ray.errors import TaskLost
+from dasm_ray.errors import SessionError, TaskLost
 from dasm_ray.runtime.pool import Done, ObjectRef, Pool, task
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.worker import Job, RoundInputRefs, RoundMetrics, Worker
@@ -88,7 +89,8 @@ class SegmentRun:
                 assert not self._given, "to make inputs again needs the pool, so nothing else may be out"
                 inputs = renewed()
         except BaseException:
-            self._save()
+            with contextlib.suppress(SessionError):  # what cannot be fetched any more: the older checkpoint stays
+                self._save()
             raise
         self._save()
         return np.concatenate([self._pool.fetch(group.state)[0] for group in self._groups])
@@ -177,15 +179,19 @@ class SegmentRun:
                 group.round = group.saved_round = 0
 
     def _save(self) -> None:
-        """Writes the groups that are further than their checkpoint; with barriers, only when all stand together."""
+        """Writes the groups that are further than their checkpoint.
+
+        With barriers only when all stand together, and nothing before all are fetched: checkpoints of different rounds
+        would send all of them back to the beginning.
+        """
         if self._is_coupled and len({group.round for group in self._groups}) > 1:
             return
-        for group in self._groups:
-            if group.round > group.saved_round:
-                pixels, velocity = self._pool.fetch(group.state)
-                arrays = {"pixels": pixels, "velocity": velocity, "initial": group.initial}
-                write_group(self._place, self._segment, group.number, arrays, group.round, self._key)
-                group.saved_round = group.round
+        further = [group for group in self._groups if group.round > group.saved_round]
+        states = ((group, self._pool.fetch(group.state)) for group in further)
+        for group, (pixels, velocity) in list(states) if self._is_coupled else states:
+            arrays = {"pixels": pixels, "velocity": velocity, "initial": group.initial}
+            write_group(self._place, self._segment, group.number, arrays, group.round, self._key)
+            group.saved_round = group.round
         self._saved_at = time.monotonic()
 
 

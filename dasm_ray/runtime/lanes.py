@@ -6,13 +6,14 @@ order. What must stay true: workers may come and go without changing a byte, and
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from dasm_ray.core.matching.lane import SetState, draw_start
-from dasm_ray.errors import NonFinite, TaskLost
+from dasm_ray.errors import NonFinite, SessionError, TaskLost
 from dasm_ray.runtime.pool import Done, InputLost, ObjectRef, Pool, Task, task
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.worker import Job, Worker
@@ -66,7 +67,8 @@ class LaneRun:
             while self._round < self.rounds_total:
                 self._one_round()
         except BaseException:
-            self._save()
+            with contextlib.suppress(SessionError):  # what cannot be fetched any more: the older checkpoint stays
+                self._save()
             raise
         self._save()
         state: SetState = self._pool.fetch(self._state)

@@ -27,6 +27,7 @@ from ray.exceptions import (
 )
 
 from dasm_ray.errors import DasmError, SessionError, TaskFailed
+from dasm_ray.runtime import watchdog
 from dasm_ray.runtime.ledger import Ledger
 
 ObjectRef = Any
@@ -217,13 +218,16 @@ class Pool:
 
     @staticmethod
     def put(value: Any) -> ObjectRef:
-        """Puts a value into the object store; whoever gets the reference reads the node's one copy."""
-        return ray.put(value)
+        """Puts a value into the object store; whoever gets the reference reads the node's one copy.
+
+        SessionError when Ray has died.
+        """
+        return watchdog.put(value)
 
     @staticmethod
     def fetch(ref: ObjectRef) -> Any:
-        """What a reference refers to; arrays are read-only views."""
-        return ray.get(ref)
+        """What a reference refers to; arrays are read-only views. SessionError when it cannot be had any more."""
+        return watchdog.fetch(ref)
 
     @property
     def alive(self) -> int:
@@ -250,10 +254,11 @@ class Pool:
         """Yields answers in the order in which tasks are completed, until none is open; more may come meanwhile.
 
         Raises a DasmError that a task raised, TaskFailed for any other error of a task, TaskLost for a task that is
-        lost too often, SessionError when no worker can be had.
+        lost too often, SessionError when no worker can be had, or when Ray itself has died.
         """
         self._empty_since = None
         while self._ledger.open:
+            watchdog.check()
             self._staff()
             self._give()
             yield from self._collect()
@@ -262,8 +267,9 @@ class Pool:
 
     def close(self) -> None:
         """Ends every worker, and with it what it was doing."""
-        for worker in self._workers:
-            self._dismiss(worker.actor)
+        if watchdog.death() is None:
+            for worker in self._workers:
+                self._dismiss(worker.actor)
         self._workers.clear()
 
     def _hire(self) -> Any:
@@ -300,8 +306,10 @@ class Pool:
         """Waits a moment for whatever comes first, and takes in all that is there by then."""
         awaited = {ref: worker for worker in self._workers if (ref := worker.awaited) is not None}
         first, others = ray.wait(list(awaited), num_returns=1, timeout=TICK_SECONDS)
+        watchdog.check()  # what has come may tell of nothing else, and dead Ray must not be asked
         also = ray.wait(others, num_returns=len(others), timeout=0)[0] if first and others else []
         for ref in [*first, *also]:
+            watchdog.check()
             worker = awaited[ref]
             if worker.task is None:
                 self._started(worker)
@@ -417,7 +425,10 @@ class Pool:
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + TICK_SECONDS
-        draining = draining_nodes()
+        try:
+            draining = watchdog.bounded(draining_nodes, look=watchdog.check)
+        except TimeoutError:
+            return  # its head does not answer; whether that is for good the watchdog says
         for node in draining.keys() - self._draining:
             if any(worker.node == node for worker in self._workers):
                 self._notice(f"node {node[:8]} is being taken away: its workers finish what they have")

@@ -1,23 +1,29 @@
 """The connection to Ray: joins a running cluster or starts one here.
 
-What must stay true: what does not answer is told within seconds, and only what was started here is shut down here.
+What must stay true: what does not answer is told within seconds, only what was started here is shut down here, and a
+Ray that was started here listens on this machine alone, to who knows a token that is written nowhere.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
+from ray._private import ray_constants
 
 from dasm_ray.config.keys import Runtime
-from dasm_ray.errors import ResourceError, SessionError
+from dasm_ray.errors import NonFinite, ResourceError, SessionError, StorageError, UserError
+from dasm_ray.runtime import watchdog
+from dasm_ray.runtime.address import checked_address
 from dasm_ray.runtime.autoscaler import ask_autoscaler, grows
 from dasm_ray.runtime.machine import object_store_bytes, read_machine, shm_is_small
 from dasm_ray.runtime.plan import GIB, Plan, Room, Shape, memory_for_workers, plan_here, plan_there, several
@@ -26,6 +32,11 @@ Log = Callable[[str], None]
 
 PROBE_SECONDS = 5.0
 """Longest wait for a sign of life from a cluster's port."""
+SHUTDOWN_SECONDS = 8.0
+"""Longest wait for Ray to let go of a cluster that is dead; without its GCS that takes 7 seconds, or for ever."""
+
+AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+"""Variables by which the user says how Ray's processes know one another."""
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +62,12 @@ class Session:
         the cluster does not answer.
         """
         open_already = ray.is_initialized()
-        address = runtime.address or os.environ.get("RAY_ADDRESS") or "local"
+        asked = runtime.address  # an empty one was meant to be one
+        address = (os.environ.get("RAY_ADDRESS") or "local") if asked is None else asked
         here = address == "local" and not open_already
         plan = _start(runtime, log) if here else _join(runtime, None if open_already else address)
+        if not open_already:
+            watchdog.begin()
         for notice in plan.notices:
             log(notice)
         device = runtime.device or ("cuda" if plan.shape.num_gpus else "cpu")
@@ -61,18 +75,38 @@ class Session:
 
     def close(self) -> None:
         """Ends what was begun here: the connection, and the cluster if it was started here."""
-        if self.connected_here:
-            ray.shutdown()
+        if not self.connected_here:
+            return
+        is_dead = watchdog.death() is not None
+        if is_dead:
+            watchdog.tidy_up()
+        with contextlib.suppress(TimeoutError):
+            if is_dead:
+                watchdog.bounded(ray.shutdown, SHUTDOWN_SECONDS)
+            else:
+                ray.shutdown()
+        watchdog.end()
+        if self.started_here:
+            _forget_token()
 
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Closes. What failed, or was interrupted, because Ray has died is told as that."""
+        death = watchdog.death() if self.connected_here else None
         self.close()
+        if death is not None and isinstance(error, Exception | KeyboardInterrupt) and not _is_plain(error):
+            raise SessionError(death.sentence) from error
 
     def __str__(self) -> str:
         where = "this machine" if self.started_here else "a Ray cluster"
         return f"{several(self.workers, 'worker')} of {self.shape} on {where}"
+
+
+def _is_plain(error: BaseException) -> bool:
+    """Whether an error says all there is to say, and would be the same with Ray alive."""
+    return isinstance(error, SessionError | UserError | NonFinite | StorageError)
 
 
 def _start(runtime: Runtime, log: Log) -> Plan:
@@ -82,15 +116,61 @@ def _start(runtime: Runtime, log: Log) -> Plan:
     if shm_is_small(machine.shm):
         size = machine.shm / 2**20
         log(f"/dev/shm holds only {size:.0f} MiB: objects go through the disk, slowly; enlarge it (docker --shm-size)")
-    _init(
-        address="local",
-        num_cpus=max(machine.cores, plan.workers * plan.shape.num_cpus),
-        num_gpus=machine.gpus,
-        include_dashboard=False,
-        object_store_memory=object_store_bytes(machine.memory, machine.shm),
-        _memory=memory_for_workers(machine),
-    )
+    _make_token()
+    with _loopback():
+        _init(
+            address="local",
+            num_cpus=max(machine.cores, plan.workers * plan.shape.num_cpus),
+            num_gpus=machine.gpus,
+            include_dashboard=False,
+            object_store_memory=object_store_bytes(machine.memory, machine.shm),
+            _memory=memory_for_workers(machine),
+        )
     return plan
+
+
+_made: list[str] = []
+"""The variables of AUTH that were set here, to be taken back."""
+
+
+def _make_token() -> None:
+    """A token for this session alone, unless the user has said how Ray's processes know one another.
+
+    It stands in the environment of this process and of those it starts, which only their owner can read. Ray would
+    write one to the home directory, which other clusters of this user would then take for theirs.
+    """
+    if not any(name in os.environ for name in AUTH):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        _made[:] = ["RAY_AUTH_MODE", "RAY_AUTH_TOKEN"]  # the mode Ray sets itself
+        _read_auth_again()
+
+
+def _forget_token() -> None:
+    """Takes back what ``_make_token`` set, so that a cluster that is joined next is not met with it."""
+    for name in _made:
+        os.environ.pop(name, None)
+    if _made:
+        _made.clear()
+        _read_auth_again()
+
+
+def _read_auth_again() -> None:
+    """Ray reads the variables once a process; older ones have no tokens."""
+    loader = getattr(ray._raylet, "AuthenticationTokenLoader", None)
+    if loader is not None:
+        loader.instance().reset_cache()
+        ray._raylet.Config.initialize("")
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """A Ray that is started here listens on 127.0.0.1 alone, as Ray itself has it on macOS and Windows."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _join(runtime: Runtime, address: str | None) -> Plan:
@@ -136,12 +216,8 @@ def _keep_stdout_clean() -> None:
 
 def _resolved(address: str) -> str:
     """``host:port`` for an address as users write it; ``auto`` is the cluster of this machine."""
-    if address.startswith("ray://"):
-        raise SessionError(
-            f"{address}: a Ray client address is not supported; give host:port of the head, or a Ray job"
-        )
     if address != "auto":
-        return address
+        return checked_address(address)
     try:
         return str(ray._private.services.canonicalize_bootstrap_address_or_die("auto"))
     except ConnectionError:
@@ -152,8 +228,6 @@ def _resolved(address: str) -> str:
 def _probe(address: str) -> None:
     """Asks the port for a sign of gRPC; against a dead one ``ray.init`` itself would try for minutes."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise SessionError(f"{address}: is not host:port of a Ray head (6379 by default); check runtime.address")
     if host in ("localhost", "127.0.0.1"):
         host = ray._private.services.get_node_ip_address()  # Ray replaces it so, too
     try:

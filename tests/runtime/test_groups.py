@@ -16,10 +16,10 @@ from dasm_ray.config.parsing import parse_config
 from dasm_ray.core.blocks import Blocks
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.start import initial_pixels
-from dasm_ray.errors import NonFinite, TaskLost
+from dasm_ray.errors import NonFinite, SessionError, TaskLost
 from dasm_ray.runtime.decoding import RealRefs, load_real
 from dasm_ray.runtime.groups import SegmentRun, groups_of
-from dasm_ray.runtime.pool import Done, InputLost, Pool
+from dasm_ray.runtime.pool import Done, InputLost, Pool, Task
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.worker import Job, RoundInputRefs, Worker
 from dasm_ray.store.checkpoints import read_group
@@ -196,6 +196,56 @@ def test_a_distance_that_is_no_number_stops_at_the_last_good_state(
     with pytest.raises(NonFinite, match=r"segment 1, group \d, round 0, network state 0: .*last good state is kept"):
         run.go()
     assert read_group(Place(tmp_path), 0, 0, "key") is None
+
+
+class DeadPool(LocalPool):
+    """Ray dies after ``tasks`` tasks: what was known then is ended by SessionError, and only ``fetched`` can be had."""
+
+    def __init__(self, tasks: int, fetched: int) -> None:
+        super().__init__()
+        self.tasks, self.fetched = tasks, fetched
+
+    def _do(self, task: Task) -> Done:
+        if len(self.done) == self.tasks:
+            self.fetch = self._fetch_late  # type: ignore[method-assign]
+            raise SessionError("Ray has died")
+        return super()._do(task)
+
+    def _fetch_late(self, ref: Any) -> Any:
+        self.fetched -= 1
+        if self.fetched < 0:
+            raise SessionError("cannot be had")
+        return ref.value
+
+
+@pytest.mark.parametrize("fetched", [0, 1, 3])
+def test_what_cannot_be_fetched_from_dead_ray_keeps_its_older_checkpoint(
+    real: RealRefs, tmp_path: Path, fetched: int
+) -> None:
+    config = config_with()
+    undisturbed = Run(real, LocalPool(), tmp_path / "undisturbed", config).go()
+    run = Run(real, DeadPool(tasks=5, fetched=fetched), tmp_path / "run", config)
+    run.segment._saved_at = float("inf")  # no checkpoint but the last
+    with pytest.raises(SessionError, match="Ray has died"):
+        run.go()
+    kept = [read_group(Place(tmp_path / "run"), 0, number, "key") for number in range(len(groups_of(10, 4)))]
+    assert sum(each is not None for each in kept) == fetched
+    assert Run(real, LocalPool(), tmp_path / "run", config).go().tobytes() == undisturbed.tobytes()
+
+
+@pytest.mark.parametrize(("fetched", "rounds"), [(2, 0), (3, 1)])
+def test_rounds_that_are_barriers_are_written_all_or_none(
+    real: RealRefs, tmp_path: Path, fetched: int, rounds: int
+) -> None:
+    """Checkpoints of different rounds would send every group back to the beginning."""
+    pool = DeadPool(tasks=0, fetched=fetched)
+    run = Run(real, pool, tmp_path, config_with(name="dsa", steps=2, inner_steps=1))
+    for group in run.segment._groups:
+        group.round = 1
+    with pytest.raises(SessionError, match="Ray has died"):
+        run.go()
+    kept = [read_group(Place(tmp_path), 0, number, "key") for number in range(len(groups_of(10, 4)))]
+    assert {0 if each is None else each[1] for each in kept} == {rounds}
 
 
 def test_groups_follow_the_configuration_alone() -> None:

@@ -16,7 +16,7 @@ from dasm_ray.config.parsing import parse_config
 from dasm_ray.core.matching.lane import SetState, draw_start, moved, walk_lane
 from dasm_ray.core.matching.trajectory import Student
 from dasm_ray.core.networks.network import Network
-from dasm_ray.errors import NonFinite, TaskLost
+from dasm_ray.errors import NonFinite, SessionError, TaskLost
 from dasm_ray.runtime.decoding import RealRefs, load_real
 from dasm_ray.runtime.lanes import LaneRun
 from dasm_ray.runtime.pool import Done, InputLost, Pool, Task
@@ -207,3 +207,24 @@ def test_a_set_that_never_comes_within_the_threshold_stops(real: RealRefs, pool:
     assert kept is not None
     assert kept[1] == 1
     assert_same(kept[0], run.state)
+
+
+class DeadPool(LocalPool):
+    """Ray dies in the second round, and nothing can be fetched any more."""
+
+    def _do(self, task: Task) -> Done:
+        if task.name == "segment 1, round 1, lane 0":
+            self.fetch = self._late  # type: ignore[method-assign]
+            raise SessionError("Ray has died")
+        return super()._do(task)
+
+    def _late(self, ref: Any) -> Any:
+        raise SessionError("cannot be had")
+
+
+def test_a_state_that_dead_ray_does_not_give_keeps_its_older_checkpoint(real: RealRefs, tmp_path: Path) -> None:
+    run = Run(real, DeadPool(), tmp_path, config_with())
+    run.run._saved_at = float("inf")  # no checkpoint but the last
+    with pytest.raises(SessionError, match="Ray has died"):
+        run.run.run()
+    assert read_group(Place(tmp_path), 0, 0, "key") is None

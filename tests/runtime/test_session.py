@@ -1,19 +1,26 @@
 """Plans are pure and tested as such; one process of its own shows that refusals come before Ray is started."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
+from dasm_ray import pipeline
 from dasm_ray.config.keys import Runtime
-from dasm_ray.errors import ResourceError, SessionError
+from dasm_ray.config.parsing import load_config
+from dasm_ray.errors import ConfigError, DataError, ResourceError, SessionError, TaskLost
 from dasm_ray.runtime import session as session_module
+from dasm_ray.runtime import watchdog
+from dasm_ray.runtime.plan import Shape
 from dasm_ray.runtime.session import Session
 
 # --- sessions ----------------------------------------------------------------------------------------------------
@@ -55,9 +62,11 @@ print("open", ray.is_initialized())
 """
 
 
-def run_script(text: str) -> list[str]:
+def run_script(text: str, **variables: str | None) -> list[str]:
+    """What a process of its own prints; a variable of None is unset in it."""
     root = str(Path(__file__).parents[2])
-    env = {**os.environ, "PYTHONPATH": root, "RAY_AUTH_MODE": "disabled"}
+    changed = {**os.environ, "PYTHONPATH": root, "RAY_AUTH_MODE": "disabled", **variables}
+    env = {name: value for name, value in changed.items() if value is not None}
     ran = subprocess.run(
         [sys.executable, "-c", text], env=env, capture_output=True, text=True, timeout=120, check=False
     )
@@ -91,6 +100,163 @@ def test_a_request_that_an_open_connection_cannot_meet_is_refused_and_leaves_it_
     assert ray.is_initialized()
 
 
+# --- privacy -----------------------------------------------------------------------------------------------------
+
+PRIVATE = """
+import ipaddress
+import os
+import psutil
+import ray
+from dasm_ray.config.keys import Runtime
+from dasm_ray.runtime.session import Session
+from ray._private import ray_constants
+
+before = {name: value for name, value in os.environ.items() if "AUTH" in name}
+with Session.open(Runtime(workers=1, gpus_per_worker=0), log=print):
+    token = os.environ.get("RAY_AUTH_TOKEN", "")
+    print(os.environ["RAY_AUTH_MODE"], len(token))
+    print(ray.get(ray.remote(lambda: os.environ.get("RAY_AUTH_TOKEN", "")).remote()) == token)
+    me = psutil.Process()
+    listening = {
+        connection.laddr.ip
+        for process in [me, *me.children(recursive=True)]
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    print(sorted({ipaddress.ip_address(ip.removeprefix("::ffff:")).is_loopback for ip in listening}))
+print({name: value for name, value in os.environ.items() if "AUTH" in name} == before, ray_constants.ENABLE_RAY_CLUSTER)
+"""
+
+
+def test_a_ray_started_here_has_its_own_token_needs_no_home_and_listens_here_alone() -> None:
+    assert run_script(PRIVATE, RAY_AUTH_MODE=None, HOME="/nonexistent") == [
+        "token 64",
+        "True",
+        "[True]",
+        "True True",
+    ]
+
+
+def test_what_the_user_says_of_tokens_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in session_module.AUTH:
+        monkeypatch.delenv(name, raising=False)
+    for name in session_module.AUTH:
+        with monkeypatch.context() as own:
+            own.setenv(name, "mine")
+            session_module._make_token()
+            assert session_module._made == []
+            session_module._forget_token()
+            assert os.environ[name] == "mine"
+
+
+# --- Ray's own death ---------------------------------------------------------------------------------------------
+
+RECIPE = """
+name: killed
+data: {name: digits}
+model: {width: 4, depth: 1}
+synthetic: {ipc: 2, segments: 1, group_size: 5}
+experts: {count: 1, epochs: 2, batch: 128, cutmix: 0.0}
+matcher: {rounds: 24, networks: 12, batch_real: 16, lr_img: 0.01, scale_lr: false, snapshots: [[0, 2]],
+          probe_share: 0.0}
+score: {early: 1, batch: 400}
+probe: {epochs: 2, batch: 20, members: 1}
+evaluate: {epochs: 2, full_epochs: 1, batch: 20, seeds: 1, checkpoints: 1, rows: [distilled, random]}
+runtime: {compile: false, checkpoint_seconds: 0, device: cpu, gpus_per_worker: 0}
+"""
+
+
+def distil_and_kill(recipe: Path, run: Path, victim: str | None) -> subprocess.CompletedProcess[str]:
+    """The command; once there is a newer checkpoint ``victim`` is killed, and then all must be over soon."""
+    command = [sys.executable, "-m", "dasm_ray", "distill", str(recipe), "--run", str(run), "--workers", "1"]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    driver = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        family: list[psutil.Process] = []
+        if victim:
+            start = time.time()
+            while not any(file.stat().st_mtime > start for file in run.glob("segments/**/*.safetensors")):
+                assert driver.poll() is None, driver.communicate()
+                assert time.time() - start < 240
+                time.sleep(0.05)
+            family = psutil.Process(driver.pid).children(recursive=True)
+            killed = time.monotonic()
+            next(each for each in family if each.name() == victim).kill()
+        out, err = driver.communicate(timeout=300)
+        if victim:
+            assert time.monotonic() - killed < 30
+            _, left = psutil.wait_procs(family, timeout=5)
+            assert [each for each in left if each.status() != psutil.STATUS_ZOMBIE] == []
+    finally:
+        if driver.poll() is None:
+            driver.kill()
+    return subprocess.CompletedProcess(command, driver.returncode, out, err)
+
+
+@pytest.mark.parametrize(
+    ("victim", "name"),
+    [("raylet", "node process"), pytest.param("gcs_server", "control process", marks=pytest.mark.slow)],
+)
+@pytest.mark.timeout(600)
+def test_killed_ray_is_told_within_seconds_nothing_is_left_and_the_same_command_goes_on(
+    victim: str, name: str, ray_session: Session, tmp_path: Path
+) -> None:
+    recipe, run = tmp_path / "killed.yaml", tmp_path / "run"
+    recipe.write_text(RECIPE)
+    ended = distil_and_kill(recipe, run, victim)
+    assert ended.returncode == 1, ended.stderr
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith(f"dasm-ray: Ray's {name} ({victim}) has died (killed by signal 9); what is on disk is whole")
+    assert ended.stderr.count("has died") == 1
+    assert "Traceback" not in ended.stderr
+    assert "state-dump" not in ended.stderr
+    ended = distil_and_kill(recipe, run, None)
+    assert ended.returncode == 0, ended.stderr
+    alone = pipeline.distill(load_config(str(recipe)), tmp_path / "alone")
+    assert json.loads((run / "synthetic" / "dataset.json").read_text())["digest"] == alone.digest
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (TaskLost("lost"), SessionError),
+        (RuntimeError("Ray's own"), SessionError),
+        (KeyboardInterrupt(), SessionError),
+        (DataError("of the user"), DataError),
+        (SessionError("told"), SessionError),
+        (SystemExit(3), SystemExit),
+        (None, None),
+    ],
+)
+def test_what_fails_because_ray_has_died_is_told_as_that(
+    error: BaseException | None, raised: type[BaseException] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "death", lambda: watchdog.Death("Ray's raylet has died", 0.0, True))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    session = Session(1, Shape(1, 0.0), "cpu", started_here=False, connected_here=True)
+
+    def fail() -> None:
+        with session:
+            if error is not None:
+                raise error
+
+    if raised is None:
+        fail()
+        return
+    with pytest.raises(raised) as caught:
+        fail()
+    assert ("raylet has died" in str(caught.value)) == (raised is SessionError and str(error) != "told")
+
+
+def test_a_dead_cluster_that_does_not_let_go_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "SHUTDOWN_SECONDS", 0.2)
+    monkeypatch.setattr(watchdog, "death", lambda: watchdog.Death("Ray's GCS has died", 0.0, False))
+    monkeypatch.setattr(ray, "shutdown", lambda: time.sleep(5))
+    start = time.monotonic()
+    Session(1, Shape(1, 0.0), "cpu", started_here=False, connected_here=True).close()
+    assert time.monotonic() - start < 3
+
+
 # --- addresses ---------------------------------------------------------------------------------------------------
 
 
@@ -105,9 +271,6 @@ def listener() -> Iterator[socket.socket]:
     [
         ("127.0.0.1:1", "no Ray cluster answers there"),
         ("no-such-host.invalid:6379", "no Ray cluster answers there"),
-        ("head", "is not host:port"),
-        ("head:99999", "is not host:port"),
-        ("ray://head:10001", "Ray client address"),
     ],
 )
 def test_a_dead_address_is_told_at_once(address: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +278,14 @@ def test_a_dead_address_is_told_at_once(address: str, words: str, monkeypatch: p
     with pytest.raises(SessionError, match=words) as caught:
         Session.open(Runtime(address=address), log=lambda text: None)
     assert address in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["head", "head..svc:6379", "ray://head:10001", "http://head:8265", ""])
+def test_a_misspelt_address_is_the_users_error(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match="6379 by default"):
+        Session.open(Runtime(address=address), log=lambda text: None)
 
 
 def test_the_environment_may_hold_the_address(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,50 @@
+"""How the address of a Ray cluster is spelt.
+
+What must stay true: an address that cannot be one is refused without Ray, and whoever gave another kind of address is
+told what it is for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+
+from dasm_ray.errors import ConfigError
+
+NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+"""One part of a host's name."""
+
+MISTAKES: dict[str, str] = {
+    # a spelling, and what to do about it
+    r"https?://.*": "is the address of a job server; send the command there by `dasm-ray submit --address {0} ...`, or "
+    "give host:port of the head (6379 by default)",
+    r"ray://.*": "a Ray client address is not supported; give host:port of the head (6379 by default), or send the "
+    "command as a job by `dasm-ray submit`",
+    r"\w+://.*": "is no address of a Ray cluster; give host:port of the head (6379 by default)",
+    r".*\s.*|": "has a space in it, or nothing but spaces; give host:port of the head (6379 by default)",
+    r"[^\[\]]*:[^\[\]]*:.*": "looks like IPv6; write it in brackets, as [fd00::1]:6379",
+}
+
+
+def checked_address(address: str) -> str:
+    """An address that is spelt as one of a Ray head (``local`` and ``auto`` are); ConfigError for any other."""
+    if address in ("local", "auto"):
+        return address
+    for spelling, advice in MISTAKES.items():
+        if re.fullmatch(spelling, address, re.DOTALL):
+            raise ConfigError(f"{address or 'an empty address'}: {advice.format(address)}")
+    host, _, port = address.rpartition(":")
+    if not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= 65535 or not _is_host(host):
+        raise ConfigError(
+            f"{address}: is not host:port of a Ray head (6379 by default); check runtime.address or RAY_ADDRESS"
+        )
+    return address
+
+
+def _is_host(host: str) -> bool:
+    if host.startswith("[") and host.endswith("]"):
+        with contextlib.suppress(OSError):
+            return bool(socket.inet_pton(socket.AF_INET6, host[1:-1].partition("%")[0]))
+        return False
+    return len(host) <= 253 and all(NAME.fullmatch(part) for part in host.removesuffix(".").split("."))
