@@ -52,7 +52,7 @@ class Heard:
         self.ended: list[int] = []
         self.failures: dict[int, str] = {}
         self.waits: list[float] = []
-        self.told = Callbacks(
+        self.callbacks = Callbacks(
             lambda number, segments, accuracy: self.reports.append((number, segments)),
             self.ended.append,
             self.waits.append,
@@ -82,7 +82,7 @@ def tried(
         known=known or {},
         retries=retries,
         scratch=Place(scratch),
-        told=heard.told,
+        callbacks=heard.callbacks,
     )
     return heard
 
@@ -198,7 +198,7 @@ def test_a_trial_too_large_for_the_cluster_is_told_of_and_can_be_given_up(
             known={},
             retries=0,
             scratch=Place(tmp_path / "tune"),
-            told=replace(heard.told, waiting=waiting),
+            callbacks=replace(heard.callbacks, on_wait=waiting),
         )
     assert heard.waits == sorted(heard.waits)
 
