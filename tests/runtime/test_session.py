@@ -157,7 +157,7 @@ data: {name: digits}
 model: {width: 4, depth: 1}
 synthetic: {ipc: 2, segments: 1, group_size: 5}
 experts: {count: 1, epochs: 2, batch: 128, cutmix: 0.0}
-matcher: {rounds: 24, networks: 12, batch_real: 16, lr_img: 0.01, scale_lr: false, snapshots: [[0, 2]],
+matcher: {rounds: 8, networks: 3, batch_real: 16, lr_img: 0.01, scale_lr: false, snapshots: [[0, 2]],
           probe_share: 0.0}
 score: {early: 1, batch: 400}
 probe: {epochs: 2, batch: 20, members: 1}
