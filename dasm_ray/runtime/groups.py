@@ -84,7 +84,15 @@ class SegmentRun:
         Returns the pixels (K, m, C, H, W). Raises NonFinite at the first distance that is no number.
         """
         try:
-            while not self._all_done(inputs):
+            while True:
+                self._give(inputs)
+                for done in self._pool.results():
+                    self._take(done)
+                    self._progress.workers(self._pool.alive, self._pool.lost)
+                    if not self._losses:
+                        self._give(inputs)
+                if not self._losses:
+                    break
                 self._go_back()
                 assert not self._given, "to make inputs again needs the pool, so nothing else may be out"
                 inputs = renewed()
@@ -94,16 +102,6 @@ class SegmentRun:
             raise
         self._save()
         return np.concatenate([self._pool.fetch(group.state)[0] for group in self._groups])
-
-    def _all_done(self, inputs: RoundInputRefs) -> bool:
-        """Gives rounds and takes them home until all are done, or until some lost what they read: then False."""
-        self._give(inputs)
-        for done in self._pool.results():
-            self._take(done)
-            self._progress.workers(self._pool.alive, self._pool.lost)
-            if not self._losses:
-                self._give(inputs)
-        return not self._losses
 
     # --- giving and taking ---------------------------------------------------------------------------------------
 
