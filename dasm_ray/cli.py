@@ -534,12 +534,13 @@ def _starting(config: RunConfig, doing: str) -> None:
 
 def _check_address(address: str | None) -> None:
     """The address that counts: the one that is given, or RAY_ADDRESS where there is none."""
+    from dasm_ray.config.parsing import parse_config
     from dasm_ray.runtime.address import checked_address
 
+    address = os.environ.get("RAY_ADDRESS") or None if address is None else address
     if address is not None:
+        parse_config({"runtime": {"address": address}})  # first, since what is no text to show must not be shown
         checked_address(address)
-    elif os.environ.get("RAY_ADDRESS"):
-        checked_address(os.environ["RAY_ADDRESS"])
 
 
 def _say_starting(text: str) -> None:
@@ -548,8 +549,6 @@ def _say_starting(text: str) -> None:
 
 def _with_options(overrides: tuple[str, ...], workers: int | None, address: str | None) -> list[str]:
     """Options as overrides, so that they are checked like any other key; an address is text whatever it looks like."""
-    if address is not None:
-        _check_address(address)
     options = {"runtime.workers": workers, "runtime.address": address}
     given = {key: value for key, value in options.items() if value is not None}
     return [*overrides, *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items())]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dasm_ray.config.keys import Data
+from dasm_ray.config.shown import escaped, odd_character
 from dasm_ray.errors import DataError, RunDirError
 from dasm_ray.plain import Plain
 from dasm_ray.store.datasets.found import Found
@@ -149,7 +150,11 @@ def check_counts(counts: Mapping[str, np.ndarray], class_names: Sequence[str]) -
 
 
 def check_classes(class_names: Sequence[str], where: str) -> None:
-    """DataError for a set of a single class, of which every network is right about everything."""
+    """DataError for a single class, of which every network is right about everything, and for names none can print."""
+    for name in class_names:
+        odd = odd_character(name)
+        if odd is not None:
+            raise DataError(f"{where}: class {escaped(name)} has {odd} in its name, which cannot be shown; rename it")
     if len(class_names) < 2:
         raise DataError(
             f"{where} holds one class only, {class_names[0]}, so there is nothing to tell apart; name the folder that "
