@@ -60,7 +60,7 @@ def test_one_class_is_no_set():
 
 @pytest.mark.parametrize("name", ["a\x1b[2J", "two\nlines", "\u202egnp", "\udcff"])
 def test_a_class_whose_name_an_artifact_could_not_hold_is_refused_before_anything_is_made_of_it(name):
-    with pytest.raises(DataError, match="here: class .* in its name, which cannot be shown; rename it") as caught:
+    with pytest.raises(DataError, match=r"here: class .* in its name, which cannot be shown; rename it") as caught:
         check_classes(("a", name), "here")
     assert str(caught.value).isprintable()
 
