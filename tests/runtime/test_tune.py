@@ -217,7 +217,8 @@ def test_without_tune_the_command_names_what_to_install(tmp_path: Path) -> None:
     call = [sys.executable, "-c", hidden, "sweep", str(tmp_path / "sweep.yaml"), "--run", str(tmp_path / "run")]
     done = subprocess.run(call, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 2, done.stderr
-    (said,) = done.stderr.splitlines()
+    starting, said = done.stderr.splitlines()
+    assert starting.endswith("loading PyTorch and Ray")
     assert "pip install 'dasm-ray[sweep]'" in said
     assert not (tmp_path / "run").exists()
 

@@ -11,7 +11,6 @@ import http.server
 import logging
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 
 from moto.server import ThreadedMotoServer
@@ -103,7 +102,10 @@ def s3() -> Iterator[Proxy]:
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     port = server.get_host_and_port()[1]
-    urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/{BUCKET}", method="PUT")).close()
+    there = http.client.HTTPConnection("127.0.0.1", port)  # which knows no proxy, whatever other tests have set
+    there.request("PUT", f"/{BUCKET}")
+    there.getresponse().read()
+    there.close()
     proxy = Proxy(port)
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     try:
