@@ -177,11 +177,6 @@ def test_the_address_of_a_job_server_in_the_environment(recipe: Path, monkeypatc
     refused(call("experts", recipe), "http://10.0.0.1:8265: is the address of a job server")
 
 
-def test_an_address_in_brackets_is_no_list(recipe: Path, tmp_path: Path) -> None:
-    result = call("distill", recipe, "--run", tmp_path / "run", "--address", "[::1]:1")
-    refused_with_notes(result, "[::1]:1: no Ray cluster answers there", code=1)
-
-
 EARLY = """
 import sys
 from dasm_ray import cli
@@ -205,26 +200,14 @@ def test_what_is_done_is_said_before_anything_is_loaded(recipe: Path, command: s
     assert said.endswith(", loading PyTorch and Ray")
 
 
-def test_a_cluster_that_does_not_answer(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_a_cluster_that_does_not_answer(recipe: Path, tmp_path: Path, host: str) -> None:
+    """In a process of its own: one that is connected already stays with its cluster. Brackets are no list of YAML."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{closed.getsockname()[1]}"
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "dasm_ray.cli",
-            "distill",
-            str(recipe),
-            "--run",
-            str(tmp_path / "run"),
-            "--address",
-            address,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+        address = f"{host}:{closed.getsockname()[1]}"
+    command = [sys.executable, "-m", "dasm_ray", "distill", str(recipe), "--run", str(tmp_path / "run")]
+    done = subprocess.run([*command, "--address", address], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1, done.stderr
     assert address in done.stderr
     assert "Traceback" not in done.stderr
