@@ -544,7 +544,9 @@ def _check_address(address: str | None) -> None:
 
 
 def _say_starting(text: str) -> None:
-    click.echo(f"{text}, loading PyTorch and Ray", err=True)
+    from dasm_ray.config.shown import escaped, masked
+
+    click.echo(f"{escaped(masked(text))}, loading PyTorch and Ray", err=True)
 
 
 def _with_options(overrides: tuple[str, ...], workers: int | None, address: str | None) -> list[str]:
