@@ -406,6 +406,6 @@ def test_a_trial_that_can_never_be_done_says_why_and_reports_nothing(tmp_path: P
     real = {_data_key(config): load_real(open_source(config.data), config.data, lambda text: None)}
     run_trial(0, Sweeping(Place(tmp_path), {0: config}, session, real), lambda *told: pytest.fail(f"reported {told}"))
     found = store.find(Place(tmp_path), 0)
-    assert "segment 1" in found.failed
+    assert "lower experts.lr (now 1e+30)" in found.failed
     assert found.is_over
     assert (found.begun, found.accuracies, found.done) == (1, (), False)
