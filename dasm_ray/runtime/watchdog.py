@@ -61,6 +61,8 @@ ESSENTIAL = {"gcs_server": "control process (gcs_server)", "raylet": "node proce
 """The processes without which nothing goes on; a dead dashboard or log monitor stops no run."""
 
 Result = TypeVar("Result")
+ObjectRef = Any
+"""Ray names no type for what refers to an object."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ class Watch:
     def _tell(self, **words: object) -> None:
         """A line to the guardian; without one all goes on."""
         with contextlib.suppress(OSError, ValueError):
-            pipe: IO[Any] | None = self._guardian.stdin
+            pipe: IO[bytes] | None = self._guardian.stdin
             assert pipe is not None
             pipe.write(json.dumps(words).encode() + b"\n")
             pipe.flush()
@@ -322,7 +324,7 @@ def bounded(
     return answers[0]
 
 
-def fetch(ref: Any) -> Any:
+def fetch(ref: ObjectRef) -> Any:
     """What a reference refers to; waits for it only as long as Ray lives, and a moment more.
 
     Raises SessionError when it cannot be had any more.
@@ -345,7 +347,7 @@ def _look_while_fetching() -> None:
         check()
 
 
-def _fetch_late(ref: Any, found: Death) -> Any:
+def _fetch_late(ref: ObjectRef, found: Death) -> Any:
     """After a death: what this process has itself can always be had, the store only while its raylet lives."""
     assert _watch is not None
     _watch.is_told = True
@@ -354,19 +356,19 @@ def _fetch_late(ref: Any, found: Death) -> Any:
     return ray.get(ref, timeout=max(0.0, found.at + SAVE_SECONDS - time.monotonic()))
 
 
-def _is_in_this_process(ref: Any) -> bool:
+def _is_in_this_process(ref: ObjectRef) -> bool:
     """Whether an object is so small that it came with its answer; asks nobody."""
     where = ray.experimental.get_local_object_locations([ref]).get(ref, {})
     return bool(where.get("object_size")) and not where.get("node_ids") and not where.get("did_spill")
 
 
-def put(value: Any) -> Any:
+def put(value: object) -> ObjectRef:
     """A reference to a value in the object store. Raises SessionError once Ray has died."""
     check()
     return ray.put(value)
 
 
-def wait(refs: list[Any], seconds: float) -> list[Any]:
+def wait(refs: list[ObjectRef], seconds: float) -> list[ObjectRef]:
     """The first reference that is there, or none after ``seconds``. Raises SessionError once Ray has died."""
     end = time.monotonic() + seconds
     while True:
