@@ -16,10 +16,11 @@ from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, arange, nn, zeros
-from torch.func import functional_call, grad_and_value
+from torch.func import functional_call
 
 from dasm_ray.core.augment import augment
 from dasm_ray.core.decode import decode, enlargers
+from dasm_ray.core.derivatives import grad_and_value
 from dasm_ray.core.matching.step import StepInputs, Stepped, descended
 from dasm_ray.core.networks.compiled import maybe_compiled
 from dasm_ray.core.networks.network import Network

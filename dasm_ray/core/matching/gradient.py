@@ -19,10 +19,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import grad, grad_and_value
 
 from dasm_ray.core.augment import augment
 from dasm_ray.core.decode import decode, enlargers
+from dasm_ray.core.derivatives import grad, grad_and_value
 from dasm_ray.core.matching.step import StepInputs, Stepped, descended
 from dasm_ray.core.networks.compiled import maybe_compiled
 from dasm_ray.core.networks.network import Network

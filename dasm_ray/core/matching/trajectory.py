@@ -23,9 +23,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad, vjp
 
 from dasm_ray.core.augment import augment, draw
+from dasm_ray.core.derivatives import grad, grads, vjp
 from dasm_ray.core.networks.compiled import maybe_compiled
 from dasm_ray.core.networks.network import Network
 
@@ -77,9 +77,7 @@ class Student:
         self.network, self.soft = network, soft
         # Derivatives of a piece of a batch, compiled if asked for.
         self._gradient: Callable[..., Tensor] = maybe_compiled(network.compile, grad(self.loss))
-        self._second: Callable[..., tuple[Tensor, Tensor, Tensor]] = maybe_compiled(
-            network.compile, grad(self._along, argnums=(0, 1, 2))
-        )
+        self._second: Callable[..., tuple[Tensor, ...]] = maybe_compiled(network.compile, grads(self._along, 3))
 
     def loss(self, flat: Tensor, images: Tensor, labels: Tensor, batch: int) -> Tensor:
         """What ``images`` (b, C, H, W), as the network sees them, add to the mean cross-entropy of ``batch`` images."""
@@ -172,9 +170,9 @@ def adjoint(
             before = flats.pop()
             by_log_step -= (multiplier * (before - flat)).sum()  # a dL/da = -a phi
             chosen, draws, strategy = plan.batches[t], plan.draws[t], plan.strategies[t]
-            seen, pull_back = vjp(partial(augment, draws=draws, strategy=strategy), images[chosen])[:2]
+            seen, pull_back = vjp(partial(augment, draws=draws, strategy=strategy), images[chosen])
             multiplier, slope, by_label = student.backward(before, seen, labels[chosen], step, multiplier)
-            by_images.index_add_(0, chosen, pull_back(slope)[0])
+            by_images.index_add_(0, chosen, pull_back(slope))
             by_labels.index_add_(0, chosen, by_label)
             flat = before
     return Gradients(distance, by_images, by_labels, by_log_step)

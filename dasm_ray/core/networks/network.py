@@ -10,10 +10,11 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call, grad, grad_and_value
+from torch.func import functional_call
 
 from dasm_ray.config.keys import Model
 from dasm_ray.core.augment import augment, cutmix
+from dasm_ray.core.derivatives import grad, grad_and_value
 from dasm_ray.core.networks.compiled import maybe_compiled
 from dasm_ray.core.networks.convnet import Norm, batch_moments
 from dasm_ray.core.networks.params import Layout, apply, initial
