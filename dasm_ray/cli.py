@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -109,6 +110,7 @@ def distill(config: str, run: str | None, overrides: tuple[str, ...], workers: i
     with _reporting_errors():
         settings = _config(config, overrides, workers, address)
         _starting(settings, "distilling")
+        _checking().check_run(settings, run)
         from dasm_ray import pipeline
 
         _print_table(pipeline.distill(settings, run))
@@ -125,6 +127,7 @@ def experts(config: str, run: str | None, overrides: tuple[str, ...], workers: i
     with _reporting_errors():
         settings = _config(config, overrides, workers, address)
         _starting(settings, "training experts")
+        _checking().check_run(settings, run)
         from dasm_ray import pipeline
 
         for line in pipeline.experts(settings, run):
@@ -144,6 +147,7 @@ def estimate(config: str, overrides: tuple[str, ...], workers: int | None, addre
     with _reporting_errors():
         settings = _config(config, overrides, workers, address)
         _starting(settings, "estimating")
+        _checking().open_checked(settings)
         from dasm_ray import pipeline
 
         for line in pipeline.estimate(settings):
@@ -160,6 +164,7 @@ def score(config: str, run: str | None, overrides: tuple[str, ...], workers: int
     with _reporting_errors():
         settings = _config(config, overrides, workers, address)
         _starting(settings, "scoring")
+        _checking().check_run(settings, run)
         from dasm_ray import pipeline
 
         for line in pipeline.score_summary(settings, run):
@@ -191,6 +196,7 @@ def select(
     with _reporting_errors():
         settings = _config(config, overrides, workers, address)
         _starting(settings, f"selecting by {method}")
+        _checking().check_run(settings, run)
         from dasm_ray import pipeline
 
         place, digest = pipeline.select(settings, method, run)
@@ -227,6 +233,10 @@ def compare(
     with _reporting_errors():
         settings = [_config(config, overrides, workers, address) for config in configs]
         _starting(settings[0], f"comparing {len(settings)} recipe{'s' * (len(settings) > 1)}")
+        from dasm_ray.config.compared import Plan
+
+        plan = Plan(_numbers("--ipc", ipcs), _names(selections), _names(labels), _names(networks))
+        _checking().check_comparison(settings, plan, run)
         from rich.console import Console
 
         from dasm_ray import pipeline
@@ -234,10 +244,10 @@ def compare(
 
         table = pipeline.compare(
             settings,
-            ipcs=_numbers("--ipc", ipcs),
-            selections=_names(selections),
-            labels=_names(labels),
-            networks=_names(networks),
+            ipcs=plan.ipcs,
+            selections=plan.selections,
+            labels=plan.labels,
+            networks=plan.networks,
             run=run,
         )
         Console().print(render(table.rows, table.title, table.tested))
@@ -272,6 +282,8 @@ def sweep(
             raise ConfigError(f"--run {run}: is the folder of one sweep, and there are {len(sweeps)}; leave it out")
         plans = [load_sweep(path, _with_options(overrides, None, address), workers) for path in sweeps]
         _starting(plans[0].trials[0].config, f"sweeping {len(plans[0].trials)} trials")
+        for plan in plans:
+            _checking().check_sweep(plan, run, resume=resume)
         from rich.console import Console
 
         from dasm_ray import pipeline
@@ -298,9 +310,11 @@ def relabel(path: str, target: str, overrides: tuple[str, ...], workers: int | N
     with _reporting_errors():
         _check_address(address)
         _say_starting(f"relabelling {path}")
+        changes = _with_options(overrides, workers, address)
+        _checking().check_relabelling(path, target, changes)
         from dasm_ray import pipeline
 
-        place, digest = pipeline.relabel(path, target, _with_options(overrides, workers, address))
+        place, digest = pipeline.relabel(path, target, changes)
         click.echo(f"{place}\ndigest {digest}")
 
 
@@ -317,9 +331,11 @@ def evaluate(path: str, overrides: tuple[str, ...], workers: int | None, address
     with _reporting_errors():
         _check_address(address)
         _say_starting(f"evaluating {path}")
+        changes = _with_options(overrides, workers, address)
+        _checking().check_set(path, changes)
         from dasm_ray import pipeline
 
-        _print_table(pipeline.evaluate(path, _with_options(overrides, workers, address)))
+        _print_table(pipeline.evaluate(path, changes))
 
 
 @main.command()
@@ -337,12 +353,14 @@ def incremental(path: str, steps: int, overrides: tuple[str, ...], workers: int 
     with _reporting_errors():
         _check_address(address)
         _say_starting(f"learning from {path} class by class")
+        changes = _with_options(overrides, workers, address)
+        _checking().check_set(path, changes)
         from rich.console import Console
 
         from dasm_ray import pipeline
         from dasm_ray.report.table import grid
 
-        found = pipeline.learn_incrementally(path, steps, _with_options(overrides, workers, address))
+        found = pipeline.learn_incrementally(path, steps, changes)
         columns = list(dict.fromkeys(column for _, column in found))
         rows = {name: [found[name, column] for column in columns] for name in ("distilled", "random")}
         caption = "Test accuracy in % on the classes so far, mean ± std over seeds."
@@ -374,13 +392,15 @@ def rank(
     with _reporting_errors():
         _check_address(address)
         _say_starting(f"ranking networks by {path}")
+        changes = _with_options(overrides, workers, address)
+        _checking().check_set(path, changes)
         from rich.console import Console
 
         from dasm_ray import pipeline
         from dasm_ray.report.table import grid
 
         models = pipeline.convnets(_numbers("--width", widths), _numbers("--depth", depths), _names(norms))
-        found, agreement = pipeline.rank(path, models, _with_options(overrides, workers, address))
+        found, agreement = pipeline.rank(path, models, changes)
         sets = ("distilled", "random", "full")
         rows = {name: [found[column, name] for column in sets] for name in dict.fromkeys(name for _, name in found)}
         Console().print(grid("networks", sets, rows, "Test accuracy in %, mean ± std over seeds."))
@@ -397,10 +417,10 @@ def inspect(path: str, png: str | None) -> None:
     with _reporting_errors():
         from dasm_ray.report.page import describe, draw_sheet
         from dasm_ray.store.artifact import read_artifact
+        from dasm_ray.store.description import artifact_place
         from dasm_ray.store.place import Place
 
-        place = Place(path)
-        artifact = read_artifact(place if (place / "dataset.json").exists() else place / "synthetic")
+        artifact = read_artifact(artifact_place(Place(path)))
         click.echo(describe(artifact))
         if png:
             Place(png).write_bytes(draw_sheet(artifact))
@@ -530,6 +550,13 @@ def _starting(config: RunConfig, doing: str) -> None:
     """Says at once what is going on, since PyTorch and Ray take seconds to load; refuses a misspelt address first."""
     _check_address(config.runtime.address)
     _say_starting(f"{config.name}: {doing}")
+
+
+def _checking() -> ModuleType:
+    """What is refused before PyTorch is loaded: it is looked at between the first line and the loading."""
+    from dasm_ray.runtime import opening
+
+    return opening
 
 
 def _check_address(address: str | None) -> None:

@@ -12,12 +12,14 @@ import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 
+from dasm_ray.config.afterwards import RELABELLING, changed, without_address
+from dasm_ray.config.compared import Plan, check
 from dasm_ray.config.digests import config_digest, digest_of
 from dasm_ray.config.keys import Model, RunConfig
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.config.space import Sweep
-from dasm_ray.errors import ArtifactError, ConfigError, RunFailure
+from dasm_ray.errors import ConfigError, RunFailure
 from dasm_ray.method.choices import choices, random_choice
 from dasm_ray.method.dasm import distil
 from dasm_ray.method.estimate import estimate as measured
@@ -31,7 +33,7 @@ from dasm_ray.report import standings
 from dasm_ray.report.page import draw_rows
 from dasm_ray.report.standings import Line
 from dasm_ray.report.table import Row
-from dasm_ray.runtime.opening import open_checked
+from dasm_ray.runtime.opening import check_relabelling, open_checked
 from dasm_ray.runtime.pool import task
 from dasm_ray.runtime.progress import Progress, clock_text
 from dasm_ray.runtime.session import Session
@@ -43,8 +45,8 @@ from dasm_ray.store.place import Place
 from dasm_ray.store.rundir import RunDir
 from dasm_ray.studies import incremental
 from dasm_ray.studies.cells import Accuracies
-from dasm_ray.studies.comparison import Comparison, Plan, check
-from dasm_ray.studies.finished import AFTERWARDS, cells_place, changed, check_allowed, opened_again, without_address
+from dasm_ray.studies.comparison import Comparison
+from dasm_ray.studies.finished import cells_place, opened_again
 from dasm_ray.studies.ranking import agreement, try_networks
 from dasm_ray.studies.rows import evaluate_rows
 from dasm_ray.studies.tables import Shown, keep_table, kept_table, stem_for
@@ -263,19 +265,9 @@ def relabel(path: str, to: str, overrides: Iterable[str] = ()) -> tuple[Place, s
     They are the logits of the experts of the run that made it, which are trained if they are not on disk. Only keys of
     experts, runtime and data.path can be changed.
     """
-    target = Place(to)
-    if target.exists() and target.names():
-        raise ArtifactError(f"{target}: is not empty; name a new folder")
-    place = Place(path)
-    run = place.parent if (place / "dataset.json").exists() else place
-    changes, allowed = list(overrides), ("experts.", *AFTERWARDS)
-    check_allowed(changes, allowed)
-    if not (run / "run.json").exists() and not any(change.startswith("experts.cache=") for change in changes):
-        raise ConfigError(
-            f"experts.cache: {place} stands alone, away from the run that made it; name the folder where its experts "
-            f"are, or shall be trained, by --set experts.cache=FOLDER"
-        )
-    with opened_again(path, changes, allowed) as kept:
+    changes = list(overrides)
+    target = check_relabelling(path, to, changes)
+    with opened_again(path, changes, RELABELLING) as kept:
         training = stored(kept.run, images_of(kept.artifact), kept.artifact.factor)
         (logits,) = soft_labels(kept.run, train_experts(kept.run), [training])
     return target, write_artifact(target, replace(kept.artifact, soft_labels=logits))

@@ -27,7 +27,7 @@ from dasm_ray.core.whiten import Whitening, normalise
 from dasm_ray.errors import ArtifactError, ConfigError, DataError
 from dasm_ray.plain import Tree
 from dasm_ray.store.artifact import Artifact, read_artifact
-from dasm_ray.store.description import LEAST_STD
+from dasm_ray.store.description import LEAST_STD, artifact_place
 from dasm_ray.store.exports import export_npz, export_png
 from dasm_ray.store.place import Place
 
@@ -166,13 +166,7 @@ def _scaled(values: NDArray[np.generic]) -> NDArray[np.generic]:
 
 def load(path: str | os.PathLike[str]) -> SyntheticSet:
     """The set in a run directory or an artifact folder, local or by URI. Raises ArtifactError if it cannot be used."""
-    return SyntheticSet(read_artifact(find(path)))
-
-
-def find(path: str | os.PathLike[str]) -> Place:
-    """The artifact's folder: the path itself, or ``synthetic`` in a run directory."""
-    place = Place(path)
-    return place if (place / "dataset.json").exists() else place / "synthetic"
+    return SyntheticSet(read_artifact(artifact_place(Place(path))))
 
 
 KINDS = ("png", "npz", "pt")
@@ -196,7 +190,7 @@ def export(
     target = Place(to)
     if target.exists() and target.names():
         raise ArtifactError(f"{target}: is not empty; name a new folder")
-    artifact = read_artifact(find(path))
+    artifact = read_artifact(artifact_place(Place(path)))
     if artifact.soft_labels is None and labels in ("logits", "probabilities"):
         raise ConfigError(f"--labels {labels}: the labels of {path} are hard; leave the option out")
     chosen = labels or "logits"

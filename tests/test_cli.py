@@ -337,6 +337,48 @@ def artifact(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
+REFUSED_EARLY = {
+    "images that are nowhere": ("distill RECIPE --set data.name=folder --set data.path=nowhere", "nothing at"),
+    "images that do not suit": ("estimate RECIPE --set data.zca=0.1 --set data.image_size=1024", "data.zca"),
+    "another's folder": ("distill RECIPE --run FULL", "FULL"),
+    "another's folder for experts": ("experts RECIPE --run FULL", "FULL"),
+    "a comparison in it": ("compare RECIPE --run FULL", "FULL"),
+    "a comparison without random": ("compare RECIPE --select herding", "--select"),
+    "a sweep in it": ("sweep SWEEP --run FULL", "FULL"),
+    "no set": ("evaluate FULL", "holds no dataset.json"),
+    "no set to relabel": ("relabel FULL --to new", "experts.cache"),
+    "a key that made the set": ("rank SET --set matcher.name=dc", "matcher.name=dc"),
+    "images that a set does not name": (
+        "incremental SET --set data.path=nowhere --set evaluate.seeds=0",
+        "evaluate.seeds",
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "part"), REFUSED_EARLY.values(), ids=REFUSED_EARLY.keys())
+def test_what_needs_neither_torch_nor_ray_is_refused_without_them(
+    recipe: Path, artifact: Path, tmp_path: Path, words: str, part: str
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    (tmp_path / "sweep.yaml").write_text(f"name: s\nrecipe: {recipe}\nspace: {{seed: {{grid: [1, 2]}}}}\n")
+    names = {"RECIPE": recipe, "SET": artifact, "FULL": tmp_path / "full", "SWEEP": tmp_path / "sweep.yaml"}
+    arguments = [str(names.get(word, word)) for word in words.split()]
+    script = EARLY.replace('("torch", "ray", "sklearn", "pyarrow")', '("torch", "ray", "sklearn")')
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2, done.stderr
+    assert str(names.get(part, part)) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_artifact_of_the_future(artifact: Path) -> None:
     described = json.loads((artifact / "dataset.json").read_text())
     (artifact / "dataset.json").write_text(json.dumps({**described, "schema_version": 99}))

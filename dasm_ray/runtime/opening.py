@@ -1,16 +1,77 @@
-"""The real images found and checked against this machine, before Ray is started.
+"""What a command is given, found and checked against this machine before Ray is started.
 
-What must stay true: nothing here waits for Ray or PyTorch, and what can be refused without them is.
+What must stay true: nothing here waits for Ray or PyTorch, and what can be refused without them is; and a set that came
+from elsewhere chooses neither the files that are read here nor the machines that are talked to.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
+from dasm_ray.config.afterwards import AFTERWARDS, RELABELLING, changed, check_allowed, without_address
+from dasm_ray.config.compared import Plan, check
+from dasm_ray.config.digests import result_keys
 from dasm_ray.config.keys import RunConfig
+from dasm_ray.config.parsing import parse_config, parse_result_keys
+from dasm_ray.config.space import Sweep
+from dasm_ray.errors import ArtifactError, ConfigError
+from dasm_ray.plain import Tree, Values
 from dasm_ray.runtime.machine import check_whitening, read_memory
+from dasm_ray.store import findings
 from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.datasets.shards import Source
+from dasm_ray.store.description import DESCRIPTION, artifact_place, read_description
+from dasm_ray.store.place import Place
+from dasm_ray.store.rundir import RECORD, RunDir
+
+WITH_PATH = ("folder", "parquet", "tiny_imagenet")
+"""Sets that are nowhere unless `data.path` says where."""
+
+
+def check_run(config: RunConfig, run: str | None) -> None:
+    """Refuses a run whose directory is another's or, unless it is done, whose images cannot be used."""
+    place = RunDir.check(run or f"runs/{config.name}", config)
+    if not (place / "synthetic" / DESCRIPTION).exists():
+        open_checked(config)
+
+
+def check_sweep(plan: Sweep, run: str | None, *, resume: bool) -> None:
+    """Refuses a sweep whose directory is another's or, unless it was begun, whose first trial's images are no good."""
+    place = Place(run or f"runs/{plan.name}")
+    findings.check_sweep(place, plan.definition, resume=resume)
+    if not (place / findings.SWEEP).exists():
+        open_checked(plan.trials[0].config)
+
+
+def check_comparison(configs: Sequence[RunConfig], plan: Plan, run: str | None) -> None:
+    """Refuses recipes that cannot stand in one table, a folder of something else, and images that cannot be used."""
+    check(configs, plan)
+    findings.check_comparison(Place(run or "runs/comparison"))
+    open_checked(configs[0])
+
+
+def check_set(path: str, changes: Sequence[str], allowed: tuple[str, ...] = AFTERWARDS) -> None:
+    """Refuses a path at which no synthetic set lies, and changes that cannot be. Reads its description alone."""
+    check_allowed(changes, allowed)
+    place = Place(path)
+    described, _ = read_description(artifact_place(place))
+    open_checked(config_of(place, described.provenance, changes, allowed))
+
+
+def check_relabelling(path: str, to: str, changes: Sequence[str]) -> Place:
+    """Where the set is written anew; refuses a folder in use, and a set of which nobody knows the experts."""
+    target, place = Place(to), Place(path)
+    if target.exists() and target.names():
+        raise ArtifactError(f"{target}: is not empty; name a new folder")
+    check_allowed(changes, RELABELLING)
+    run = place.parent if (place / DESCRIPTION).exists() else place
+    if not (run / RECORD).exists() and not any(change.startswith("experts.cache=") for change in changes):
+        raise ConfigError(
+            f"experts.cache: {place} stands alone, away from the run that made it; name the folder where its experts "
+            f"are, or shall be trained, by --set experts.cache=FOLDER"
+        )
+    return target
 
 
 def open_checked(config: RunConfig) -> Source:
@@ -23,3 +84,42 @@ def open_checked(config: RunConfig) -> Source:
     if config.data.zca is not None and not (config.runtime.address or os.environ.get("RAY_ADDRESS")):
         check_whitening(source.shape, read_memory())
     return source
+
+
+# --- what made a set -------------------------------------------------------------------------------------------------
+
+
+def config_of(
+    place: Place, provenance: Values, changes: Sequence[str] = (), allowed: tuple[str, ...] = AFTERWARDS
+) -> RunConfig:
+    """What made the set in ``place``, a run's or one alone, under ``changes``.
+
+    Of its own words, the ``provenance`` of its description, only what can change a result is heard.
+
+    Where images and experts lie is known to the run that it lies in, if it does; else it has to be said. Where Ray is
+    has to be said always: a file that came from elsewhere must not choose whom this machine talks to.
+    """
+    folder = artifact_place(place)
+    kept = provenance.get("config")
+    if not isinstance(kept, dict):
+        raise ArtifactError(
+            f"{folder}: does not say which configuration made it, so there is nothing to compare it with"
+        )
+    try:
+        config = parse_result_keys(kept)
+    except ConfigError as error:
+        raise ArtifactError(f"{folder} was made by another version of dasm_ray: {error.problems[0]}") from None
+    if (folder.parent / "run.json").exists():
+        config = parse_config(_overlaid(RunDir.read(folder.parent).config.model_dump(), result_keys(config)))
+    config = changed(without_address(config), changes, allowed)
+    if config.data.path is None and config.data.name in WITH_PATH:
+        raise ConfigError(f"data.path: {place} does not say where its images lie; name them by --set data.path=FOLDER")
+    return config
+
+
+def _overlaid(tree: Tree, values: Tree) -> Tree:
+    """The tree with the values that are given set in it, section by section."""
+    return tree | {
+        name: _overlaid(tree.get(name) or {}, value) if isinstance(value, dict) else value
+        for name, value in values.items()
+    }

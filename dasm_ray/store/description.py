@@ -89,6 +89,11 @@ def fault_of_meaning(meaning: Values, shape: tuple[int, ...]) -> str | None:
         return str(error)
 
 
+def artifact_place(place: Place) -> Place:
+    """The artifact's own folder: the place itself, or ``synthetic`` in a run directory."""
+    return place if (place / DESCRIPTION).exists() else place / "synthetic"
+
+
 def read_description(place: Place) -> tuple[Description, Tree]:
     """What the set in folder ``place`` is said to be, checked, and the same as it was written."""
     file = place / DESCRIPTION

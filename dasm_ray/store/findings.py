@@ -53,14 +53,29 @@ def claimed_sweep(place: Place, definition: Values, *, resume: bool) -> Iterator
     What was made for a sweep that is contradictory is taken away again, so that the mended one can have its name.
     Raises RunDirError if it is in use, holds something else, another sweep, or one that was not to be gone on with.
     """
-    if (place / SWEEP).exists():
-        if not resume:
-            raise RunDirError(f"{place} holds a sweep already; go on with it by --resume, or choose another --run")
-    else:
-        _check_free(place, SWEEP, "sweep")
+    check_sweep(place, definition, resume=resume)
     with _held(place, SWEEP) as held:
-        _enter_sweep(held / SWEEP, definition)
+        check_sweep(held, definition, resume=resume)
+        if not (held / SWEEP).exists():
+            (held / SWEEP).write_json({**definition, "versions": versions()})
         yield held
+
+
+def check_sweep(place: Place, definition: Values, *, resume: bool) -> None:
+    """RunDirError unless the folder is free, or holds this sweep and ``resume`` asks to go on with it."""
+    mark = place / SWEEP
+    if not mark.exists():
+        return _check_free(place, SWEEP, "sweep")
+    if not resume:
+        raise RunDirError(f"{place} holds a sweep already; go on with it by --resume, or choose another --run")
+    try:
+        kept = read_json(mark)
+    except ValueError as error:
+        raise RunDirError(f"{mark} cannot be read ({error}); it is damaged, choose another --run") from None
+    differing = [name for name in definition if not isinstance(kept, dict) or kept.get(name) != definition[name]]
+    if differing:
+        raise RunDirError(f"{place} belongs to another sweep (its {', '.join(differing)} differ); choose another --run")
+    return None
 
 
 @contextlib.contextmanager
@@ -84,21 +99,6 @@ def _check_free(place: Place, mark: str, kind: str) -> None:
     foreign = [name for name in place.names() if not claims.is_own(name)]
     if foreign:
         raise RunDirError(f"{place} holds {foreign[0]} and no {mark}, so it is no {kind}; choose another --run")
-
-
-def _enter_sweep(mark: Place, definition: Values) -> None:
-    if not mark.exists():
-        mark.write_json({**definition, "versions": versions()})
-        return
-    try:
-        kept = read_json(mark)
-    except ValueError as error:
-        raise RunDirError(f"{mark} cannot be read ({error}); it is damaged, choose another --run") from None
-    differing = [name for name in definition if not isinstance(kept, dict) or kept.get(name) != definition[name]]
-    if differing:
-        raise RunDirError(
-            f"{mark.parent} belongs to another sweep (its {', '.join(differing)} differ); choose another --run"
-        )
 
 
 # --- findings ----------------------------------------------------------------------------------------------------
@@ -200,11 +200,16 @@ def claimed_comparison(place: Place) -> Iterator[Place]:
 
     Raises RunDirError if it is in use or holds something else.
     """
-    if not (place / COMPARISON).exists():
-        _check_free(place, COMPARISON, "comparison")
+    check_comparison(place)
     with _held(place, COMPARISON) as held:
         (held / COMPARISON).write_json({"versions": versions()})
         yield held
+
+
+def check_comparison(place: Place) -> None:
+    """RunDirError unless the folder is free or holds a comparison."""
+    if not (place / COMPARISON).exists():
+        _check_free(place, COMPARISON, "comparison")
 
 
 def write_trainings(place: Place, rows: Sequence[Values]) -> None:

@@ -68,6 +68,13 @@ class RunDir:
             raise
         return cls(claim.place, config, claim, made)
 
+    @staticmethod
+    def check(uri: str | os.PathLike[str] | Place, config: RunConfig) -> Place:
+        """Where a run of ``config`` would write; RunDirError where something else is there. Makes and takes nothing."""
+        place = Place(uri)
+        _is_of_a_run(place, config, config_digest(config))
+        return place
+
     @classmethod
     def read(cls, uri: str | os.PathLike[str] | Place) -> RunDir:
         """An existing run directory, to look at; RunDirError if there is none."""

@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from dasm_ray.config.compared import Plan, at_size
 from dasm_ray.config.digests import digest_of
 from dasm_ray.config.keys import Evaluate, RunConfig
-from dasm_ray.config.parsing import parse_config
-from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.core.networks.training import steps_for
-from dasm_ray.errors import ConfigError
 from dasm_ray.method.choices import choices, random_choice
 from dasm_ray.method.dasm import distil
 from dasm_ray.method.experts import Experts, soft_labels, train_experts
@@ -29,19 +27,6 @@ from dasm_ray.store.findings import write_trainings
 from dasm_ray.store.rundir import RunDir
 from dasm_ray.studies.cells import Cell, Found, cells_for, evaluate_cells
 from dasm_ray.studies.rows import TrainingOf, always, row_of
-
-CHOICES = ("random", *SELECTIONS)
-LABELS = ("hard", "soft")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is compared beside the recipes: sizes, selections, kinds of labels, networks (unset: the recipes' own)."""
-
-    ipcs: tuple[int, ...]
-    selections: tuple[str, ...]
-    labels: tuple[str, ...]
-    networks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -57,44 +42,6 @@ class Entry:
 
 
 # --- what is compared --------------------------------------------------------------------------------------------
-
-
-def check(configs: Sequence[RunConfig], plan: Plan) -> None:
-    """ConfigError where recipes cannot stand in one fair table, at a size, or under a network; before Ray starts."""
-    names = [config.name for config in configs]
-    for name in {name for name in names if names.count(name) > 1 or name in CHOICES or name == "full"}:
-        raise ConfigError(f"name: {name!r} names more than one row of the table; give each recipe a name of its own")
-    for config in configs[1:]:
-        for section in ("data", "model", "evaluate", "runtime", "seed"):
-            one, other = getattr(configs[0], section), getattr(config, section)
-            if one != other:
-                raise ConfigError(
-                    f"{section}: differs between {configs[0].name} and {config.name}, so their rows would not be "
-                    f"comparable; make them agree, by --set for both"
-                )
-    for kind, wanted, known in (
-        ("--select", plan.selections, CHOICES),
-        ("--labels", plan.labels, LABELS),
-    ):
-        for name in wanted:
-            if name not in known:
-                raise ConfigError(f"{kind} {name}: there is no such choice; take any of {', '.join(known)}")
-    if "random" not in plan.selections:
-        raise ConfigError("--select: must hold random, which every gain is counted from")
-    if any(ipc < 1 for ipc in plan.ipcs):
-        raise ConfigError("--ipc: must be 1 or more")
-    for config in configs:
-        for ipc in plan.ipcs:
-            at_size(config, ipc)
-    for network in plan.networks:
-        configs[0].under(network)
-
-
-def at_size(config: RunConfig, ipc: int) -> RunConfig:
-    """The recipe at another size, in as many of its segments as can be equal."""
-    tree = config.model_dump(mode="json")
-    tree["synthetic"] |= {"ipc": ipc, "segments": math.gcd(ipc, config.synthetic.segments)}
-    return parse_config(tree)
 
 
 def _with_cache(config: RunConfig, cache: str) -> RunConfig:

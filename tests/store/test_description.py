@@ -12,7 +12,7 @@ import pytest
 from dasm_ray.config.digests import result_keys
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.errors import ArtifactError
-from dasm_ray.store.description import fault_of_meaning, file_names, read_description
+from dasm_ray.store.description import artifact_place, fault_of_meaning, file_names, read_description
 from dasm_ray.store.place import Place
 
 CONFIG = RunConfig()
@@ -168,3 +168,10 @@ def test_the_meaning_of_a_set_is_checked_by_the_same_rules_before_it_is_written(
     assert "std.0" in str(fault_of_meaning(meaning | {"std": [0.0, 1, 1]}, (6, 3, 8, 9)))
     assert "std.0" in str(fault_of_meaning(meaning | {"std": [NAN, 1, 1]}, (6, 3, 8, 9)))
     assert "factor" in str(fault_of_meaning(meaning, (6, 3, 1, 9)))
+
+
+def test_an_artifact_is_found_in_its_run_and_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "synthetic").mkdir()
+    assert artifact_place(Place(tmp_path)) == Place(tmp_path / "synthetic")
+    (tmp_path / "dataset.json").write_text("{}")
+    assert artifact_place(Place(tmp_path)) == Place(tmp_path)

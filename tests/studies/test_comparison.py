@@ -1,4 +1,4 @@
-"""Comparisons: what cannot stand in one fair table is refused, and all sets of a size are trained alike."""
+"""Comparisons: all sets of a size are trained alike, and nothing is computed twice."""
 
 from __future__ import annotations
 
@@ -7,39 +7,15 @@ from pathlib import Path
 import pytest
 from local_pool import LocalPool, local_run, small
 
-from dasm_ray.errors import ConfigError, NonFinite
+from dasm_ray.config.compared import Plan
+from dasm_ray.errors import NonFinite
 from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.store.findings import read_trainings
-from dasm_ray.studies.comparison import Comparison, Plan, at_size, check
-
-PLAN = Plan((2,), ("random", "herding"), ("hard",), ())
+from dasm_ray.studies.comparison import Comparison
 
 
 def named(name: str, **sections: dict[str, object]):  # type: ignore[no-untyped-def]
     return small(**sections).model_copy(update={"name": name})
-
-
-@pytest.mark.parametrize(
-    ("configs", "plan", "words"),
-    [
-        ([named("a"), named("a")], PLAN, "'a' names more than one row"),
-        ([named("random")], PLAN, "'random' names more than one row"),
-        ([named("a"), named("b", evaluate={"lr": 0.5})], PLAN, "evaluate: differs between a and b"),
-        ([named("a")], PLAN.__class__((2,), ("random", "magic"), ("hard",), ()), "--select magic: there is no such"),
-        ([named("a")], PLAN.__class__((2,), ("herding",), ("hard",), ()), "--select: must hold random"),
-        ([named("a")], PLAN.__class__((2,), ("random",), ("firm",), ()), "--labels firm: there is no such choice"),
-        ([named("a")], PLAN.__class__((0,), ("random",), ("hard",), ()), "--ipc: must be 1 or more"),
-        ([named("a")], PLAN.__class__((2,), ("random",), ("hard",), ("resnet",)), "resnet: there is no such network"),
-    ],
-)
-def test_what_cannot_stand_in_one_table_is_refused(configs: list[object], plan: Plan, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        check(configs, plan)  # type: ignore[arg-type]
-
-
-def test_another_size_keeps_as_many_segments_as_can_be_equal() -> None:
-    config = small(synthetic={"ipc": 6, "segments": 3})
-    assert [at_size(config, ipc).synthetic.segments for ipc in (1, 6, 9, 10)] == [1, 3, 3, 1]
 
 
 def test_a_comparison_computes_what_is_missing_and_trains_all_sets_of_a_size_alike(
