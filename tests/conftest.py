@@ -39,3 +39,19 @@ def digits() -> object:
 def data_folder() -> Path:
     """Where the real sets for tests lie, as Parquet."""
     return Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def s3_proxy() -> Iterator[object]:
+    """An S3 on this machine behind a proxy that can be made to fail; credentials come from the environment."""
+    from outages import s3
+
+    given = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    try:
+        with s3() as proxy:
+            yield proxy
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)

@@ -75,7 +75,13 @@ WITHOUT_TWIN = {
 }
 """Files of the package that have no test file of their own, and why."""
 
-WITHOUT_ORIGINAL = {"test_architecture.py", "test_autoscaling.py", "test_cluster.py", "test_soak.py"}
+WITHOUT_ORIGINAL = {
+    "test_architecture.py",
+    "test_autoscaling.py",
+    "test_cluster.py",
+    "test_faults.py",
+    "test_soak.py",
+}
 """Tests of the package as a whole, and of what lies beside it."""
 
 

@@ -1,8 +1,5 @@
 """Places of several kinds, for the tests of what is at rest."""
 
-import os
-from collections.abc import Iterator
-
 import pytest
 
 from dasm_ray.store import retries
@@ -17,22 +14,6 @@ def place(request, tmp_path):
     if request.param == "file":
         return Place((tmp_path / "some where").as_uri())
     return Place(f"mock://{tmp_path.name}/some/where")
-
-
-@pytest.fixture(scope="session")
-def s3_proxy() -> Iterator[object]:
-    """An S3 on this machine behind a proxy that can be made to fail; credentials come from the environment."""
-    from outages import s3
-
-    given = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
-    before = {name: os.environ.get(name) for name in given}
-    os.environ.update(given)
-    try:
-        with s3() as proxy:
-            yield proxy
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 
 
 @pytest.fixture
