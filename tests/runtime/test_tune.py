@@ -243,9 +243,11 @@ SWEEP = """
 name: tiny
 recipe: recipe.yaml
 space:
-  matcher.lr_img: {grid: [0.003, 0.01, 0.03, 0.1]}
+  matcher.lr_img: {grid: [0.003, 0.03]}
   window.policy: {grid: [all, frontier]}
 """
+
+TRIALS = 4
 
 
 def started(sweep: Path, run: Path, *options: str) -> subprocess.Popen[str]:
@@ -272,18 +274,18 @@ def wait_for(found: Callable[[], object], what: str) -> None:
 
 
 def over(run: Path) -> list[int]:
-    return [number for number in range(8) if store.find(Place(run), number).is_over]
+    return [number for number in range(TRIALS) if store.find(Place(run), number).is_over]
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[Path, int], str, str]]:
-    """Eight trials; the driver is killed when two are over, and resumed. What was there of them, and what was said."""
+    """Four trials; the driver is killed when one is over, and resumed. What was there of them, and what was said."""
     folder = tmp_path_factory.mktemp("swept")
     (folder / "recipe.yaml").write_text(RECIPE)
     (folder / "sweep.yaml").write_text(SWEEP)
     run = folder / "run"
     process = started(folder / "sweep.yaml", run)
-    wait_for(lambda: len(over(run)) >= 2 or process.poll() is not None, "two trials over")
+    wait_for(lambda: len(over(run)) >= 1 or process.poll() is not None, "a trial over")
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
@@ -292,7 +294,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
         for number in over(run)
         for file in (run / "found" / f"{number:03d}.json", run / "trials" / f"{number:03d}" / "run.json")
     }
-    assert 2 <= len(over(run)) < 8
+    assert 1 <= len(over(run)) < TRIALS
     out, err = finished(started(folder / "sweep.yaml", run, "--resume"))
     yield run, kept, out, err
     for child in children:  # Ray's own, which end by themselves within a minute
@@ -300,16 +302,16 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
             child.kill()
 
 
-def test_a_sweep_of_eight_trials_killed_and_resumed_runs_each_once(
+def test_a_sweep_killed_and_resumed_runs_each_once(
     swept: tuple[Path, dict[Path, int], str, str],
 ) -> None:
     run, kept, _, _ = swept
     assert all(file.stat().st_mtime_ns == then for file, then in kept.items()), "a trial that was over began again"
-    found = [store.find(Place(run), number) for number in range(8)]
+    found = [store.find(Place(run), number) for number in range(TRIALS)]
     assert all(each.done and len(each.accuracies) == 2 for each in found)
-    assert sum(each.begun for each in found) <= 8 + 2, "only the two that were interrupted were begun twice"
+    assert sum(each.begun for each in found) <= TRIALS + 2, "only the two that were interrupted were begun twice"
     assert all(found[number].begun == 1 for number in {int(file.stem) for file in kept if file.parent.name == "found"})
-    for number in range(8):  # each segment was distilled from its first round once
+    for number in range(TRIALS):  # each segment was distilled from its first round once
         lines = (run / "trials" / f"{number:03d}" / "events.jsonl").read_text().splitlines()
         stages = [
             event for event in map(json.loads, lines) if event.get("stage") == "distil" and event["kind"] == "stage"
@@ -324,13 +326,13 @@ def test_the_summary_has_a_row_for_every_trial_and_stdout_is_results_alone(
 ) -> None:
     run, _, out, err = swept
     rows = store.read_trials(Place(run) / "table.parquet")
-    assert [row["trial"] for row in rows] == list(range(8))
+    assert [row["trial"] for row in rows] == list(range(TRIALS))
     assert {(row["matcher.lr_img"], row["window.policy"]) for row in rows} == {
-        (rate, policy) for rate in (0.003, 0.01, 0.03, 0.1) for policy in ("all", "frontier")
+        (rate, policy) for rate in (0.003, 0.03) for policy in ("all", "frontier")
     }
     assert all(len(row["validation"]) == 2 and row["segments"] == 2 and not row["stopped"] for row in rows)
-    assert (run / "table.md").read_text().count("2/2") == 8
-    assert out.count("2/2") == 8
+    assert (run / "table.md").read_text().count("2/2") == TRIALS
+    assert out.count("2/2") == TRIALS
     assert max(map(len, out.splitlines())) <= 80 or str(run) in out
     assert "tune" not in out.lower()
     assert "Traceback" not in out + err
@@ -369,7 +371,7 @@ def test_a_sweep_that_is_over_is_told_again_and_is_not_begun_without_resume(
     again = call(run.parent / "sweep.yaml", run, "--resume")
     assert again.exit_code == 0, again.output
     assert re.findall(r"digest \w+", again.stdout) == re.findall(r"digest \w+", out)
-    assert again.stderr == "small: sweeping 8 trials, loading PyTorch and Ray\n", "nothing was started"
+    assert again.stderr == "small: sweeping 4 trials, loading PyTorch and Ray\n", "nothing was started"
     assert max(path.stat().st_mtime for path in run.glob("found/*")) < began
     changed = run.parent / "changed.yaml"
     changed.write_text(SWEEP.replace("0.003", "0.004"))
