@@ -26,7 +26,7 @@ from dasm_ray.runtime.plan import GIB
 from dasm_ray.runtime.pool import Done, ObjectRef, Pool, Task, task
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.session import Session
-from dasm_ray.runtime.worker import Answer, Job, Worker
+from dasm_ray.runtime.worker import Answer, Job, Worker, environment
 from dasm_ray.store import tensors
 from dasm_ray.store.place import Place
 from dasm_ray.store.rundir import RunDir
@@ -166,7 +166,6 @@ def under(run: Run, config: RunConfig, real: RealRefs) -> Run:
 def _pool(config: RunConfig, session: Session, progress: Progress) -> Pool:
     runtime = config.runtime
     shape = session.shape
-    threads = str(shape.num_cpus)
     return Pool(
         Worker,
         (shape.num_cpus,),
@@ -178,7 +177,7 @@ def _pool(config: RunConfig, session: Session, progress: Progress) -> Pool:
         task_seconds=runtime.task_minutes * 60,
         idle_seconds=runtime.idle_seconds,
         notice=progress.note,
-        env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TORCHINDUCTOR_COMPILE_THREADS": "1"},
+        env=environment(shape.num_cpus),
     )
 
 
