@@ -44,9 +44,9 @@ from dasm_ray.store.findings import claimed_comparison, claimed_sweep, find, tri
 from dasm_ray.store.place import Place
 from dasm_ray.store.rundir import RunDir
 from dasm_ray.studies import incremental
-from dasm_ray.studies.cells import Accuracies
+from dasm_ray.studies.cells import Accuracies, cells_place
 from dasm_ray.studies.comparison import Comparison
-from dasm_ray.studies.finished import cells_place, opened_again
+from dasm_ray.studies.finished import opened_again
 from dasm_ray.studies.ranking import agreement, try_networks
 from dasm_ray.studies.rows import evaluate_rows
 from dasm_ray.studies.tables import Shown, keep_table, kept_table, stem_for
@@ -107,7 +107,7 @@ def _distilled(run: Run) -> Result:
     made = distil(run, experts)
     stamp = write_artifact(run.place / "synthetic", distilled_set(run, made.segments))
     sets = {"distilled": flattened(made.segments), "initial": flattened(made.starts)}
-    rows = evaluate_rows(run, sets, run.config.synthetic.factor, experts, cells_place(run.place))
+    rows = evaluate_rows(run, sets, run.config.synthetic.factor, experts, cells_place(run))
     return _reported(run, rows, stamp, config_digest(run.config))
 
 
@@ -289,7 +289,7 @@ def evaluate(path: str, overrides: Iterable[str] = ()) -> Result:
         experts = train_experts(run)
         made = distil(run, experts)
         sets = {"distilled": flattened(made.segments), "initial": flattened(made.starts)}
-        rows = evaluate_rows(run, sets, config.synthetic.factor, experts, cells_place(place))
+        rows = evaluate_rows(run, sets, config.synthetic.factor, experts, cells_place(run))
         return _reported(run, rows, stamp, config_digest(record.config))
 
 

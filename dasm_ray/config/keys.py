@@ -310,6 +310,16 @@ class Evaluate(TrainRecipe):
     full_epochs: Count | None = Field(None, description="passes over the full data; unset: as many as `epochs`")
     batch: Count = Field(64, description="samples a step")
     seeds: Whole = Field(3, le=10_000, description="trainings per row")
+    base_seed: Natural | None = Field(
+        None,
+        description="where trainings and random rows start; unset: the run's. Runs that set it alike share these rows",
+        json_schema_extra=ONLY_IF_SET,
+    )
+    cache: Text | None = Field(
+        None,
+        description="folder of outcomes shared by runs; unset: RUN/report/cells",
+        json_schema_extra=NOT_IN_RESULT,
+    )
     checkpoints: Whole = Field(5, le=10_000, description="times that a training looks at the validation split")
     rows: tuple[Annotated[StrictStr, one_of(ROWS)], ...] = Field(
         ("distilled", "initial", "random", "herding", "k_center", "full"),
@@ -393,6 +403,11 @@ class RunConfig(Section):
         {}, description="how `compare` trains other architectures on a set, by name", json_schema_extra=NOT_IN_RESULT
     )
     runtime: Runtime = Runtime()
+
+    @property
+    def evaluation_seed(self) -> int:
+        """Where the trainings of a table and its random rows start."""
+        return self.seed if self.evaluate.base_seed is None else self.evaluate.base_seed
 
     @property
     def segment_ipc(self) -> int:

@@ -27,7 +27,7 @@ FEATURES = "features"
 def random_choice(run: Run, seed: int) -> Indices:
     """Global indices of a class-balanced random selection, another one for every seed."""
     counts = run.real.counts["train"]
-    picked = random(counts, run.config.synthetic.ipc, numpy_generator(run.config.seed, "random", seed))
+    picked = random(counts, run.config.synthetic.ipc, numpy_generator(run.config.evaluation_seed, "random", seed))
     return _global(counts, picked)
 
 

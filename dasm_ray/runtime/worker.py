@@ -498,7 +498,7 @@ class Worker:
             checkpoints=recipe.checkpoints,
             validation=self._real(network, job, "val", classes),
             test=self._real(network, job, "test", classes) if reads_test else None,
-            generator=torch_generator(job.config.seed, "evaluate", row, seed),
+            generator=torch_generator(job.config.evaluation_seed, "evaluate", row, seed),
             name=name,
         )
         return Evaluated(_notices(), outcome)

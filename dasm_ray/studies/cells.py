@@ -46,6 +46,12 @@ class Cell:
     """Whether the test set is read; validation always is."""
 
 
+def cells_place(run: Run) -> Place:
+    """Where a run keeps the outcomes of its trainings: by itself, or with others, which then compute none of them."""
+    cache = run.config.evaluate.cache
+    return Place(cache) if cache else run.place / "report" / "cells"
+
+
 def cells_for(
     run: Run,
     name: str,
@@ -88,7 +94,8 @@ def _key(cell: Cell) -> str:
     recipe = {name: value for name, value in result_keys(config.evaluate).items() if name not in OF_THE_TABLE}
     runtime = (config.runtime.cpus_per_worker, config.runtime.compile, cell.job.device)
     of_the_set = (cell.training.digest, cell.label, cell.steps, cell.classes, cell.reads_test)
-    of_the_run = (result_keys(config.model), recipe, result_keys(config.data), config.seed, runtime, real.digest)
+    seed = config.evaluation_seed
+    of_the_run = (result_keys(config.model), recipe, result_keys(config.data), seed, runtime, real.digest)
     return digest_of(of_the_set, cell.seed, of_the_run)
 
 

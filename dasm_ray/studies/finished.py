@@ -16,6 +16,7 @@ from dasm_ray.runtime.opening import config_of
 from dasm_ray.store.artifact import Artifact, read_artifact
 from dasm_ray.store.description import artifact_place
 from dasm_ray.store.place import Place
+from dasm_ray.studies.cells import cells_place
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,5 @@ def opened_again(path: str, changes: list[str], allowed: tuple[str, ...] = AFTER
     with connected(config, folder.parent if is_of_a_run else place, whitening=whitening) as run:
         if (run.real.class_names, run.real.shape) != (artifact.class_names, artifact.pixels.shape[1:]):
             raise ArtifactError(f"{place}: its classes or image shape are not those of {config.data.name}")
-        yield Finished(run, artifact, cells_place(run.place) if is_of_a_run else None)
-
-
-def cells_place(run: Place) -> Place:
-    """Where a run keeps the outcomes of its trainings."""
-    return run / "report" / "cells"
+        is_kept = is_of_a_run or config.evaluate.cache is not None
+        yield Finished(run, artifact, cells_place(run) if is_kept else None)

@@ -72,6 +72,7 @@ def test_what_a_run_is_does_not_hold_where_it_is_done() -> None:
     assert sorted(filter(is_how, LEAVES)) == [
         "data.download",
         "data.path",
+        "evaluate.cache",
         "experts.cache",
         "name",
         "networks",

@@ -13,7 +13,7 @@ from dasm_ray.method.run import Run
 from dasm_ray.method.sets import Images
 from dasm_ray.report.table import Row
 from dasm_ray.runtime.decoding import RealRefs
-from dasm_ray.studies.finished import cells_place
+from dasm_ray.studies.cells import cells_place
 from dasm_ray.studies.rows import _best_selection, evaluate_rows
 
 ROWS = ["distilled", "initial", "random", "herding", "el2n", "full"]
@@ -33,7 +33,7 @@ def sets_of(soft: bool = False) -> dict[str, Images]:
 
 
 def test_all_rows_of_hard_labels(run: Run) -> None:
-    rows = evaluate_rows(run, sets_of(), 1, train_experts(run), cells_place(run.place))
+    rows = evaluate_rows(run, sets_of(), 1, train_experts(run), cells_place(run))
     assert [row.name for row in rows][:3] == ["distilled", "initial", "random"]
     assert rows[3].name.startswith("selection: ")
     assert rows[4].name == "full"
@@ -60,7 +60,7 @@ def test_an_artifact_alone_has_no_rows_that_need_experts(run: Run) -> None:
 
 
 def test_rows_that_are_there_are_not_computed_again(run: Run) -> None:
-    experts, folder = train_experts(run), cells_place(run.place)
+    experts, folder = train_experts(run), cells_place(run)
     first = evaluate_rows(run, sets_of(), 1, experts, folder)
     assert isinstance(run.pool, LocalPool)
     before = len(run.pool.done)
@@ -70,7 +70,7 @@ def test_rows_that_are_there_are_not_computed_again(run: Run) -> None:
 
 
 def test_another_set_pays_for_its_own_rows_alone(run: Run) -> None:
-    experts, folder = train_experts(run), cells_place(run.place)
+    experts, folder = train_experts(run), cells_place(run)
     evaluate_rows(run, sets_of(), 1, experts, folder)
     assert isinstance(run.pool, LocalPool)
     before = len(run.pool.done)
@@ -78,6 +78,31 @@ def test_another_set_pays_for_its_own_rows_alone(run: Run) -> None:
     evaluate_rows(run, changed, 1, experts, folder)
     computed = {name.partition(",")[0] for name in run.pool.done[before:] if name.startswith("evaluate")}
     assert computed == {"evaluate distilled", "evaluate initial"}
+
+
+def test_runs_of_other_seeds_share_the_rows_that_no_set_decides(digits: RealRefs, tmp_path: Path) -> None:
+    """Two distillation seeds, one table seed, one folder of outcomes: the second computes its own set's rows alone."""
+    rows = ["distilled", "random", "full"]
+    computed, shown = [], []
+    for seed in (0, 1):
+        config = small(evaluate={"rows": rows, "base_seed": 5, "cache": str(tmp_path / "cells")})
+        run = local_run(config.model_copy(update={"seed": seed}), tmp_path / f"{seed}", digits)
+        sets = {name: images._replace(pixels=images.pixels / (seed + 1)) for name, images in sets_of().items()}
+        shown.append(evaluate_rows(run, sets, 1, None, cells_place(run)))
+        assert isinstance(run.pool, LocalPool)
+        computed.append({name.partition(",")[0] for name in run.pool.done if name.startswith("evaluate")})
+    assert computed == [{"evaluate distilled", "evaluate random", "evaluate full"}, {"evaluate distilled"}]
+    for name in ("random", "full"):
+        first, second = ([row.accuracies for row in each if row.name == name] for each in shown)
+        assert first == second
+
+
+def test_a_table_without_a_seed_of_its_own_follows_the_run(digits: RealRefs, tmp_path: Path) -> None:
+    found = []
+    for config in (small(), small(evaluate={"base_seed": 0}), small(evaluate={"base_seed": 1})):
+        run = local_run(config, tmp_path, digits)
+        found.append([row.accuracies for row in evaluate_rows(run, sets_of(), 1, None, None)])
+    assert found[0] == found[1] != found[2]
 
 
 def test_of_the_selections_the_one_that_validation_prefers_is_shown_with_the_others_named() -> None:
