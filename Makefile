@@ -6,6 +6,10 @@ INSTALLED := $(VENV)/.installed
 PYTHON_FOR_TESTS = RAY_AUTH_MODE=disabled $(BIN)/python
 TEST = $(PYTHON_FOR_TESTS) -m pytest
 
+# Files are dealt to so many processes, those of whole runs first, since they take longest.
+JOBS ?= 2
+ALL = -n $(JOBS) --dist loadfile --no-loadscope-reorder tests/test_same_bytes.py tests/test_pipeline.py tests/runtime tests
+
 # The first interpreter that is new enough and able to make an environment; `make PYTHON=/path/to/python3` overrides it.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 python; do \
 	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -16,10 +20,10 @@ demo: $(INSTALLED)  ## the embedded default, end to end
 	$(BIN)/dasm-ray distill configs/digits.yaml
 
 test: $(INSTALLED)
-	$(TEST)
+	$(TEST) $(ALL)
 
 check: lint  ## what CI runs: format, lint, types, and the command of `make test`
-	$(TEST)
+	$(TEST) $(ALL)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -27,7 +31,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 slow: $(INSTALLED)  ## the tests that take minutes
-	$(TEST) -m slow
+	$(TEST) -m slow -n $(JOBS)
 
 bench: $(INSTALLED)  ## each benchmark prints its figures
 	@set -e; for script in tests/benchmarks/*.py; do echo "== $$script"; $(PYTHON_FOR_TESTS) "$$script"; done

@@ -30,6 +30,21 @@ evaluate: {epochs: 4, full_epochs: 1, batch: 20, seeds: 1, checkpoints: 2, rows:
 runtime: {compile: false, checkpoint_seconds: 0}
 """
 
+TRAJECTORIES = """
+name: walks
+seed: 5
+data: {name: digits, zca: 0.1}
+model: {width: 8, depth: 1}
+synthetic: {ipc: 2, segments: 2}
+experts: {count: 3, epochs: 4, batch: 64, rho: 0.01, cutmix: 0.0}
+matcher: {name: datm, rounds: 4, augment: crop_flip, context: residual}
+trajectory: {steps: 4, epochs: 1, batch: 10, lanes: 3, starts: [[0, 1, 3]], expansion: 2, lr_img: 1, threshold: 100}
+score: {early: 1, batch: 100}
+probe: {epochs: 10, batch: 20, members: 1}
+evaluate: {epochs: 4, full_epochs: 1, batch: 20, seeds: 1, checkpoints: 2, rows: [distilled, initial, random, full]}
+runtime: {compile: false, checkpoint_seconds: 0}
+"""
+
 
 def command(recipe: Path, run: Path | str, *options: str) -> list[str]:
     return [sys.executable, "-m", "dasm_ray.cli", "distill", str(recipe), "--run", str(run), *options]

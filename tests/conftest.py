@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import SMALL, TRAJECTORIES, digest_in, finished, started
 from hypothesis import settings
 
 settings.register_profile("same", derandomize=True, print_blob=True, deadline=None, database=None)
@@ -55,3 +56,26 @@ def s3_proxy() -> Iterator[object]:
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.fixture(scope="module")
+def reference(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run with two workers."""
+    run = tmp_path_factory.mktemp("reference") / "run"
+    out = finished(started(recipe, run, "--workers", "2"))
+    assert f"digest {digest_in(run)}" in out
+    return run
+
+
+@pytest.fixture(scope="module")
+def walks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("walks") / "walks.yaml"
+    path.write_text(TRAJECTORIES)
+    return path

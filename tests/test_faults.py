@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 import pytest
-from commands import SMALL, digest_in, end, finished, kill_a_worker, killed, started, wait_for
+from commands import digest_in, end, finished, kill_a_worker, killed, started, wait_for
 from outages import Proxy
 
 import dasm_ray
@@ -30,18 +30,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "small.yaml"
-    path.write_text(SMALL)
-    return path
-
-
-@pytest.fixture(scope="module")
-def expected(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+def expected(reference: Path) -> str:
     """The digest of an undisturbed run."""
-    run = tmp_path_factory.mktemp("reference") / "run"
-    finished(started(recipe, run))
-    return digest_in(run)
+    return digest_in(reference)
 
 
 @pytest.fixture(scope="module")
