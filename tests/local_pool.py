@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +45,15 @@ def fetch(ref: Any) -> Any:
     return [each.value for each in ref] if isinstance(ref, list) else ref.value
 
 
+class Napping(Worker):
+    """A worker with one more thing to do."""
+
+    def nap(self, seconds: float) -> int:
+        """Waits, so that every worker gets one; the process id."""
+        time.sleep(seconds)
+        return os.getpid()
+
+
 class LocalPool:
     """Does what ``runtime.pool.Pool`` does, in this process and on one thread. ``done`` names all tasks that were done.
 
@@ -53,7 +64,7 @@ class LocalPool:
     put, fetch = staticmethod(put), staticmethod(fetch)
 
     def __init__(self, lose: Iterable[str] = ()) -> None:
-        self._worker, self._tasks, self._lose = Worker(1, fetch), [], set(lose)
+        self._worker, self._tasks, self._lose = Napping(1, fetch), [], set(lose)
         self.done: list[str] = []
 
     def submit(self, task: Task) -> None:

@@ -42,6 +42,18 @@ def checked_address(address: str) -> str:
     return address
 
 
+def is_same_head(address: str, head: str) -> bool:
+    """Whether an address leads to ``head`` (IP:PORT): hosts may be called by several names."""
+    if address == "auto":
+        return True
+    (host, _, port), (ip, _, its_port) = address.rpartition(":"), head.rpartition(":")
+    with contextlib.suppress(OSError):
+        found = {info[4][0] for info in socket.getaddrinfo(host.strip("[]"), None)}
+        is_here = any(str(each).startswith("127.") or each == "::1" for each in found)
+        return port == its_port and (ip.strip("[]") in found or is_here)
+    return False
+
+
 def _is_host(host: str) -> bool:
     if host.startswith("[") and host.endswith("]"):
         with contextlib.suppress(OSError):

@@ -21,9 +21,9 @@ import ray
 from ray._private import ray_constants
 
 from dasm_ray.config.keys import Runtime
-from dasm_ray.errors import NonFinite, ResourceError, SessionError, StorageError, UserError
+from dasm_ray.errors import ConfigError, NonFinite, ResourceError, SessionError, StorageError, UserError
 from dasm_ray.runtime import watchdog
-from dasm_ray.runtime.address import checked_address
+from dasm_ray.runtime.address import checked_address, is_same_head
 from dasm_ray.runtime.autoscaler import ask_autoscaler, grows
 from dasm_ray.runtime.machine import object_store_bytes, read_machine, shm_is_small
 from dasm_ray.runtime.plan import GIB, Plan, Room, Shape, memory_for_workers, plan_here, plan_there, several
@@ -59,10 +59,12 @@ class Session:
         """Connects to ``runtime.address`` or RAY_ADDRESS, else starts Ray here; an open connection is used as it is.
 
         Notices go to ``log``, one line each. Raises ResourceError for workers that can never be had, SessionError when
-        the cluster does not answer.
+        the cluster does not answer, ConfigError where ``runtime.address`` names another than the open connection's.
         """
         open_already = ray.is_initialized()
         asked = runtime.address  # an empty one was meant to be one
+        if open_already and asked is not None:
+            _check_is_open(asked)
         address = (os.environ.get("RAY_ADDRESS") or "local") if asked is None else asked
         here = address == "local" and not open_already
         plan = _start(runtime, log) if here else _join(runtime, None if open_already else address)
@@ -107,6 +109,16 @@ class Session:
 def _is_plain(error: BaseException) -> bool:
     """Whether an error says all there is to say, and would be the same with Ray alive."""
     return isinstance(error, SessionError | UserError | NonFinite | StorageError)
+
+
+def _check_is_open(address: str) -> None:
+    """Nobody's work goes to another cluster than the one that was named."""
+    head = ray.get_runtime_context().gcs_address
+    if not is_same_head(checked_address(address), head):
+        raise ConfigError(
+            f"runtime.address: {address} is not the cluster that this process is connected to already ({head}); leave "
+            f"the address out, or call ray.shutdown() first"
+        )
 
 
 def _start(runtime: Runtime, log: Log) -> Plan:

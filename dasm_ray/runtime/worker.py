@@ -6,7 +6,6 @@ result depends on its arguments alone; whatever a worker keeps between calls onl
 
 from __future__ import annotations
 
-import os
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -202,11 +201,6 @@ class Worker:
         self._networks: dict[str, Network] = {}
         self._matchings: dict[str, Matching] = {}
         self._students: dict[tuple[int, bool], Student] = {}
-
-    def nap(self, seconds: float) -> int:
-        """Waits, so that every worker gets one; the process id."""
-        time.sleep(seconds)
-        return os.getpid()
 
     # --- whitening -----------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from local_pool import LocalPool, local_run, small
+from local_pool import LocalPool, Napping, local_run, small
 
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config
@@ -67,7 +67,7 @@ def test_experts_refuse_to_be_trained_on_images_that_are_not_whitened(digits: Re
 
 def test_answers_come_in_the_order_of_the_tasks_and_each_is_heard(digits: RealRefs, tmp_path: Path) -> None:
     run, heard = local_run(small(), tmp_path, digits), []
-    tasks = [task(f"nap {number}", Worker.nap, 0.0) for number in range(3)]
+    tasks = [task(f"nap {number}", Napping.nap, 0.0) for number in range(3)]
     answers = run_all(run, tasks, lambda done: heard.append(done.task.name))
     assert [done.task.name for done in answers] == heard == ["nap 0", "nap 1", "nap 2"]
 
@@ -75,7 +75,7 @@ def test_answers_come_in_the_order_of_the_tasks_and_each_is_heard(digits: RealRe
 def test_a_task_whose_input_is_lost_ends_the_command_with_what_to_do(digits: RealRefs, tmp_path: Path) -> None:
     run = local_run(small(), tmp_path, digits, LocalPool(lose=["nap"]))
     with pytest.raises(TaskLost, match="nap: what it reads was lost with its node; run the same command again"):
-        run_all(run, [task("nap", Worker.nap, 0.0)])
+        run_all(run, [task("nap", Napping.nap, 0.0)])
 
 
 def test_each_notice_is_said_once(digits: RealRefs, tmp_path: Path) -> None:

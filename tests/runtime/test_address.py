@@ -3,7 +3,7 @@
 import pytest
 
 from dasm_ray.errors import ConfigError
-from dasm_ray.runtime.address import checked_address
+from dasm_ray.runtime.address import checked_address, is_same_head
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,21 @@ def test_any_other_is_refused(address: str, words: str) -> None:
         checked_address(address)
     assert words in str(caught.value)
     assert str(caught.value).count("\n") == address.count("\n")
+
+
+@pytest.mark.parametrize(
+    ("address", "head", "same"),
+    [
+        ("10.0.0.1:6379", "10.0.0.1:6379", True),
+        ("10.0.0.1:6380", "10.0.0.1:6379", False),
+        ("10.0.0.2:6379", "10.0.0.1:6379", False),
+        ("localhost:6379", "10.0.0.1:6379", True),
+        ("[::1]:6379", "10.0.0.1:6379", True),
+        ("[fd00::1]:6379", "[fd00::1]:6379", True),
+        ("auto", "10.0.0.1:6379", True),
+        ("local", "10.0.0.1:6379", False),
+        ("no-such-host.invalid:6379", "10.0.0.1:6379", False),
+    ],
+)
+def test_a_head_has_several_names(address: str, head: str, same: bool) -> None:
+    assert is_same_head(address, head) is same

@@ -100,6 +100,16 @@ def test_a_request_that_an_open_connection_cannot_meet_is_refused_and_leaves_it_
     assert ray.is_initialized()
 
 
+def test_another_cluster_than_the_one_that_is_open_is_refused(ray_session: Session) -> None:
+    head = ray.get_runtime_context().gcs_address
+    with Session.open(Runtime(workers=1, gpus_per_worker=0, address=head), log=lambda text: None) as inner:
+        assert not inner.connected_here
+    for other in ("10.255.255.1:6379", "local", f"{head.rpartition(':')[0]}:1"):
+        with pytest.raises(ConfigError, match=r"is not the cluster that this process is connected to already"):
+            Session.open(Runtime(workers=1, gpus_per_worker=0, address=other), log=lambda text: None)
+    assert ray.is_initialized()
+
+
 # --- privacy -----------------------------------------------------------------------------------------------------
 
 PRIVATE = """

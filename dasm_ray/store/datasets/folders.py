@@ -14,9 +14,10 @@ from functools import cached_property
 import numpy as np
 
 from dasm_ray.config.keys import Data
+from dasm_ray.config.shown import escaped
 from dasm_ray.errors import DataError
 from dasm_ray.store.datasets.found import Found, LeftOut, SplitFound
-from dasm_ray.store.datasets.listing import list_all, shown
+from dasm_ray.store.datasets.listing import list_all
 from dasm_ray.store.datasets.parquet import parquet_files, source_of
 from dasm_ray.store.datasets.pixels import is_image_name
 from dasm_ray.store.datasets.shards import (
@@ -115,7 +116,7 @@ class _Tree:
         loose = next((path for path in self.images if "/" not in path), None)
         if loose is not None:
             raise DataError(
-                f"{shown(str(self.place / loose))} lies in no class folder{why}; move it into one, or move it away"
+                f"{escaped(str(self.place / loose))} lies in no class folder{why}; move it into one, or move it away"
             )
 
     def labelled(self, class_names: Sequence[str]) -> Labelled:
@@ -127,8 +128,8 @@ class _Tree:
             name, _, rest = path.partition("/")
             if name not in numbers:
                 raise DataError(
-                    f"{shown(str(self.place / name))} is no class of the training images; remove it (it holds "
-                    f"{shown(rest)}), or give it the name of a class there ({_some(class_names)})"
+                    f"{escaped(str(self.place / name))} is no class of the training images; remove it (it holds "
+                    f"{escaped(rest)}), or give it the name of a class there ({_some(class_names)})"
                 )
             images.append((f"{before}{path}{after}", numbers[name]))
         return sorted(images, key=lambda image: (image[1], image[0]))
@@ -156,7 +157,7 @@ def _nothing(tree: _Tree) -> str:
     start = f"data.path: {tree.place} holds no class folders with images; "
     if any(path.endswith(".parquet") for path in tree.others):
         return f"{start}it holds Parquet files, so set data.name to parquet"
-    holds = f" (it holds {len(tree.others)} other files such as {shown(tree.others[0])})" if tree.others else ""
+    holds = f" (it holds {len(tree.others)} other files such as {escaped(tree.others[0])})" if tree.others else ""
     return f"{start}lay the images out as {tree.place}/CLASS/IMAGE{holds}"
 
 
@@ -202,7 +203,7 @@ def _parts(tree: _Tree) -> tuple[dict[str, _Tree], tuple[LeftOut, ...], tuple[st
         parts[split] = tree.below(top)
         if not parts[split].tops:
             raise DataError(_unsorted(parts[split], split))
-        parts[split].check_no_loose(f", as the folder {shown(top)} was taken for the {CALLED[split]} split")
+        parts[split].check_no_loose(f", as the folder {escaped(top)} was taken for the {CALLED[split]} split")
     _check_empty_splits(tree)
     left_out = tuple(_left(f"images in folder {top}, which names no split", _all_in(tree, top)) for top in others)
     return parts, left_out, ()
@@ -225,10 +226,10 @@ def _all_in(tree: _Tree, top: str) -> tuple[str, ...]:
 
 def _unsorted(part: _Tree, split: str) -> str:
     """What to do about the images of a split that lie in no class folder."""
-    name = shown(part.name)
+    name = escaped(part.name)
     other = "rename the folder if it is a class" if split == "train" else f"move {name} away to leave it out"
     return (
-        f"{shown(str(part.place / part.images[0]))} lies in no class folder, as the folder {name} was taken for the "
+        f"{escaped(str(part.place / part.images[0]))} lies in no class folder, as the folder {name} was taken for the "
         f"{CALLED[split]} split; sort its images into class folders, or {other}"
     )
 
@@ -238,7 +239,7 @@ def _check_two_readings(tree: _Tree, words: Mapping[str, tuple[str, ...]], other
     for top, splits in words.items():
         if len(splits) > 1:
             both = " and as ".join(f"the {CALLED[split]} split" for split in splits)
-            raise DataError(f"{shown(str(tree.place / top))} can be read as {both} by its name; rename it")
+            raise DataError(f"{escaped(str(tree.place / top))} can be read as {both} by its name; rename it")
     by_split: dict[str, str] = {}
     for top, (split, *_) in words.items():
         if split in by_split:
@@ -264,7 +265,7 @@ def _check_empty_splits(tree: _Tree) -> None:
     empty = [top for top in tree.top_folders if top not in tree.tops and splits_named(top)]
     if empty:
         raise DataError(
-            f"{shown(str(tree.place / empty[0]))} is named as a split but holds no image; fill it or remove it"
+            f"{escaped(str(tree.place / empty[0]))} is named as a split but holds no image; fill it or remove it"
         )
 
 
@@ -292,8 +293,8 @@ def _check_filled(tree: _Tree, class_names: Sequence[str]) -> None:
         files = [path for path in tree.others if path.startswith(f"{name}/")] if name not in tree.tops else []
         if files:
             raise DataError(
-                f"class {shown(name)} has no training image, but {len(files)} files that are no images by their names "
-                f"({shown(str(tree.place / files[0]))}); save them as images, or take the folder out"
+                f"class {escaped(name)} has no training image, but {len(files)} files that are no images by their "
+                f"names ({escaped(str(tree.place / files[0]))}); save them as images, or take the folder out"
             )
 
 
@@ -304,7 +305,7 @@ def _check_no_splits_inside(tree: _Tree, below: Mapping[str, set[str]]) -> None:
         outright = any(name.lower() in WORDS and WORDS[name.lower()] != "train" for name in folders)
         if outright or ("train" in said and len(said) > 1):
             raise DataError(
-                f"{shown(str(tree.place / top))} holds the folders {' and '.join(said.values())}, which could be "
+                f"{escaped(str(tree.place / top))} holds the folders {' and '.join(said.values())}, which could be "
                 f"splits of it or parts of one class; lay the images out as {tree.place}/train/CLASS and "
                 f"{tree.place}/test/CLASS"
             )
@@ -324,7 +325,7 @@ def _nested_notes(tree: _Tree) -> tuple[str, ...]:
 
 
 def _some(names: Sequence[str], most: int = 4) -> str:
-    listed = ", ".join(shown(name) for name in names[:most])
+    listed = ", ".join(escaped(name) for name in names[:most])
     return listed + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
@@ -368,7 +369,7 @@ def _annotated(val: _Tree, wnids: Sequence[str]) -> Labelled:
         if len(fields) < 2 or fields[1] not in numbers:
             raise DataError(f"{list_file}: line {number} names no class that is trained; mend it")
         if f"images/{fields[0]}" not in present:
-            raise DataError(f"{list_file}: line {number} names images/{shown(fields[0])}, which is not there")
+            raise DataError(f"{list_file}: line {number} names images/{escaped(fields[0])}, which is not there")
         images.append((address(val.place / "images" / fields[0]), numbers[fields[1]]))
     return images
 

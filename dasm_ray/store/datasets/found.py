@@ -11,8 +11,8 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from dasm_ray.config.shown import escaped
 from dasm_ray.plain import Tree
-from dasm_ray.store.datasets.listing import shown
 from dasm_ray.store.datasets.splits import CALLED, NOTHING_CUT, Cut
 
 WIDTH = 80
@@ -143,7 +143,7 @@ class Found:
         return f"{height} x {width} pixels (rows x columns), {colours}"
 
     def _class_rows(self) -> Iterator[tuple[str, str]]:
-        counts, names = self.of_train.per_class, [shown(name) for name in self.class_names]
+        counts, names = self.of_train.per_class, [escaped(name) for name in self.class_names]
         if len(set(counts)) == 1:
             yield "classes", f"{len(names)} of {counts[0]} training images each: {_some(names)}"
         elif len(names) <= LISTED:
@@ -161,7 +161,7 @@ def _small(role: str, images: int) -> str:
 
 
 def _left_out(left: LeftOut) -> str:
-    return f"{left.count} {left.what}" + (f" ({shown(left.example)})" if left.example else "")
+    return f"{left.count} {left.what}" + (f" ({escaped(left.example)})" if left.example else "")
 
 
 def _some(names: list[str], most: int = LISTED) -> str:
@@ -174,6 +174,6 @@ def _some(names: list[str], most: int = LISTED) -> str:
 def _wrapped(label: str, text: str) -> list[str]:
     """A fact as lines: its label, then the text beside it; the heading has no label."""
     if text.startswith("data "):
-        return textwrap.wrap(shown(text), WIDTH, subsequent_indent="  ")
+        return textwrap.wrap(escaped(text), WIDTH, subsequent_indent="  ")
     first = f"  {label:10} "
-    return textwrap.wrap(shown(text), WIDTH, initial_indent=first, subsequent_indent=" " * len(first))
+    return textwrap.wrap(escaped(text), WIDTH, initial_indent=first, subsequent_indent=" " * len(first))

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from dasm_ray.config.shown import escaped
 from dasm_ray.errors import DataError
 from dasm_ray.store.place import Place
 
@@ -52,13 +53,6 @@ def list_one_level(place: Place) -> Listing:
 def is_hidden(name: str) -> bool:
     """Whether a system hides it, or left it there for itself."""
     return name.startswith(".") or name in SYSTEM_NAMES
-
-
-def shown(name: str) -> str:
-    """A name as it can be printed: what is not text, or would steer a terminal, as escapes."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode() for letter in name
-    )
 
 
 def _sorted(place: Place, folders: list[str], files: list[str], hidden: list[str]) -> Listing:
@@ -116,7 +110,7 @@ def _scanned(folder: Path, prefix: str) -> tuple[list[str], list[str], list[str]
     except NotADirectoryError:
         raise DataError(f"data.path: {folder} is a file; name the folder that it lies in") from None
     except OSError as error:
-        raise DataError(f"{shown(str(folder))} cannot be listed ({error.strerror}); mend that") from None
+        raise DataError(f"{escaped(str(folder))} cannot be listed ({error.strerror}); mend that") from None
     return folders, files, hidden
 
 
@@ -125,7 +119,7 @@ def _check_text(folder: Path, name: str) -> None:
         name.encode()
     except UnicodeEncodeError:
         raise DataError(
-            f"{shown(str(folder))}/{os.fsencode(name).decode(errors='backslashreplace')}: the name is not UTF-8; "
+            f"{escaped(str(folder))}/{os.fsencode(name).decode(errors='backslashreplace')}: the name is not UTF-8; "
             f"rename it"
         ) from None
 
@@ -133,11 +127,11 @@ def _check_text(folder: Path, name: str) -> None:
 def _refuse_odd(entry: os.DirEntry[str]) -> None:
     """A DataError for what is neither file nor folder."""
     what = "is a link that leads nowhere" if entry.is_symlink() else "is neither a file nor a folder"
-    raise DataError(f"{shown(entry.path)} {what}; mend or remove it")
+    raise DataError(f"{escaped(entry.path)} {what}; mend or remove it")
 
 
 def _check_no_circle(root: Path, folder: str) -> None:
     """DataError for a link to a folder that it lies in."""
     path = root / folder
     if path.is_symlink() and path.resolve() in (path.absolute().parent.resolve(), *path.parent.resolve().parents):
-        raise DataError(f"{shown(str(path))} is a link that leads back to a folder that it lies in; remove it")
+        raise DataError(f"{escaped(str(path))} is a link that leads back to a folder that it lies in; remove it")

@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dasm_ray.config.keys import Data
+from dasm_ray.config.shown import escaped
 from dasm_ray.errors import DataError, RunDirError
 from dasm_ray.store.datasets.found import Found, LeftOut, SplitFound
-from dasm_ray.store.datasets.listing import Listing, is_hidden, list_one_level, shown
+from dasm_ray.store.datasets.listing import Listing, is_hidden, list_one_level
 from dasm_ray.store.datasets.pixels import first_line
 from dasm_ray.store.datasets.shards import SHARD_ROWS, Rows, Shard, Source, address, check_counts, cut_rows, needed_path
 from dasm_ray.store.datasets.splits import (
@@ -117,7 +118,7 @@ def parquet_files(place: Place) -> Files | None:
     if not holders:
         return None
     if len(holders) > 1:
-        names = " and in ".join(f"{shown(str(place / holder)) if holder else place}" for holder in sorted(holders))
+        names = " and in ".join(f"{escaped(str(place / holder)) if holder else place}" for holder in sorted(holders))
         raise DataError(f"data.path: there are Parquet files in {names}, which could be one set or several; name one")
     (paths,) = holders.values()
     splits, without = _by_split(place, paths)
@@ -183,16 +184,16 @@ def _split_of(place: Place, path: str) -> str:
     splits = sorted({split for found in said.values() for split in found}, key=SPLITS.index)
     if len(splits) > 1:
         both = " and as ".join(f"the {CALLED[split]} split" for split in splits)
-        raise DataError(f"{shown(str(place / path))} can be read as {both} by its name; rename it")
+        raise DataError(f"{escaped(str(place / path))} can be read as {both} by its name; rename it")
     return splits[0] if splits else ""
 
 
 def _refuse_no_train(place: Place, splits: Mapping[str, Sequence[str]], without: Sequence[str]) -> None:
     """A DataError for files none of which says that it is to be trained on."""
-    named = " and ".join(shown(paths[0]) for paths in splits.values())
+    named = " and ".join(escaped(paths[0]) for paths in splits.values())
     if without:
         raise DataError(
-            f"data.path: {place} holds {named} beside {shown(without[0])}, which could be the training images or no "
+            f"data.path: {place} holds {named} beside {escaped(without[0])}, which could be the training images or no "
             f"part of the set; rename it to train{SUFFIX} or move it away"
         )
     raise DataError(
@@ -207,13 +208,13 @@ def _check_one_series(place: Place, split: str, paths: Sequence[str]) -> None:
     other = next((path for path in paths if _series(path) != _series(first)), None)
     if other is not None:
         raise DataError(
-            f"{shown(str(place / first))} and {shown(other.rpartition('/')[2])} could be two parts of the "
+            f"{escaped(str(place / first))} and {escaped(other.rpartition('/')[2])} could be two parts of the "
             f"{CALLED[split]} split or belong to two sets; let their names differ in a number alone, or move one away"
         )
     if gap := number_missing([_stem(path.rpartition("/")[2]) for path in paths]):
         raise DataError(
-            f"{shown(str(place / first))} and those beside it: the files of the {CALLED[split]} split are numbered, "
-            f"and {shown(gap)}{SUFFIX} is missing; fetch it, or number them without a gap"
+            f"{escaped(str(place / first))} and those beside it: the files of the {CALLED[split]} split are numbered, "
+            f"and {escaped(gap)}{SUFFIX} is missing; fetch it, or number them without a gap"
         )
     shards = {path: shard for path in paths if (shard := shard_of(_stem(path))) is not None}
     seen: dict[int, str] = {}
@@ -221,14 +222,14 @@ def _check_one_series(place: Place, split: str, paths: Sequence[str]) -> None:
         if number in seen or total != shards[first][1]:
             twin = seen.get(number, first)
             raise DataError(
-                f"{shown(str(place / path))} and {shown(twin.rpartition('/')[2])} are of two writings of the "
+                f"{escaped(str(place / path))} and {escaped(twin.rpartition('/')[2])} are of two writings of the "
                 f"{CALLED[split]} split, and either could be meant; move one writing away"
             )
         seen[number] = path
     if missing := shards_missing([_stem(path) for path in shards]):
         more = f" and {len(missing) - 1} more files are" if len(missing) > 1 else " is"
         raise DataError(
-            f"{shown(str(place / missing[0]))}{SUFFIX}{more} missing from the {CALLED[split]} split, which has "
+            f"{escaped(str(place / missing[0]))}{SUFFIX}{more} missing from the {CALLED[split]} split, which has "
             f"{len(shards)} of its {shards[first][1]} files; fetch the set again"
         )
 
@@ -266,7 +267,7 @@ def _what_else(place: Place) -> str:
     for folder in folders:
         for deeper in list_one_level(place / folder).folders:
             if _parquet_in(list_one_level(place / folder / deeper), ""):
-                return f"; there is some in {shown(str(place / folder / deeper))}, name that folder"
+                return f"; there is some in {escaped(str(place / folder / deeper))}, name that folder"
     return "; name the folder that holds some" + (", or set data.name to folder for image files" if folders else "")
 
 
@@ -328,7 +329,7 @@ def _column(schema: pa.Schema, names: Sequence[str], file: Place) -> str:
     """The one column of a schema that bears one of the names."""
     present = [name for name in names if name in schema.names]
     if not present:
-        has = ", ".join(map(shown, schema.names))
+        has = ", ".join(map(escaped, schema.names))
         raise DataError(f"{file} has no column {' or '.join(names)}; rename one (it has {has})")
     if len(present) > 1 or schema.names.count(present[0]) > 1:
         raise DataError(f"{file} has the columns {' and '.join(present)}, and either could be meant; leave one out")

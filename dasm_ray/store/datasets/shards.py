@@ -61,11 +61,6 @@ class Source:
     found: Found
 
     @property
-    def has_test(self) -> bool:
-        """Whether a split of the set serves as test split, so that none is cut from the training images."""
-        return "test" in self.shards
-
-    @property
     def cut(self) -> Cut:
         """What is held out from the training images."""
         return self.found.cut

@@ -21,7 +21,7 @@ def test_digits_are_the_scans_of_scikit_learn():
     source, images, labels, keys = decode_all(Data())
     assert source.name == "digits"
     assert source.class_names == tuple("0123456789")
-    assert not source.has_test
+    assert "test" not in source.shards
     assert images.shape == (1797, 1, 8, 8)
     scans = load_digits()
     np.testing.assert_array_equal(labels, scans.target)

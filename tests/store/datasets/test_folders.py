@@ -24,7 +24,7 @@ def test_a_folder_per_class_in_the_order_of_names(tmp_path):
     save(tmp_path / "a" / ".thumbs" / "t.png", 9)
     source, images, labels, _ = decode_all(folder(tmp_path))
     assert source.class_names == ("a", "b", "c")
-    assert not source.has_test
+    assert "test" not in source.shards
     np.testing.assert_array_equal(labels, [0, 0, 1, 1, 2])
     assert [Path(file).name for file in source.shards["train"][0].files] == [
         "a.jpg",

@@ -25,7 +25,7 @@ def test_parquet_keeps_pixels_labels_names_and_order(tmp_path):
     source, images, found, keys = decode_all(parquet(tmp_path))
     assert source.class_names == ("zebra", "ant", "cow")
     assert source.shape == (3, 6, 5)
-    assert not source.has_test
+    assert "test" not in source.shards
     assert images.dtype == np.uint8
     assert images.flags.c_contiguous
     np.testing.assert_array_equal(images, [planes(pixels_of(i)) for i in range(4)])
@@ -70,7 +70,7 @@ def test_splits_follow_the_names_of_files(tmp_path, names, train, test):
     source = open_source(parquet(tmp_path))
     assert len(source.shards["train"]) == train
     assert len(source.shards.get("test", ())) == (test or 0)
-    assert source.has_test is (test is not None)
+    assert ("test" in source.shards) is (test is not None)
 
 
 def test_one_file_may_be_the_whole_set(tmp_path):
