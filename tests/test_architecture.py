@@ -80,6 +80,7 @@ WITHOUT_ORIGINAL = {
     "test_autoscaling.py",
     "test_cluster.py",
     "test_faults.py",
+    "test_peers.py",
     "test_soak.py",
 }
 """Tests of the package as a whole, and of what lies beside it."""
