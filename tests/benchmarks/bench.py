@@ -58,6 +58,7 @@ def main(arguments: list[str]) -> int:
     print(shown.head(), flush=True)
     for key, measure in todo(settings):
         if key not in record["rows"] or "failed" in record["rows"][key]:
+            print(f"measuring {key} ...", file=sys.stderr, flush=True)
             record["rows"][key] = measure()
             keep(settings.json, record)
         outcome = record["rows"][key]

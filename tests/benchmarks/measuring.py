@@ -1,6 +1,6 @@
 """A process that makes the calls of one row and measures them: CPU and wall time, page faults, memory, FLOP.
 
-What must stay true: who conducts a measurement computes nothing while one is taken; a process that dies is told as such.
+What must stay true: who conducts a measurement computes nothing while one is taken; a process that dies is told so.
 """
 
 from __future__ import annotations
