@@ -10,6 +10,7 @@ import gc
 import multiprocessing
 import os
 import resource
+import signal
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -61,6 +62,8 @@ class Measured:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None:
+            self._process.kill()
         self._pipe.close()  # which ends it
         self._process.join(30)
         if self._process.is_alive():
@@ -88,6 +91,7 @@ def serve(row: str, sizes: tuple[int, bool], remembered: bool, pipe: Connection)
     from rows import ROWS
 
     warnings.simplefilter("ignore")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the conductor, who ends this process
     torch.set_num_threads(1)
     pair: Any = None
     while True:
