@@ -33,8 +33,8 @@ lint: $(INSTALLED)
 slow: $(INSTALLED)  ## the tests that take minutes
 	$(TEST) -m slow -n $(JOBS)
 
-bench: $(INSTALLED)  ## each benchmark prints its figures
-	@set -e; for script in tests/benchmarks/*.py; do echo "== $$script"; $(PYTHON_FOR_TESTS) "$$script"; done
+bench: $(INSTALLED)  ## one table against plain twins, JSON beside it; make bench BENCH='--rows match --width 32,128'
+	@$(PYTHON_FOR_TESTS) tests/benchmarks/bench.py $(BENCH)
 
 clean:  ## back to a fresh checkout; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -78,8 +78,10 @@ WITHOUT_TWIN = {
 WITHOUT_ORIGINAL = {
     "test_architecture.py",
     "test_autoscaling.py",
+    "test_bench.py",
     "test_cluster.py",
     "test_faults.py",
+    "test_peers.py",
     "test_same_bytes.py",
     "test_soak.py",
 }

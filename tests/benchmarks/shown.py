@@ -1,0 +1,110 @@
+"""What was measured, in figures and as lines of a table.
+
+What must stay true: a ratio is the median of those of pairs, each of two calls made one after the other, and its spread
+is that of all pairs: the least and the most.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Outcome = Mapping[str, Any]
+
+COLUMNS = (
+    # the width of each column, and the two lines above it
+    (12, "row", ""),
+    (5, "width", ""),
+    (24, "ours: CPU s (a second)", ""),
+    (9, "twin: s", ""),
+    (19, "twin / ours, CPU", "same allocator"),
+    (19, "plain twin / ours", "as users start it"),
+    (15, "wall, both", "same / as users"),
+    (17, "memory MiB", "ours / twin"),
+    (11, "of limit %", "ours / twin"),
+    (8, "differ", ""),
+)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and most."""
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def figures(samples: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    """What the samples of a row say: seconds of each form, and ratios of pairs to ours.
+
+    Each sample holds what one call of ``ours``, ``twin`` (in the same process) and ``plain`` (the twin in a process of
+    its own, as a user starts it) took, one after another.
+    """
+    forms = {form: {key: spread([s[form][key] for s in samples]) for key in samples[0][form]} for form in samples[0]}
+    ratios = {
+        f"{form}_{clock}": spread([s[form][clock] / s["ours"][clock] for s in samples])
+        for form in ("twin", "plain")
+        for clock in ("cpu", "wall")
+    }
+    return {"forms": forms, "ratios": ratios}
+
+
+def head() -> str:
+    """The lines above the table."""
+    return "\n".join(_line([column[place] for column in COLUMNS]) for place in (1, 2))
+
+
+def line(outcome: Outcome) -> str:
+    """One row of the table, or why there is none."""
+    name, width = outcome["row"], str(outcome["width"] or "–")
+    if "failed" in outcome:
+        return f"{_line((name, width))} could not be measured: {outcome['failed']}"
+    ours, twin = (outcome["forms"][form]["cpu"]["median"] for form in ("ours", "twin"))
+    ratios = outcome["ratios"]
+    return _line(
+        (
+            name,
+            width,
+            f"{ours:.3f} ({outcome['units'] / ours:,.0f} {outcome['unit']})",
+            f"{twin:.3f}",
+            _ratio(ratios["twin_cpu"]),
+            _ratio(ratios["plain_cpu"]),
+            f"{ratios['twin_wall']['median']:.2f} / {ratios['plain_wall']['median']:.2f}",
+            _both(outcome["memory"], _bytes),
+            _both(shares(outcome), lambda share: "–" if share is None else f"{100 * share:.0f}"),
+            f"{outcome['differ']:.0e}",
+        )
+    )
+
+
+def shares(outcome: Outcome) -> dict[str, float | None]:
+    """Of the fp32 limit of convolutions, by the FLOP of the twin; None where a row has next to none."""
+    limit, work = outcome["limit"], outcome["work"]
+    seconds = {form: outcome["forms"][form]["cpu"]["median"] for form in ("ours", "twin")}
+    return {form: work / took / limit if work and outcome["width"] else None for form, took in seconds.items()}
+
+
+def told(outcome: Outcome) -> str:
+    """The demo by stage, on one line."""
+    if "failed" in outcome:
+        return f"demo could not be measured: {outcome['failed']}"
+    stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in outcome["stages"].items())
+    return (
+        f"demo, wall seconds: {outcome['seconds']:.1f} in all; until the first stage {outcome['start']:.1f}, {stages}"
+    )
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "  ".join(cell.ljust(column[0]) for cell, column in zip(cells, COLUMNS, strict=False)).rstrip()
+
+
+def _ratio(of: Mapping[str, float]) -> str:
+    return f"{of['median']:.2f} ({of['least']:.2f}–{of['most']:.2f})"
+
+
+def _both(of: Mapping[str, Any], text: Callable[[Any], str]) -> str:
+    return f"{text(of['ours'])} / {text(of['twin'])}"
+
+
+def _bytes(of: Mapping[str, int] | None) -> str:
+    if of is None:
+        return "–"
+    return f"> {of['more_than'] >> 20:,}" if "more_than" in of else f"{of['added'] / 2**20:,.0f}"

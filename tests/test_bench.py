@@ -1,0 +1,139 @@
+"""The command of the benchmarks: what it makes of samples, what it refuses, and that it goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import bench
+import limits
+import pytest
+import shown
+from demo import by_stage
+from measuring import ALLOCATOR, _environment
+
+NAMES = ("match", "k_center", "demo")
+
+
+def sample(ours: float, twin: float, plain: float) -> dict[str, dict[str, float]]:
+    return {
+        form: {"cpu": cpu, "wall": 2 * cpu, "faults": 1.0}
+        for form, cpu in (("ours", ours), ("twin", twin), ("plain", plain))
+    }
+
+
+def outcome(width: int = 32) -> dict[str, object]:
+    samples = [sample(1, 2, 3), sample(2, 8, 10), sample(1, 3, 3)]
+    return {
+        "row": "match",
+        "width": width,
+        "units": 100,
+        "unit": "images",
+        "differ": 2e-6,
+        "limit": 1e9,
+        "work": 5e8,
+        "memory": {"ours": {"added": 3 << 20, "peak": 9 << 20}, "twin": {"more_than": 7 << 20}},
+        **shown.figures(samples),
+    }
+
+
+def test_a_ratio_is_that_of_pairs() -> None:
+    ratios = outcome()["ratios"]
+    assert ratios["twin_cpu"] == {"median": 3, "least": 2, "most": 4}
+    assert ratios["plain_wall"] == {"median": 3, "least": 3, "most": 5}
+    assert outcome()["forms"]["ours"]["cpu"] == {"median": 1, "least": 1, "most": 2}
+
+
+def test_a_line_has_all_that_was_measured() -> None:
+    text = shown.line(outcome())
+    assert "1.000 (100 images)" in text
+    assert "3.00 (2.00–4.00)" in text
+    assert "3 / > 7" in text
+    assert "50 / 17" in text
+    assert "– / –" in shown.line(outcome(width=0)), "what has no network has no share of convolutions"
+
+
+def test_a_row_that_failed_says_why() -> None:
+    failed = {"row": "dm", "width": 32, "failed": "its process died (exit code -9)"}
+    assert shown.line(failed).endswith("could not be measured: its process died (exit code -9)")
+
+
+def test_stages_of_one_name_are_added_up() -> None:
+    events = [
+        {"kind": "stage", "stage": "data", "time": 12.0},
+        {"kind": "stage_end", "stage": "data", "seconds": 1.0},
+        {"kind": "stage_end", "stage": "distil", "seconds": 2.0},
+        {"kind": "stage_end", "stage": "distil", "seconds": 3.5},
+    ]
+    found = by_stage(events, began=10.0)
+    assert found == {"start": 2.0, "stages": {"data": 1.0, "distil": 5.5}}
+    told = shown.told({"row": "demo", "seconds": 9.0, **found})
+    assert told.endswith("9.0 in all; until the first stage 2.0, data 1.0, distil 5.5")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rows", "match,typo"], "there is no row 'typo'; there are match, k_center, demo"),
+        (["--width", "32,wide"], "'32,wide' is no list of widths"),
+        (["--width", "0"], "'0' is no list of widths"),
+        (["--pairs", "0"], "0 pairs say nothing"),
+        (["--json", "/nowhere/at/all.json"], "there is no folder /nowhere/at"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        bench.read(arguments, NAMES)
+    assert exit.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_rows_stand_in_the_order_of_the_table() -> None:
+    settings = bench.read(["--rows", "k_center,match", "--width", "8,4"], NAMES)
+    assert [key for key, _ in bench.todo(settings)] == ["match/8", "match/4", "k_center"]
+
+
+def test_short_calls_are_made_several_times() -> None:
+    assert [bench.repeats(seconds) for seconds in (1.0, 0.2, 0.05, 1e-12)] == [1, 1, 4, bench.MOST_REPEATS]
+
+
+def test_a_plain_process_has_no_allocator_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ALLOCATOR[0], "5")
+    with _environment({"OMP_NUM_THREADS": "3"}):
+        assert ALLOCATOR[0] not in os.environ
+        assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert os.environ[ALLOCATOR[0]] == "5"
+
+
+def test_the_processor_is_told() -> None:
+    found = limits.processor()
+    assert found["name"]
+    assert found["bf16"] == bool(set(found["flags"]) & set(limits.BF16))
+
+
+@pytest.mark.slow
+def test_the_command_keeps_each_row_and_goes_on(tmp_path: Path) -> None:
+    """At sizes that say nothing: eager steps, one pair. A row that is there is not measured again."""
+    file, script = tmp_path / "bench.json", Path(bench.__file__)
+
+    def run(*options: str) -> str:
+        command = [sys.executable, str(script), "--quick", "--width", "4", "--pairs", "1", "--json", str(file)]
+        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "match" in run("--rows", "match")
+    first = json.loads(file.read_text())
+    assert list(first["rows"]) == ["match/4"]
+    assert first["rows"]["match/4"]["differ"] < 1e-3
+    assert len(first["rows"]["match/4"]["samples"]) == 1
+    assert first["rows"]["match/4"]["work"] > 0
+    text = run("--rows", "match,herding", "--resume")
+    second = json.loads(file.read_text())
+    assert second["rows"]["match/4"] == first["rows"]["match/4"]
+    assert second["rows"]["herding"]["differ"] == 0
+    assert text.index("\nmatch") < text.index("\nherding")
+    assert list(tmp_path.iterdir()) == [file]
