@@ -115,13 +115,14 @@ def test_the_processor_is_told() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_command_keeps_each_row_and_goes_on(tmp_path: Path) -> None:
     """At sizes that say nothing: eager steps, one pair. A row that is there is not measured again."""
     file, script = tmp_path / "bench.json", Path(bench.__file__)
 
     def run(*options: str) -> str:
         command = [sys.executable, str(script), "--quick", "--width", "4", "--pairs", "1", "--json", str(file)]
-        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=240, check=False)
+        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=400, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
