@@ -410,6 +410,22 @@ def rank(
 
 
 @main.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@click.option("--to", "target", metavar="FILE", help="The page. [default: RUN/report/index.html of a single RUN]")
+def report(runs: tuple[str, ...], target: str | None) -> None:
+    """Draw a run, or several side by side, as one HTML page.
+
+    RUN: a run directory, a comparison or a sweep, finished or not. The page holds all it shows: what was found in the
+    data, the table, the images, how the method went on, time, bytes, and how to get it again. Several runs stand
+    against size and time. Example: dasm-ray report runs/digits
+    """
+    with _reporting_errors("the same command draws the page again"):
+        from dasm_ray.report.webpage import report as written
+
+        click.echo(f"page {written(runs, target)}")
+
+
+@main.command()
 @click.argument("path")
 @click.option("--png", metavar="FILE", help="Also draw the stored images, a row per class.")
 def inspect(path: str, png: str | None) -> None:

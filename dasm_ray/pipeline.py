@@ -9,7 +9,7 @@ configuration on the same directory again goes on where it stopped and ends with
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 
 from dasm_ray.config.afterwards import RELABELLING, changed, without_address
@@ -28,11 +28,11 @@ from dasm_ray.method.probes import Probes
 from dasm_ray.method.run import Run, begun, check_against_data, connected, opened, run_all
 from dasm_ray.method.scores import scores_before
 from dasm_ray.method.sets import distilled_set, flattened, images_of, selected_set, stored
-from dasm_ray.plain import Tree
 from dasm_ray.report import standings
 from dasm_ray.report.page import draw_rows
 from dasm_ray.report.standings import Line
-from dasm_ray.report.table import Row
+from dasm_ray.report.table import Row, from_json
+from dasm_ray.report.webpage import report
 from dasm_ray.runtime.opening import check_relabelling, open_checked
 from dasm_ray.runtime.pool import task
 from dasm_ray.runtime.progress import Progress, clock_text
@@ -108,7 +108,11 @@ def _distilled(run: Run) -> Result:
     stamp = write_artifact(run.place / "synthetic", distilled_set(run, made.segments))
     sets = {"distilled": flattened(made.segments), "initial": flattened(made.starts)}
     rows = evaluate_rows(run, sets, run.config.synthetic.factor, experts, cells_place(run))
-    return _reported(run, rows, stamp, config_digest(run.config))
+    result = _reported(run, rows, stamp, config_digest(run.config))
+    run.progress.stage("page", 1)
+    _draw_page(run.place, run.progress.note)
+    run.progress.advance()
+    return result
 
 
 def describe_data(config: RunConfig, png: str | None = None) -> list[str]:
@@ -127,7 +131,13 @@ def _stages(config: RunConfig) -> int:
     read = {SELECTIONS[row].reads for row in config.evaluate.rows if row in SELECTIONS}
     before_segments, of_segments = len(("experts", "static scores")), len(("probes", "scores", "distil"))
     without_probes = 1  # the first segment has experts in their stead
-    return before_segments + of_segments * config.synthetic.segments - without_probes + len(read) + len(("evaluate",))
+    return (
+        before_segments
+        + of_segments * config.synthetic.segments
+        - without_probes
+        + len(read)
+        + len(("evaluate", "page"))
+    )
 
 
 def experts(config: RunConfig, run: str | None = None) -> list[str]:
@@ -229,6 +239,8 @@ def compare(
             rows = Comparison(open_run, configs, plan).rows(stem)
         title = f"{configs[0].data.name}; {configs[0].evaluate.seeds} seeds"
         keep_table(place, stem, rows, title, tested, shown)
+        with Progress() as progress:
+            _draw_page(place, progress.note)
         return Table(place, rows, title, tested)
 
 
@@ -256,7 +268,10 @@ def sweep(plan: Sweep, run: str | None = None, *, resume: bool = False) -> Swept
             raise RunFailure(f"{place}: no trial could be finished; {place / 'table.md'} says why")
         config = trials.config_in(place, plan.trials[best.trial])
         everyone = config.model_copy(update={"runtime": config.runtime.model_copy(update={"workers": None})})
-        return Swept(place, lines, title, distill(everyone, trial_place(place, best.trial)))
+        swept = Swept(place, lines, title, distill(everyone, trial_place(place, best.trial)))
+        with Progress() as progress:
+            _draw_page(place, progress.note)
+        return swept
 
 
 def relabel(path: str, to: str, overrides: Iterable[str] = ()) -> tuple[Place, str]:
@@ -345,6 +360,15 @@ def _reported(run: Run, rows: list[Row], stamp: str, own: str) -> Result:
     return Result(run.place, stamp, rows, title, tested)
 
 
+def _draw_page(place: Place, note: Callable[[str], None]) -> None:
+    """Draws the page of a run, a comparison or a sweep. What it costs is seconds; it costs no finished run its end."""
+    try:
+        note(f"page {report([place])}")
+    except Exception as error:
+        why = str(error).partition("\n")[0] or type(error).__name__
+        note(f"the page could not be drawn ({why}); `dasm-ray report {place}` tries it again")
+
+
 def tested_by(run: Run) -> int:
     """How many images a run's test set has."""
     return int(run.real.counts["test"].sum())
@@ -370,20 +394,3 @@ def _finished(record: RunDir) -> Result | None:
     if kept["digest"] != stamp:
         return None
     return Result(place, stamp, from_json(kept), kept["title"], kept.get("tested"))
-
-
-def from_json(table: Tree) -> list[Row]:
-    """The rows of a table that ``report.table.as_json`` wrote."""
-    return [
-        Row(
-            row["name"],
-            row["accuracies"],
-            row["validation"],
-            row["labels"],
-            row.get("note", ""),
-            row.get("ipc"),
-            row.get("network", ""),
-            row.get("ratio"),
-        )
-        for row in table["rows"]
-    ]

@@ -44,6 +44,9 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "ray": ("runtime/",),
     "click": ("cli.py",),
     "rich": ("cli.py", "report/", "runtime/progress.py"),
+    "matplotlib": ("report/figures.py",),
+    "jinja2": ("report/webpage.py",),
+    "markupsafe": ("report/",),
 }
 NOT_IN_CORE = {
     *(
@@ -63,7 +66,7 @@ NOT_IN_CORE = {
     *("random", "secrets", "uuid"),  # generators that nobody seeded
 }
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
-HEAVY = ("torch", "torchvision", "ray", "sklearn", "pyarrow")
+HEAVY = ("torch", "torchvision", "ray", "sklearn", "pyarrow", "matplotlib", "jinja2")
 """What ``--help`` must not wait for."""
 
 WITHOUT_TWIN = {
@@ -364,6 +367,8 @@ def test_the_package_keeps_the_rule(rule: Rule) -> None:
         (foreign_library, "cli.py", "import importlib\nimportlib.import_module('ray')"),
         (foreign_library, "pipeline.py", "import click"),
         (foreign_library, "runtime/pool.py", "from rich.console import Console"),
+        (foreign_library, "report/sections.py", "def f():\n    import matplotlib.pyplot"),
+        (foreign_library, "cli.py", "from jinja2 import Environment"),
         (impure_core, "core/x.py", "import os.path"),
         (impure_core, "core/x.py", "def f():\n    from time import monotonic"),
         (impure_core, "core/x.py", "open('x')"),

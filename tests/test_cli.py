@@ -24,6 +24,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from dasm_ray.cli import main
+from dasm_ray.report.page import MARGIN
 from dasm_ray.store.artifact import Artifact, write_artifact
 from dasm_ray.store.place import Place
 
@@ -493,7 +494,7 @@ def test_inspect_and_export_of_a_good_one(artifact: Path, tmp_path: Path) -> Non
     result = call("inspect", artifact, "--png", tmp_path / "sheet.png")
     assert result.exit_code == 0, result.output
     assert "10 stored of 1x8x8" in result.stdout
-    assert Image.open(tmp_path / "sheet.png").size == (2 * (8 + 2), 2 * 10 * (8 + 2))
+    assert Image.open(tmp_path / "sheet.png").size == (64 + MARGIN, 10 * (64 + MARGIN))
     for kind, name in (("png", "3"), ("npz", "synthetic.npz"), ("pt", "images.pt")):
         done = call("export", artifact, "--to", tmp_path / kind, "--format", kind)
         assert done.exit_code == 0
@@ -681,9 +682,9 @@ def test_data_says_what_a_set_is(recipe: Path, tmp_path: Path) -> None:
         f"drawn to {tmp_path / 'sheet.png'}",
     ]
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    assert sheet.shape == (2 * 2 * 18, 2 * 10 * 18, 3)
+    assert sheet.shape == (2 * (64 + MARGIN), 10 * (64 + MARGIN), 3)
     assert abs(int(sheet[0, 0, 0]) - 10) < 3  # the first cat, and below it the first dog, which is lighter
-    assert abs(int(sheet[36, 0, 0]) - 12) < 3
+    assert abs(int(sheet[64 + MARGIN, 0, 0]) - 12) < 3
 
 
 @pytest.mark.parametrize("spoil", [truncated, wrong_label, no_label, mixed_sizes, not_an_image])

@@ -30,10 +30,19 @@ from dasm_ray.report.table import Row
 from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.store.artifact import Artifact, digest, read_artifact, write_artifact
 from dasm_ray.store.checkpoints import read_trajectory
+from dasm_ray.store.events import read_events
 from dasm_ray.store.findings import read_trainings
 from dasm_ray.store.place import Place
 from dasm_ray.store.rundir import RunDir
 from dasm_ray.studies import finished as again
+
+
+def test_a_page_is_drawn_with_the_workers_that_did_it(reference: Path) -> None:
+    page = (reference / "report" / "index.html").read_text()
+    assert digest_in(reference) in page
+    tasks = [event for event in read_events(Place(reference)) if event["kind"] == "task"]
+    assert {task["worker"] for task in tasks} == {1, 2}
+    assert all(f"worker {number}" in page for number in (1, 2))
 
 
 def test_artifact_and_table_are_whole(reference: Path) -> None:

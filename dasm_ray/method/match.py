@@ -20,6 +20,7 @@ from dasm_ray.runtime.groups import SegmentRun
 from dasm_ray.runtime.lanes import LaneRun
 from dasm_ray.runtime.pool import ObjectRef
 from dasm_ray.runtime.worker import RoundInputRefs
+from dasm_ray.store.checkpoints import start_name, write_start
 
 
 def match(
@@ -103,6 +104,8 @@ def _by_lanes(
     )
     run.progress.stage("distil", lanes.rounds_total, run.of(segment), done=lanes.rounds_done)
     state = lanes.run()
+    if not (run.place / "segments" / start_name(segment)).exists():
+        write_start(run.place / "segments", segment, start.pixels, run.key)
     logits = state.labels if run.config.learns_labels else None
     return Segment(state.pixels, logits, math.exp(float(state.log_step)))
 

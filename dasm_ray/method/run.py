@@ -177,6 +177,7 @@ def _pool(config: RunConfig, session: Session, progress: Progress) -> Pool:
         task_seconds=runtime.task_minutes * 60,
         idle_seconds=runtime.idle_seconds,
         notice=progress.note,
+        on_task=progress.task,
         env=environment(shape.num_cpus),
     )
 

@@ -13,8 +13,11 @@ from dasm_ray.config.shown import escaped
 from dasm_ray.plain import Plain, Values
 from dasm_ray.store.artifact import Artifact, digest
 
-MARGIN = 2
+MARGIN = 4
 """Pixels between two images of the sheet."""
+
+SIDE = 64
+"""Pixels that an image is enlarged to at least, by a whole number."""
 
 
 def describe(artifact: Artifact) -> str:
@@ -60,7 +63,9 @@ def draw_sheet(artifact: Artifact, most: int = 20) -> bytes:
 
 
 def draw_rows(rows: Sequence[NDArray[np.uint8]]) -> bytes:
-    """A PNG of images (n, C, H, W), each row of them on a line, at twice their size."""
+    """A PNG of images (n, C, H, W), each row of them on a line, enlarged until they can be seen."""
+    times = max(2, -(-SIDE // max(rows[0].shape[2:])))
+    rows = [np.repeat(np.repeat(row, times, axis=2), times, axis=3) for row in rows]
     _, channels, height, width = rows[0].shape
     columns = max(len(row) for row in rows)
     sheet = np.full((len(rows) * (height + MARGIN), columns * (width + MARGIN), channels), 255, np.uint8)
@@ -68,7 +73,6 @@ def draw_rows(rows: Sequence[NDArray[np.uint8]]) -> bytes:
         for x, pixels in enumerate(row):
             top, left = y * (height + MARGIN), x * (width + MARGIN)
             sheet[top : top + height, left : left + width] = pixels.transpose(1, 2, 0)
-    picture = Image.fromarray(sheet[:, :, 0] if channels == 1 else sheet)
     data = io.BytesIO()
-    picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(data, "PNG")
+    Image.fromarray(sheet[:, :, 0] if channels == 1 else sheet).save(data, "PNG")
     return data.getvalue()

@@ -168,6 +168,29 @@ def as_json(rows: Sequence[Row], title: str = "", tested: int | None = None) -> 
     }
 
 
+def from_json(table: Tree) -> list[Row]:
+    """The rows of a table that ``as_json`` wrote."""
+    return [
+        Row(
+            row["name"],
+            row["accuracies"],
+            row["validation"],
+            row["labels"],
+            row.get("note", ""),
+            row.get("ipc"),
+            row.get("network", ""),
+            row.get("ratio"),
+        )
+        for row in table["rows"]
+    ]
+
+
+def as_cells(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """The headings under which some row says something, and the cells of each row under them."""
+    shown = _shown(rows)
+    return shown, [[cells[heading] for heading in shown] for cells in _cells(rows)]
+
+
 def _cells(rows: Sequence[Row]) -> list[dict[str, str]]:
     return [_cells_of(row, rows) for row in rows]
 

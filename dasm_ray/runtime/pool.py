@@ -153,6 +153,7 @@ class _Worker:
 
     actor: Any
     greeting: ObjectRef
+    number: int
     node: str | None = None
     task: Task | None = None
     refs: list[ObjectRef] = field(default_factory=list)
@@ -171,7 +172,8 @@ class Pool:
 
     Each takes ``num_cpus`` cores, ``num_gpus`` GPUs and ``memory`` bytes of a node, and is made with ``actor_args`` in
     an environment with ``env`` added. A task may be lost ``max_lost`` times, each attempt may take ``task_seconds``; an
-    actor without one for ``idle_seconds`` is ended. ``notice`` gets one line for each event worth telling.
+    actor without one for ``idle_seconds`` is ended. ``notice`` gets one line for each event worth telling; ``on_task``
+    the name of each task that came to an end, the number of its worker, seconds, and why it was lost, if it was.
     """
 
     def __init__(
@@ -188,6 +190,7 @@ class Pool:
         notice: Callable[[str], None],
         memory: float = 0.0,
         env: Mapping[str, str] | None = None,
+        on_task: Callable[[str, int, float, str], None] = lambda name, worker, seconds, lost: None,
     ) -> None:
         options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": 0, "max_task_retries": 0}
         if memory:
@@ -200,7 +203,8 @@ class Pool:
         self._count = count
         self._task_seconds = task_seconds
         self._idle_seconds = idle_seconds
-        self._notice = notice
+        self._notice, self._on_task = notice, on_task
+        self._hired = 0
         self._ledger = Ledger(max_lost)
         self._tasks: dict[str, Task] = {}
         self._workers: list[_Worker] = []
@@ -286,7 +290,8 @@ class Pool:
         self._give_back()
         while len(self._workers) < min(self._count, self._ledger.open):
             actor = self._hire()
-            self._workers.append(_Worker(actor, actor.__ray_call__.remote(_node)))
+            self._hired += 1
+            self._workers.append(_Worker(actor, actor.__ray_call__.remote(_node), self._hired))
 
     def _give(self) -> None:
         """Gives one task to each idle worker, behind a greeting that tells a dead worker from a lost task."""
@@ -360,6 +365,7 @@ class Pool:
 
     def _finish(self, worker: _Worker) -> None:
         assert worker.task is not None
+        self._on_task(worker.task.name, worker.number, time.monotonic() - worker.since, "")
         self._ledger.finish(worker.task.name)
         del self._tasks[worker.task.name]
         worker.task, worker.refs, worker.since = None, [], time.monotonic()
@@ -374,6 +380,7 @@ class Pool:
             self._ledger.put_back(task.name)
             self._count_false_start(loss.cause)
             return
+        self._on_task(task.name, worker.number, time.monotonic() - worker.since, loss.cause)
         self._ledger.lose(task.name, loss.cause, loss.advice)
         tally = f"{self._ledger.losses(task.name)} of {self._ledger.max_lost} allowed"
         self._notice(f"{task.name}: lost, {loss.cause} ({tally}); another worker does it")

@@ -149,6 +149,10 @@ class Progress:
         """What the real images turned out to be, as plain values, for those who listen; it is said elsewhere."""
         self._tell(kind="data", **facts)
 
+    def task(self, name: str, worker: int, seconds: float, lost: str = "") -> None:
+        """A task came to an end on the worker of that number, or was ``lost`` with it: for those who listen."""
+        self._tell(kind="task", task=name, worker=worker, seconds=round(seconds, 3), **({"lost": lost} if lost else {}))
+
     def workers(self, alive: int, lost: int) -> None:
         """How many workers are alive, and how many tasks were lost so far."""
         if (alive, lost) != (self._workers, self._lost):

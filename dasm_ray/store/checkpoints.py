@@ -3,6 +3,7 @@
     KEY/expert_NNNN.safetensors                     an expert's trajectory; unfinished_... while it is not whole
     scores/segment_NNN.parquet                      how hard every real image is before a segment, a row an image
     segments/segment_NNN_group_NNNN.safetensors     a group of classes after some round
+    segments/segment_NNN_start.safetensors          where a segment began, for those whose groups do not hold it
 
 What must stay true: what is read back is what was written, bit for bit, under the key that it was written with; and a
 group's file holds all that the next round needs.
@@ -103,8 +104,11 @@ def write_scores(place: Place, segment: int, scores: Scores, key: str) -> None:
     (place / scores_name(segment)).write_bytes(sink.getvalue().to_pybytes())
 
 
-def read_scores(place: Place, segment: int, key: str) -> Scores | None:
-    """The scores of ``segment``, or None; ArtifactError if the file is damaged or was written under another key."""
+def read_scores(place: Place, segment: int, key: str | None) -> Scores | None:
+    """The scores of ``segment``, or None; ArtifactError if the file is damaged or was written under another key.
+
+    ``key`` None: to look at, whatever the key.
+    """
     file = place / scores_name(segment)
     if not file.exists():
         return None
@@ -119,7 +123,8 @@ def read_scores(place: Place, segment: int, key: str) -> Scores | None:
         raise tensors.damaged(file, str(error)) from None
     if expected != found:
         raise tensors.damaged(file, "its checksum does not match")
-    tensors.check_key(file, note, key)
+    if key is not None:
+        tensors.check_key(file, note, key)
     return Scores(**columns)
 
 
@@ -148,3 +153,32 @@ def read_group(place: Place, segment: int, group: int, key: str) -> tuple[dict[s
     if (note.get("segment"), note.get("group")) != (segment, group):
         raise tensors.damaged(file, f"it does not hold group {group} of segment {segment}")
     return arrays, int(note["round"])
+
+
+# --- what a page shows of them ---------------------------------------------------------------------------------
+
+
+def start_name(segment: int) -> str:
+    """The file name of where a segment began."""
+    return f"segment_{segment:03d}_start.safetensors"
+
+
+def write_start(place: Place, segment: int, pixels: np.ndarray, key: str) -> None:
+    """Writes the pixels (K, m, C, H, W) float32 that a segment begins with into folder ``place``: to look at alone."""
+    tensors.write(place / start_name(segment), {"initial": pixels}, {"key": key, "segment": segment})
+
+
+def segment_pixels(place: Place, segment: int, classes: int, name: str) -> np.ndarray | None:
+    """What folder ``place`` holds of a segment, to look at: (K, m, C, H, W) float32; None unless of every class.
+
+    ``name``: "pixels", as last written, or "initial", where they began. Raises ArtifactError for a damaged file.
+    """
+    start = f"segment_{segment:03d}_group_"
+    names = [found for found in place.names() if found.startswith(start)]
+    parts = [part[name] for part in (tensors.read(place / found)[0] for found in names) if name in part]
+    if not parts and name == "initial" and (place / start_name(segment)).exists():
+        parts = [tensors.read(place / start_name(segment))[0]["initial"]]
+    whole = [part for part in parts if part.ndim == 5 and part.shape[1:] == parts[0].shape[1:]]
+    if not whole or sum(map(len, whole)) != classes:
+        return None
+    return np.concatenate(whole)

@@ -126,6 +126,11 @@ class Place:
         """When each file in this folder was last written, by the clock of the storage: name to seconds since 1970."""
         return {name: _time(info) for name, info in self._listing(recursive=False) if not _is_folder(info)}
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file below this folder, by its path relative to here."""
+        below = self._listing(recursive=True)
+        return {path: info.size or 0 for path, info in below if not (_is_folder(info) or _is_temporary(path))}
+
     def temporaries(self) -> dict[str, float]:
         """The files below this folder that are being written or that killed writers left: path to time as above."""
         return {path: _time(info) for path, info in self._listing(recursive=True) if _is_temporary(path)}

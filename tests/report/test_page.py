@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dasm_ray.report.page import MARGIN, describe, draw_rows, draw_sheet
+from dasm_ray.report.page import MARGIN, SIDE, describe, draw_rows, draw_sheet
 from dasm_ray.store.artifact import Artifact, digest
 
 
@@ -73,17 +73,18 @@ def test_names_are_shown_written_out() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sheet_has_a_row_per_class(channels: int) -> None:
     sheet = Image.open(io.BytesIO(draw_sheet(a_set(channels))))
-    assert sheet.size == (2 * 2 * (5 + MARGIN), 2 * 3 * (4 + MARGIN))
+    times = -(-SIDE // 5)
+    assert sheet.size == (2 * (5 * times + MARGIN), 3 * (4 * times + MARGIN))
     grey = np.asarray(sheet.convert("L"))
-    top, left = 2 * (4 + MARGIN), 2 * (5 + MARGIN)
-    assert (grey[top : top + 8, left : left + 10] == 255).all()
-    assert (grey[:8, :10] == 0).all()
+    top, left = 4 * times + MARGIN, 5 * times + MARGIN
+    assert (grey[top : top + 4 * times, left : left + 5 * times] == 255).all()
+    assert (grey[: 4 * times, : 5 * times] == 0).all()
 
 
 def test_rows_of_any_length_are_drawn_side_by_side() -> None:
-    rows = [np.full((n, 3, 4, 5), value, np.uint8) for n, value in ((1, 10), (3, 20))]
+    rows = [np.full((n, 3, 40, 50), value, np.uint8) for n, value in ((1, 10), (3, 20))]
     sheet = np.asarray(Image.open(io.BytesIO(draw_rows(rows))))
-    assert sheet.shape == (2 * 2 * (4 + MARGIN), 2 * 3 * (5 + MARGIN), 3)
-    assert (sheet[:8, :10] == 10).all()
-    assert (sheet[:8, 14:24] == 255).all()
-    assert (sheet[12:20, 14:24] == 20).all()
+    assert sheet.shape == (2 * (80 + MARGIN), 3 * (100 + MARGIN), 3)
+    assert (sheet[:80, :100] == 10).all()
+    assert (sheet[:80, 100 + MARGIN :] == 255).all()
+    assert (sheet[80 + MARGIN : -MARGIN, 100 + MARGIN : 200 + MARGIN] == 20).all()

@@ -12,7 +12,7 @@ import math
 import pytest
 from rich.console import Console
 
-from dasm_ray.report.table import Row, as_json, cautions, grid, hlr, ior, markdown, render
+from dasm_ray.report.table import Row, as_cells, as_json, cautions, from_json, grid, hlr, ior, markdown, render
 
 ROWS = [
     Row("distilled", [0.80, 0.82, 0.84], [0.81, 0.82, 0.83]),
@@ -198,3 +198,16 @@ def test_a_table_of_several_sizes_says_it_once() -> None:
 def test_a_grid_of_one_seed_says_so(accuracies: list[float], is_said: bool) -> None:
     table = grid("uses", ["4 classes"], {"random": [accuracies]}, "Test accuracy in %.")
     assert str(table.caption).endswith("One seed: no spread is known.") == is_said
+
+
+def test_cells_are_those_of_the_markdown() -> None:
+    rows = [Row("distilled", [0.5, 0.6], note="9 steps"), Row("random", [0.4])]
+    headings, cells = as_cells(rows)
+    lines = [line[2:-2].split(" | ") for line in markdown(rows).splitlines() if line.startswith("|")]
+    assert [list(headings), *cells] == [lines[0], *lines[2:]]
+
+
+def test_rows_come_back_from_plain_values() -> None:
+    rows = [Row("distilled", [0.5, 0.6], [0.4, 0.5], "soft", "9 steps", 10, "mlp", 2.5), Row("full", [0.9])]
+    found = from_json(json.loads(json.dumps(as_json(rows))))
+    assert as_json(found) == as_json(rows)

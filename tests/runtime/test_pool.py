@@ -161,7 +161,8 @@ def test_a_worker_that_never_came_is_no_longer_asked_for_when_nothing_waits(make
 def test_a_killed_worker_costs_one_notice_and_nothing_else(
     make_pool: Callable[..., Pool], notices: list[str], tmp_path: Path
 ) -> None:
-    pool = make_pool(count=2)
+    ended: list[tuple[str, int, float, str]] = []
+    pool = make_pool(count=2, on_task=lambda *task: ended.append(task))
     for task in [*squares(range(1), "square_once_killed"), *squares(range(1, 6))]:
         pool.submit(task)
     seen = {}
@@ -174,6 +175,12 @@ def test_a_killed_worker_costs_one_notice_and_nothing_else(
     assert len(notices) == 1
     for part in ("square 0", "worker process died", "1 of 1 allowed"):
         assert part in notices[0]
+    lost = [task for task in ended if task[3]]
+    assert [(task[0], "worker process died" in task[3]) for task in lost] == [("square 0", True)]
+    assert sorted(task[0] for task in ended if not task[3]) == [f"square {number}" for number in range(6)]
+    again = next(task for task in ended if task[0] == "square 0" and not task[3])
+    assert again[1] != lost[0][1], "another worker does it"
+    assert all(seconds >= 0 for _, _, seconds, _ in ended)
 
 
 def test_a_task_that_kills_every_worker_is_given_up_with_task_cause_and_knob(

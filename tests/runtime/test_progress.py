@@ -217,3 +217,15 @@ def test_what_was_found_is_told_and_not_printed(clock: Clock, capsys: pytest.Cap
         progress.found({"name": "digits", "splits": ()})
     assert events == [{"kind": "data", "name": "digits", "splits": ()}]
     assert capsys.readouterr().err == ""
+
+
+def test_tasks_are_told_and_not_printed(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    events: list[dict[str, object]] = []
+    with Progress(lambda **event: events.append(event), live=False, clock=clock) as progress:
+        progress.task("expert 0", 2, 1.23456)
+        progress.task("expert 1", 3, 2.0, "its node went away")
+    assert events == [
+        {"kind": "task", "task": "expert 0", "worker": 2, "seconds": 1.235},
+        {"kind": "task", "task": "expert 1", "worker": 3, "seconds": 2.0, "lost": "its node went away"},
+    ]
+    assert capsys.readouterr() == ("", "")

@@ -16,9 +16,11 @@ from dasm_ray.store.checkpoints import (
     read_group,
     read_scores,
     read_trajectory,
+    segment_pixels,
     trajectory_name,
     write_group,
     write_scores,
+    write_start,
     write_trajectory,
 )
 from dasm_ray.store.place import Place
@@ -205,3 +207,30 @@ def test_a_flipped_byte_of_a_group_is_found(tmp_path):
     file.write_bytes(bytes(data))
     with pytest.raises(ArtifactError, match=r"group_0000.safetensors is damaged"):
         read_group(place, 0, 0, "abc")
+
+
+def test_what_is_looked_at_has_no_key(tmp_path):
+    write_scores(Place(tmp_path), 0, scores_of(5), "abc")
+    assert read_scores(Place(tmp_path), 0, None) is not None
+
+
+def test_a_segment_is_looked_at_only_as_a_whole(tmp_path):
+    place, draw = Place(tmp_path), np.random.Generator(np.random.PCG64(0))
+    pixels, initial = (draw.random((5, 2, 1, 4, 4), np.float32) for _ in range(2))
+    for group, part in enumerate((slice(0, 3), slice(3, 5))):
+        assert segment_pixels(place, 1, 5, "pixels") is None
+        write_group(place, 1, group, {"pixels": pixels[part], "initial": initial[part]}, 2, "abc")
+    assert np.array_equal(segment_pixels(place, 1, 5, "pixels"), pixels)
+    assert np.array_equal(segment_pixels(place, 1, 5, "initial"), initial)
+    assert segment_pixels(place, 1, 6, "pixels") is None
+    assert segment_pixels(place, 0, 5, "pixels") is None
+    assert segment_pixels(place / "nothing", 0, 0, "pixels") is None
+
+
+def test_where_a_segment_of_trajectories_began_is_in_a_file_of_its_own(tmp_path):
+    place, pixels = Place(tmp_path), np.full((3, 2, 1, 4, 4), 0.5, np.float32)
+    write_group(place, 0, 0, {"pixels": pixels}, 1, "abc")
+    assert segment_pixels(place, 0, 3, "initial") is None
+    write_start(place, 0, pixels / 2, "abc")
+    assert np.array_equal(segment_pixels(place, 0, 3, "initial"), pixels / 2)
+    assert np.array_equal(segment_pixels(place, 0, 3, "pixels"), pixels)

@@ -416,3 +416,12 @@ def test_an_empty_folder_is_removed_and_no_other(place) -> None:
     place.delete_if_empty()
     assert not place.exists()
     place.delete_if_empty()
+
+
+def test_sizes_are_of_all_files_below_that_are_whole(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    (place / "a").write_bytes(b"12")
+    (place / "b" / "c" / "d").write_bytes(b"12345")
+    (tmp_path / "b" / ".d.00000000000000000000000000000000.tmp").write_bytes(b"1")
+    assert place.sizes() == {"a": 2, "b/c/d": 5}
+    assert (place / "nothing").sizes() == {}

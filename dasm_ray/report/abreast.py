@@ -1,0 +1,132 @@
+"""Several runs side by side: accuracy against images a class and against time, and a table of them.
+
+What must stay true: runs that have no figure yet stand in the table without one, and in no figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from dasm_ray.config.shown import escaped
+from dasm_ray.plain import Tree
+from dasm_ray.report import figures
+from dasm_ray.report.gathered import Gathered, gather, runs_in, table_of
+from dasm_ray.report.sections import table
+from dasm_ray.report.table import Row, ior
+from dasm_ray.report.wording import duration, figure, grid, percent, points
+from dasm_ray.store.findings import COMPARISON, SWEEP
+from dasm_ray.store.place import Place
+
+SPREAD = "Bars are one standard deviation over seeds."
+
+
+def side_by_side(places: Sequence[Place], runs: Sequence[Gathered]) -> Tree:
+    """What the template shows above the single runs."""
+    data = escaped(", ".join(dict.fromkeys(run.config.data.name for run in runs)), 100)
+    done = sum(run.artifact is not None for run in runs)
+    tables = [found for found in map(_own_table, places) if found is not None]
+    return {
+        "title": f"{len(runs)} runs on {data}",
+        "lead": f"{len(runs)} runs on {data}, {done} of them done.",
+        "heading": "Side by side",
+        "figures": [*_against(runs), *_by_size(places)],
+        "tables": [*tables, _summary(runs)],
+    }
+
+
+Points = tuple[float, float, float | None]
+"""Where, mean and spread in %."""
+
+
+def _series(found: Iterable[tuple[str, float, Row]]) -> dict[str, list[Points]]:
+    """Points by name, from left to right."""
+    series: dict[str, list[Points]] = {}
+    for name, at, row in sorted(found, key=lambda each: each[1]):
+        series.setdefault(name, []).append((at, 100 * row.mean, None if row.std is None else 100 * row.std))
+    return series
+
+
+def _level(full: Row | None) -> Mapping[str, float]:
+    return {} if full is None else {"all real images": 100 * full.mean}
+
+
+def _against(runs: Sequence[Gathered]) -> Iterator[Tree]:
+    """Accuracy of distilled sets against their size, beside random images, and against the time they took."""
+    done = [(run, run.row) for run in runs if run.row is not None]
+    if not done:
+        return
+    several = len({run.config.data.name for run, _ in done}) > 1
+    called = {run.place: run.config.matcher.name + f", {run.config.data.name}" * several for run, _ in done}
+    own = [(called[run.place], float(run.config.synthetic.ipc), row) for run, row in done]
+    beside = {run.config.synthetic.ipc: run.row_of("random") for run, _ in done if not several}
+    random = [("random", float(ipc), row) for ipc, row in beside.items() if row is not None]
+    full = next((row for run, _ in done if not several and (row := run.row_of("full")) is not None), None)
+    drawn = figures.against(_series([*own, *random]), "images a class", _level(full), "Accuracy against size")
+    yield figure("Accuracy against size", drawn, f"Of networks trained on each set. {SPREAD}")
+    timed = [(called[run.place], run.log.seconds, row) for run, row in done if run.log.seconds]
+    if timed:
+        unit, size = figures.unit_of(max(seconds for _, seconds, _ in timed))
+        scaled = [(name, seconds / size, row) for name, seconds, row in timed]
+        drawn = figures.against(_series(scaled), f"{unit} of work", {}, "Accuracy against time")
+        yield figure("Accuracy against time", drawn, f"From the first image read to the table. {SPREAD}")
+
+
+def _by_size(places: Sequence[Place]) -> Iterator[Tree]:
+    """The rows of a comparison against images a class."""
+    for place in places:
+        rows = table_of(place)[0] if (place / COMPARISON).exists() else []
+        alike = [row for row in rows if (row.network, row.labels) == (rows[0].network, rows[0].labels)]
+        sized = [(row.name, float(row.ipc), row) for row in alike if row.ipc is not None]
+        if sized:
+            level = _level(next((row for row in alike if row.name == "full"), None))
+            drawn = figures.against(_series(sized), "images a class", level, "Every set of the comparison")
+            yield figure("Every set of the comparison", drawn, f"Trained alike, {rows[0].labels} labels. {SPREAD}")
+
+
+def _own_table(place: Place) -> Tree | None:
+    """The table of a comparison, or the trials of a sweep."""
+    if (place / COMPARISON).exists():
+        rows, _, tested = table_of(place)
+        return table(rows, tested) if rows else None
+    return _trials(place) if (place / SWEEP).exists() else None
+
+
+def _trials(place: Place) -> Tree:
+    """Trials as validation orders them."""
+    found = [(trial.name, gather(trial, looks_at_data=False)) for trial in runs_in(place)]
+    scored = [(float(np.mean(run.validation[-1])) if run.validation else -1.0, name, run) for name, run in found]
+    rows = [
+        [
+            name,
+            f"{100 * mean:.1f}" if run.validation else "–",
+            f"{len(run.validation)}/{run.config.synthetic.segments}",
+        ]
+        for mean, name, run in sorted(scored, key=lambda each: (-each[0], each[1]))
+    ]
+    return grid("trials", ["trial", "validation, %", "segments"], rows, "Validation chooses; only the best was tested.")
+
+
+def names_of(runs: Sequence[Gathered]) -> list[str]:
+    """What each run is called: with its folder, where several have the same name."""
+    names = [run.name for run in runs]
+    return [f"{run.name} ({run.place.name})" if names.count(run.name) > 1 else run.name for run in runs]
+
+
+HEADINGS = ("run", "data", "matcher", "set", "images a class", "segments", "test, %", "over random", "work")
+
+
+def _summary(runs: Sequence[Gathered]) -> Tree:
+    rows = []
+    for run, name in zip(runs, names_of(runs), strict=True):
+        config, own = run.config, run.row
+        gained = None if own is None else ior(own, run.rows)
+        figures_of = (
+            "–" if own is None else percent(own).removesuffix(" %"),
+            "–" if gained is None else points(gained),
+        )
+        sizes = (str(config.synthetic.ipc), str(config.synthetic.segments))
+        names = (name, config.data.name, config.matcher.name, run.digest or "not done")
+        rows.append([*names, *sizes, *figures_of, duration(run.log.seconds) if run.log.seconds else "–"])
+    return {**grid("the runs", HEADINGS, rows), "words": HEADINGS[:4]}

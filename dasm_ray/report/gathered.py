@@ -1,0 +1,368 @@
+"""All that a run directory says of its run, gathered for a page: read, never changed, as far as the run has come.
+
+What must stay true: what is not there is None or empty, and is not made up; what is damaged is said and passed over,
+but for the synthetic set itself, which is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dasm_ray.config.afterwards import without_address
+from dasm_ray.config.keys import RunConfig
+from dasm_ray.errors import ArtifactError, DasmError, RunDirError
+from dasm_ray.plain import Tree
+from dasm_ray.report.chronicle import Chronicle, chronicle
+from dasm_ray.report.neighbours import Levels, Nearest, is_too_much, nearest
+from dasm_ray.report.table import Row, from_json
+from dasm_ray.store import tensors
+from dasm_ray.store.artifact import Artifact, digest, read_artifact
+from dasm_ray.store.checked import read_checked_json
+from dasm_ray.store.checkpoints import Scores, read_scores, segment_pixels
+from dasm_ray.store.datasets.catalogue import open_source
+from dasm_ray.store.description import DESCRIPTION
+from dasm_ray.store.events import read_events
+from dasm_ray.store.findings import COMPARISON, SWEEP, find
+from dasm_ray.store.place import Place
+from dasm_ray.store.rundir import RECORD, RunDir
+
+BINS = 40
+"""Parts of the real images from easy to hard, in which the windows are counted."""
+
+MOST_EXPERT_BYTES = 1 << 29
+"""Of the files of experts, which are read for their curves; of more, the first ones are."""
+
+PARTS = {
+    "synthetic": "the synthetic set",
+    "experts": "experts",
+    "segments": "checkpoints of segments",
+    "scores": "scores of real images",
+    "report": "tables and this page",
+}
+"""What the folders of a run hold."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images as they are shown: (N, C, H, W) uint8, one label and one segment each; where they began, if it is kept."""
+
+    images: Levels
+    labels: NDArray[np.int64]
+    segments: NDArray[np.int64]
+    starts: Levels | None = None
+    nearest: Nearest | None = None
+
+
+@dataclass
+class Gathered:
+    """What is known of one run."""
+
+    place: Place
+    config: RunConfig
+    versions: dict[str, str]
+    log: Chronicle
+    class_names: tuple[str, ...] = ()
+    artifact: Artifact | None = None
+    rows: list[Row] = field(default_factory=list)
+    title: str = ""
+    tested: int | None = None
+    pictures: Pictures | None = None
+    scores: list[Scores] = field(default_factory=list)
+    experts: list[tuple[list[float], list[float]]] = field(default_factory=list)  # accuracy and loss by epoch
+    validation: tuple[tuple[float, ...], ...] = ()  # after each segment, one a seed, in [0, 1]
+    sizes: dict[str, int] = field(default_factory=dict)  # bytes by part
+    remarks: list[str] = field(default_factory=list)  # what could not be shown, and why
+
+    @property
+    def name(self) -> str:
+        """What the run is called."""
+        return self.config.name
+
+    @property
+    def digest(self) -> str | None:
+        return None if self.artifact is None else digest(self.artifact)
+
+    @property
+    def found(self) -> Tree:
+        """What the real images turned out to be: as the set says or, while there is none, as the log does."""
+        of_set = {} if self.artifact is None else self.artifact.provenance.get("found")
+        return of_set if isinstance(of_set, dict) and of_set else self.log.found
+
+    @property
+    def row(self) -> Row | None:
+        """The row of the set itself: with its own labels."""
+        return next((row for row in self.rows if row.name == "distilled"), None)
+
+    def row_of(self, name: str) -> Row | None:
+        """Another row, under the same labels where there is one."""
+        own = self.row
+        found = [row for row in self.rows if row.name == name or row.name.startswith(f"{name}:")]
+        return next((row for row in found if own and row.labels == own.labels), found[0] if found else None)
+
+    @property
+    def real_count(self) -> int | None:
+        """Training images that it was made of."""
+        counts = self.found.get("counts")
+        train = counts.get("train") if isinstance(counts, dict) else None
+        if isinstance(train, Sequence) and all(isinstance(count, int) for count in train):
+            return sum(train)
+        return len(self.scores[0].label) if self.scores else None
+
+    def window_paths(self) -> NDArray[np.float64]:
+        """Which share of the real images each segment may see, (segments, BINS), by their rank of static difficulty."""
+        return np.stack([_by_rank(scores) for scores in self.scores])
+
+    def wrong(self) -> NDArray[np.float64]:
+        """What share of each class the probe gets wrong before each segment, (segments, K)."""
+        classes = range(len(self.class_names))
+        return np.stack([[_share(of.wrong[of.label == label]) for label in classes] for of in self.scores])
+
+
+def _share(which: NDArray[np.bool_]) -> float:
+    return float(which.mean()) if len(which) else 0.0
+
+
+def _by_rank(scores: Scores) -> NDArray[np.float64]:
+    """The share of images in the window, by their rank of static difficulty within their class."""
+    seen, there = np.zeros(BINS), np.zeros(BINS)
+    for label in np.unique(scores.label):
+        mine = np.flatnonzero(scores.label == label)
+        order = mine[np.argsort(scores.static[mine], kind="stable")]
+        bins = np.arange(len(order)) * BINS // len(order)
+        seen += np.bincount(bins, scores.window[order], BINS)
+        there += np.bincount(bins, minlength=BINS)
+    return seen / np.maximum(there, 1)
+
+
+# --- which runs --------------------------------------------------------------------------------------------------
+
+
+def runs_in(place: Place) -> list[Place]:
+    """The run directories that a place stands for: itself, the sets of a comparison, the trials of a sweep.
+
+    Raises RunDirError if there is none.
+    """
+    for mark, folder in ((COMPARISON, "sets"), (SWEEP, "trials")):
+        if (place / mark).exists():
+            found = [place / folder / name for name in (place / folder).names()]
+            runs = [run for run in found if (run / RECORD).exists()]
+            if not runs:
+                raise RunDirError(f"{place} holds no run yet, so there is nothing to show; wait for its first one")
+            return runs
+    return [place]
+
+
+def table_of(place: Place) -> tuple[list[Row], str, int | None]:
+    """Rows, title and number of test images of the table in a folder; no rows where there is none."""
+    found = read_checked_json(place / "table.json")
+    if found is None:
+        return [], "", None
+    return from_json(found), found["title"], found.get("tested")
+
+
+def gather_all(place: Place, *, looks_at_data: bool = True) -> list[Gathered]:
+    """What is known of every run that a place stands for; those of a comparison have their rows from its table."""
+    runs = [gather(run, looks_at_data=looks_at_data) for run in runs_in(place)]
+    if (place / COMPARISON).exists():
+        rows, title, tested = table_of(place)
+        for run in runs:
+            run.rows, run.title, run.tested = _rows_of(run, rows), title, tested
+    return runs
+
+
+def _rows_of(run: Gathered, rows: Sequence[Row]) -> list[Row]:
+    """A run's own row in the table of its comparison, and those of its size to compare it with."""
+    ipc, network = run.config.synthetic.ipc, rows[0].network if rows else ""
+    near = [row for row in rows if row.network == network and (row.ipc == ipc or row.name == "full")]
+    own = [replace(row, name="distilled") for row in near if row.name == run.name]
+    return [*own, *(row for row in near if row.name != run.name)] if own else []
+
+
+# --- one run -----------------------------------------------------------------------------------------------------
+
+
+def gather(place: Place, *, looks_at_data: bool = True) -> Gathered:
+    """What a run directory says; ``looks_at_data``: also which real images are nearest, where they can be opened.
+
+    Raises RunDirError for what is no run directory, ArtifactError for a synthetic set that is damaged.
+    """
+    record = RunDir.read(place)
+    folder = record.place
+    kept = (folder / RECORD).read_json()
+    versions = kept.get("versions") if isinstance(kept, dict) else None
+    run = Gathered(
+        folder,
+        without_address(record.config),
+        versions if isinstance(versions, dict) else {},
+        chronicle(read_events(folder)),
+    )
+    if (folder / "synthetic" / DESCRIPTION).exists():
+        run.artifact = read_artifact(folder / "synthetic")
+    run.rows, run.title, run.tested = table_of(folder / "report")
+    run.scores = _scores(run)
+    run.class_names = _class_names(run)
+    run.experts = _experts(run)
+    run.validation = _validation(folder)
+    run.sizes = _sizes(folder)
+    run.pictures = _pictures(run)
+    if run.pictures is not None and looks_at_data:
+        run.pictures = replace(run.pictures, nearest=_nearest(run, run.pictures))
+    return run
+
+
+def _class_names(run: Gathered) -> tuple[str, ...]:
+    if run.artifact is not None:
+        return run.artifact.class_names
+    names = run.log.found.get("class_names")
+    if isinstance(names, list) and names:
+        return tuple(map(str, names))
+    classes = 1 + int(run.scores[0].label.max()) if run.scores else 0
+    return tuple(map(str, range(classes)))
+
+
+def _scores(run: Gathered) -> list[Scores]:
+    found: list[Scores] = []
+    for segment in range(run.config.synthetic.segments):
+        try:
+            scores = read_scores(run.place / "scores", segment, None)
+        except ArtifactError as error:
+            run.remarks.append(str(error))
+            break
+        if scores is None or (found and len(scores.label) != len(found[0].label)):
+            break
+        found.append(scores)
+    return found
+
+
+def _experts(run: Gathered) -> list[tuple[list[float], list[float]]]:
+    """Accuracy on validation images and loss on training images by epoch, of experts that lie in the run itself."""
+    curves, left = [], MOST_EXPERT_BYTES
+    sizes = (run.place / "experts").sizes()
+    for path, size in sorted(sizes.items()):
+        if not path.rpartition("/")[2].startswith("expert_") or size > left:
+            continue
+        left -= size
+        try:
+            arrays, _ = tensors.read(run.place / "experts" / path)
+        except ArtifactError as error:
+            run.remarks.append(str(error))
+            continue
+        if {"accuracy", "loss"} <= arrays.keys():
+            curves.append((arrays["accuracy"].tolist(), arrays["loss"].tolist()))
+    return curves
+
+
+def _validation(place: Place) -> tuple[tuple[float, ...], ...]:
+    """Of a trial: validation accuracy after each segment."""
+    if place.parent.name != "trials" or not place.name.isdecimal() or not (place.parent.parent / SWEEP).exists():
+        return ()
+    return find(place.parent.parent, int(place.name)).accuracies
+
+
+def _sizes(place: Place) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for path, size in place.sizes().items():
+        folder, slash, _ = path.partition("/")
+        part = PARTS.get(folder, "other") if slash else "log and configuration"
+        total[part] = total.get(part, 0) + size
+    return dict(sorted(total.items(), key=lambda item: -item[1]))
+
+
+# --- pictures ----------------------------------------------------------------------------------------------------
+
+
+def _pictures(run: Gathered) -> Pictures | None:
+    """The finished set, or the segments as they were last written."""
+    return _of_checkpoints(run) if run.artifact is None else _of_set(run, run.artifact)
+
+
+def _of_set(run: Gathered, artifact: Artifact) -> Pictures:
+    images = _levels(artifact.visible())
+    kept = [_kept(run, segment, "initial") for segment in range(run.config.synthetic.segments)]
+    whole = [part for part in kept if part is not None]
+    starts = None
+    if len(whole) == len(kept) and kept:
+        together = np.concatenate(whole, axis=1).reshape(-1, *whole[0].shape[2:])
+        if together.shape == artifact.pixels.shape:  # by class, then segment, as the set is
+            starts = _levels(replace(artifact, pixels=together).visible())
+    if starts is None:
+        run.remarks.append("Where the images started is not kept in this run directory.")
+    return Pictures(images, artifact.labels, artifact.segments.astype(np.int64), starts)
+
+
+def _of_checkpoints(run: Gathered) -> Pictures | None:
+    """Pictures of a run on its way, class by class; those of trajectories cannot be seen without what whitens them."""
+    if run.config.is_trajectory:
+        run.remarks.append("The images of this run are kept as networks see them, and can be shown once it is done.")
+        return None
+    now, starts, numbers = [], [], []
+    for segment in range(run.config.synthetic.segments):
+        pixels, initial = _kept(run, segment, "pixels"), _kept(run, segment, "initial")
+        if pixels is None or initial is None or initial.shape != pixels.shape:
+            break
+        now.append(pixels)
+        starts.append(initial)
+        numbers += [segment] * pixels.shape[1]
+    if not now:
+        return None
+    images, initial = (np.concatenate(parts, axis=1) for parts in (now, starts))
+    classes, many = images.shape[:2]
+    labels, segments = np.repeat(np.arange(classes), many), np.tile(np.array(numbers, np.int64), classes)
+    flat = (classes * many, *images.shape[2:])
+    return Pictures(_levels(images.reshape(flat)), labels, segments, _levels(initial.reshape(flat)))
+
+
+def _kept(run: Gathered, segment: int, name: str) -> NDArray[np.float32] | None:
+    try:
+        return segment_pixels(run.place / "segments", segment, len(run.class_names), name)
+    except ArtifactError as error:
+        run.remarks.append(str(error))
+        return None
+
+
+def _levels(pictures: NDArray[np.float32]) -> Levels:
+    return np.rint(np.clip(pictures, 0, 1) * 255).astype(np.uint8)
+
+
+def _nearest(run: Gathered, pictures: Pictures) -> Nearest | None:
+    """The real images that the pictures are nearest to, or a remark on why they are not shown."""
+    data, shape = run.config.data, pictures.images.shape[1:]
+    try:
+        source = open_source(data)
+        if source.class_names != run.class_names or source.shape[1:] != shape[1:]:
+            run.remarks.append("The real images are not those that the set was made of, so none is shown beside it.")
+            return None
+        if is_too_much(source):
+            run.remarks.append(
+                "The real images are too many to be looked at for a page, so none is shown beside the set."
+            )
+            return None
+        return nearest(source.with_shape(shape), data, pictures.images, pictures.labels, run.config.synthetic.factor)
+    except DasmError:
+        run.remarks.append("The real images cannot be opened here, so none is shown beside the synthetic ones.")
+        return None
+
+
+# --- for several runs --------------------------------------------------------------------------------------------
+
+
+def stored_bytes(run: Gathered) -> int | None:
+    """Bytes of the stored pixels as float32 and of hard labels, or of soft ones as float32."""
+    if run.artifact is None:
+        return None
+    artifact = run.artifact
+    labels = artifact.soft_labels.nbytes if artifact.soft_labels is not None else len(artifact.labels)
+    return artifact.pixels.nbytes + labels
+
+
+def real_bytes(run: Gathered) -> int | None:
+    """Bytes of the training images, one a value, and of their labels."""
+    count = run.real_count
+    if count is None or run.artifact is None:
+        return None
+    return count * (math.prod(run.artifact.pixels.shape[1:]) + (1 if len(run.class_names) <= 256 else 2))

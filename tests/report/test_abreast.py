@@ -1,0 +1,73 @@
+"""Several runs side by side."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from dasm_ray.report.abreast import names_of, side_by_side
+from dasm_ray.report.gathered import gather, gather_all
+from dasm_ray.report.table import Row, as_json
+from dasm_ray.report.wording import percent
+from dasm_ray.store.checked import write_checked_json
+from dasm_ray.store.findings import Finding, keep
+from dasm_ray.store.place import Place
+
+
+def test_runs_stand_against_size_and_time_and_in_a_table(run_folder: Path, walked_folder: Path) -> None:
+    places = [Place(run_folder), Place(walked_folder)]
+    runs = [gather(place, looks_at_data=False) for place in places]
+    shown = side_by_side(places, runs)
+    assert shown["lead"] == "2 runs on digits, 2 of them done."
+    assert [drawn["title"] for drawn in shown["figures"]] == ["Accuracy against size", "Accuracy against time"]
+    for run in runs:
+        assert run.row is not None
+        assert f"{run.config.matcher.name}: {100 * run.row.mean:.1f} % at 2" in shown["figures"][0]["svg"]
+    (grid,) = shown["tables"]
+    first = dict(zip(grid["headings"], grid["rows"][0]["cells"], strict=True))
+    assert runs[0].row is not None
+    assert (first["run"], first["set"], first["images a class"]) == ("small", runs[0].digest, "2")
+    assert first["test, %"] == percent(runs[0].row).removesuffix(" %")
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(run_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_folder, tmp_path / "other")
+    runs = [gather(Place(folder), looks_at_data=False) for folder in (run_folder, tmp_path / "other")]
+    assert names_of(runs) == ["small (run)", "small (other)"]
+    assert names_of(runs[:1]) == ["small"]
+
+
+def test_a_run_without_figures_stands_in_the_table_alone(run_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "synthetic")
+    shutil.rmtree(tmp_path / "run" / "report")
+    place = Place(tmp_path / "run")
+    shown = side_by_side([place], [gather(place, looks_at_data=False)])
+    assert shown["figures"] == []
+    assert "not done" in shown["tables"][0]["rows"][0]["cells"]
+
+
+def test_a_comparison_shows_its_own_table_by_size(run_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_folder, tmp_path / "sets" / "small_ipc2")
+    (tmp_path / "comparison.json").write_text("{}")
+    rows = [Row("small", [0.5], ipc=2), Row("random", [0.4], ipc=2), Row("full", [0.95])]
+    write_checked_json(Place(tmp_path) / "table.json", as_json(rows, "a title", 385))
+    place = Place(tmp_path)
+    shown = side_by_side([place], gather_all(place, looks_at_data=False))
+    assert shown["figures"][-1]["title"] == "Every set of the comparison"
+    assert "small: 50.0 % at 2" in shown["figures"][-1]["svg"]
+    assert [row["cells"][1] for row in shown["tables"][0]["rows"]][:2] == ["small", "random"]
+
+
+def test_a_sweep_shows_its_trials_as_validation_orders_them(run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(json.dumps(asdict(Finding())))
+    place = Place(tmp_path)
+    for number, accuracies in enumerate([((0.2,),), ((0.3,), (0.6,))]):
+        shutil.copytree(run_folder, tmp_path / "trials" / f"{number:03d}")
+        keep(place, number, Finding(1, accuracies, 1.0))
+    runs = gather_all(place, looks_at_data=False)
+    assert [run.validation for run in runs] == [((0.2,),), ((0.3,), (0.6,))]
+    trials = side_by_side([place], runs)["tables"][0]
+    assert [row["cells"] for row in trials["rows"]] == [["001", "60.0", "2/2"], ["000", "20.0", "1/2"]]

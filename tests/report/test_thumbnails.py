@@ -1,0 +1,52 @@
+"""Images as data within a number of bytes."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dasm_ray.report.thumbnails import shown
+
+
+def images(count: int, channels: int = 3, side: int = 16) -> np.ndarray:
+    draw = np.random.Generator(np.random.PCG64(1))
+    return draw.integers(0, 256, (count, channels, side, side), np.uint8)
+
+
+def decoded(uri: str) -> np.ndarray:
+    head, _, data = uri.partition(",")
+    assert head.startswith("data:image/")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_exact_while_there_is_room(channels: int) -> None:
+    given, labels = images(4, channels), np.array([0, 0, 1, 1])
+    found = shown([given, given[::-1]], labels, 10**6)
+    assert found.which.tolist() == [0, 1, 2, 3]
+    assert found.given_up == ""
+    for kind, wanted in zip(found.kinds, (given, given[::-1]), strict=True):
+        for uri, image in zip(kind, wanted, strict=True):
+            assert np.array_equal(decoded(uri).reshape(16, 16, channels), image.transpose(1, 2, 0))
+
+
+def test_losses_come_before_leaving_images_out_and_are_said() -> None:
+    given, labels = images(6), np.array([0, 1, 0, 1, 0, 1])
+    whole = sum(len(uri) for uri in shown([given], labels, 10**6).kinds[0])
+    found = shown([given], labels, whole - 1)
+    assert len(found.which) == 6
+    assert "with small losses" in found.given_up
+    few = shown([given], labels, whole // 6)
+    assert few.which.tolist() in ([0, 1], [0, 1, 2, 3])
+    assert "of each class" in few.given_up
+    assert sum(map(len, few.kinds[0])) <= whole // 6
+
+
+def test_one_of_each_class_is_always_shown() -> None:
+    found = shown([images(4)], np.array([0, 0, 1, 1]), 10)
+    assert found.which.tolist() == [0, 2]
+    assert found.given_up.endswith("the first 1 of each class are shown")
