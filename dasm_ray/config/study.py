@@ -231,7 +231,8 @@ def _misplaced(
         for value in sorted({value for value in values if values.count(value) > 1}):
             yield f"{name}: holds {value} twice; leave one"
     for where, key in _changed_keys(file):
-        yield from _of_key(where, key, given, is_arm=where != "set")
+        is_arm = where != "set"
+        yield from _of_key(where, key, given if is_arm else (), is_arm=is_arm)
     for key in given:
         yield from _of_key("--set", key, (), is_arm=False)
     for name, arm in file.arms.items():

@@ -32,6 +32,7 @@ EFFECTS = (
     "Effect of a factor: points of high over low, ± standard error over distillation seeds; 'spare': the error that "
     "columns without a factor show."
 )
+COSTS = ("seconds", "class_steps", "images", "steps")
 FEW_PAIRS = 5
 """Pairs below which two standard errors promise less than they seem to."""
 
@@ -78,7 +79,7 @@ def summary(study: Study, known: Sequence[Tried], tested: int) -> Tree:
         "tested": tested if study.reads_test else None,
         "arms": [_arm(study, arm.name, ipc, known) for ipc in study.ipcs for arm in study.arms],
         "effects": [effect for ipc in study.ipcs for effect in _effects(study, ipc, known)],
-        "cautions": list(_cautions(study, known)),
+        "cautions": [*_cautions(study, known), *_of_unlike_work(study, known)],
         "failed": [
             f"{tried.arm} of {tried.ipc} at seed {tried.seed}: {tried.failed}" for tried in known if tried.failed
         ],
@@ -175,41 +176,61 @@ def _cautions(study: Study, known: Sequence[Tried]) -> Iterator[str]:
         yield "All distillation seeds share the draws of their trainings (evaluate.base_seed): errors leave these out."
 
 
+def _of_unlike_work(study: Study, known: Sequence[Tried]) -> Iterator[str]:
+    """Arms that were given another number of matching steps than their opponent."""
+    for ipc in study.ipcs:
+        work = {tried.arm: tried.class_steps for tried in known if tried.ipc == ipc and tried.class_steps}
+        unlike = [name for name, steps in work.items() if study.against in work and steps != work[study.against]]
+        if unlike:
+            yield f"At {ipc} images a class not as many class-steps as {study.against}: {', '.join(unlike)}."
+
+
 # --- drawing -----------------------------------------------------------------------------------------------------
 
 Lines = list[list[str]]
 """The cells of a table, its headings first."""
 
+SPLITS, BY_THIRD = MEASURES[:2], MEASURES[2:]
+
 
 def tables(found: Tree) -> dict[str, Lines]:
-    """The tables of a summary by their titles: the arms of each size, and the effects."""
-    sizes = dict.fromkeys(arm["ipc"] for arm in found["arms"])
-    drawn = {f"{size} images a class": _arms_table(found, size) for size in sizes}
+    """The tables of a summary by their titles: of each size accuracies and costs, and the effects at last."""
+    drawn: dict[str, Lines] = {}
+    for ipc in dict.fromkeys(arm["ipc"] for arm in found["arms"]):
+        arms, size = [arm for arm in found["arms"] if arm["ipc"] == ipc], f"{ipc} images a class"
+        drawn[size] = _accuracies(found, arms, SPLITS)
+        if any(arm[measure] is not None for arm in arms for measure in BY_THIRD):
+            drawn[f"{size}, validation images by difficulty"] = _accuracies(found, arms, BY_THIRD)
+        drawn[f"{size}, cost"] = _costs(arms)
     if found["effects"]:
-        drawn["Main effects"] = _effects_table(found)
+        drawn["main effects"] = _effects_table(found)
     return drawn
 
 
-def _arms_table(found: Tree, ipc: int) -> Lines:
-    arms, measures = [arm for arm in found["arms"] if arm["ipc"] == ipc], _measures(found["arms"])
+def _accuracies(found: Tree, arms: Sequence[Tree], wanted: Sequence[str]) -> Lines:
+    measures = [measure for measure in wanted if any(arm[measure] is not None for arm in arms)]
     compared = measures if found["against"] is not None else []
-    headings = ["arm", "seeds", *measures, *(f"Δ {measure}" for measure in compared), "seconds", "class-steps"]
-    return [headings, *(_arm_cells(arm, found, measures, compared) for arm in arms)]
+    lines = [["arm", "seeds", *measures, *(f"Δ {measure}" for measure in compared)]]
+    for arm in arms:
+        levels = [_percent(arm[measure]) for measure in measures]
+        gains = [_points(arm["differences"].get(measure)) for measure in compared]
+        lines.append([arm["arm"], f"{arm['done']}/{len(found['seeds'])}", *levels, *gains])
+    return lines
 
 
-def _arm_cells(arm: Tree, found: Tree, measures: Sequence[str], compared: Sequence[str]) -> list[str]:
-    return [
-        arm["arm"],
-        f"{arm['done']}/{len(found['seeds'])}",
-        *(_percent(arm[measure]) for measure in measures),
-        *(_points(arm["differences"].get(measure)) for measure in compared),
-        "" if arm["seconds"] is None else f"{arm['seconds']:.0f}",
-        f"{arm['class_steps']:,}" if arm["class_steps"] else "",
-    ]
+def _costs(arms: Sequence[Tree]) -> Lines:
+    """Of distilling a set; real images and starts cost nothing here."""
+    headings = ["arm", "seconds", "class-steps", "images", "steps of a training"]
+    return [headings, *([arm["arm"], *(_count(arm[name]) for name in COSTS)] for arm in arms)]
+
+
+def _count(number: float | None) -> str:
+    return f"{number:,.0f}" if number else "–"
 
 
 def _effects_table(found: Tree) -> Lines:
-    measures = _measures(found["effects"])
+    effects = found["effects"]
+    measures = [measure for measure in MEASURES if any(effect[measure] is not None for effect in effects)]
     lines = [["factor", "ipc", *measures, *(f"spare, {measure}" for measure in measures)]]
     for effect in found["effects"]:
         spare = [effect["spare"][measure] for measure in measures]
@@ -219,11 +240,6 @@ def _effects_table(found: Tree) -> Lines:
         )
     without = [column for column, cells in enumerate(zip(*lines[1:], strict=True)) if not any(cells)]
     return [[cell for column, cell in enumerate(line) if column not in without] for line in lines]
-
-
-def _measures(rows: Sequence[Tree]) -> list[str]:
-    """The measures that some row knows."""
-    return [measure for measure in MEASURES if any(row[measure] is not None for row in rows)]
 
 
 def _percent(level: Tree | None) -> str:

@@ -172,7 +172,8 @@ class Laboratory:
             if len(ready) * unit.config.evaluate.seeds >= self._run.session.workers:
                 self._evaluate(ready)
                 ready = []
-        self._evaluate(ready)
+        if ready:
+            self._evaluate(ready)
 
     def _evaluate(self, ready: Sequence[tuple[Unit, Material]]) -> None:
         """Trains on what is ready; where some training diverges, each unit by itself, so that it alone fails."""
