@@ -210,11 +210,14 @@ def tables(found: Tree) -> dict[str, Lines]:
 def _accuracies(found: Tree, arms: Sequence[Tree], wanted: Sequence[str]) -> Lines:
     measures = [measure for measure in wanted if any(arm[measure] is not None for arm in arms)]
     compared = measures if found["against"] is not None else []
-    lines = [["arm", "seeds", *measures, *(f"Δ {measure}" for measure in compared)]]
+    is_first = tuple(wanted) == SPLITS
+    seeds = ["seeds"] if is_first else []
+    lines = [["arm", *seeds, *measures, *(f"Δ {measure}" for measure in compared)]]
     for arm in arms:
         levels = [_percent(arm[measure]) for measure in measures]
         gains = [_points(arm["differences"].get(measure)) for measure in compared]
-        lines.append([arm["arm"], f"{arm['done']}/{len(found['seeds'])}", *levels, *gains])
+        done = [f"{arm['done']}/{len(found['seeds'])}"] if is_first else []
+        lines.append([arm["arm"], *done, *levels, *gains])
     return lines
 
 
