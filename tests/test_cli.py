@@ -482,7 +482,7 @@ def test_a_comparison_in_a_folder_of_somebody_else(recipe: Path, tmp_path: Path)
 
 
 STUDIES = {
-    "nothing there": ("", [], "must be a mapping"),
+    "a list": ("- 1\n", [], "must be a mapping"),
     "no arm": ("name: s\nrecipe: good.yaml\n", [], "arms: there is none"),
     "no recipe": ("name: s\nrecipe: none.yaml\narms: {a: {}}\n", [], "none.yaml: there is no such file"),
     "an unknown key": ("name: s\nrecipe: good.yaml\narms: {a: {select: rnd}}\n", [], "arms.a.select: 'rnd' must be"),
