@@ -152,8 +152,8 @@ class Study:
 
     @property
     def config(self) -> RunConfig:
-        """The first arm's; all agree in what sets are judged by."""
-        return self.arms[0].at(self.ipcs[0], self.seeds[0])
+        """The first arm's, under the name of the study; all agree in what sets are judged by."""
+        return self.arms[0].at(self.ipcs[0], self.seeds[0]).model_copy(update={"name": self.name})
 
     @property
     def reference(self) -> Arm:

@@ -131,6 +131,7 @@ class Laboratory:
         key = self._keys[unit.name]
         write_checked_json(self._file(key), found)
         self._known[key] = found
+        self._run.progress.note(f"{unit.name}: {_in_words(found)} ({len(self.known())} of {len(self._units)})")
         self._tell()
 
     def _tell(self) -> None:
@@ -330,6 +331,13 @@ class Laboratory:
         counts = run.real.counts["val"]
         score = validation_scores(run, self._experts_of(run))
         return thirds(score, np.repeat(np.arange(len(counts)), counts))
+
+
+def _in_words(found: Found) -> str:
+    """What a unit came to, for the terminal."""
+    if "failed" in found:
+        return f"failed: {found['failed']}"
+    return f"validation {np.mean([training['validation'] for training in found['trainings']]):.1%}"
 
 
 def _in_order(study: Study) -> Iterator[tuple[int, int, Arm]]:

@@ -11,12 +11,17 @@ import yaml
 from local_pool import SMALL, LocalPool, local_run
 
 from dasm_ray.config.study import Study, load_study
+from dasm_ray.method.dasm import distil
+from dasm_ray.method.experts import train_experts
 from dasm_ray.method.run import Run
+from dasm_ray.method.sets import flattened
 from dasm_ray.report.differences import Tried
 from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.store.artifact import digest, read_artifact
 from dasm_ray.store.place import Place
+from dasm_ray.studies.cells import cells_place
 from dasm_ray.studies.laboratory import Laboratory, rows_of
+from dasm_ray.studies.rows import evaluate_rows
 
 ARMS: dict[str, Any] = {
     "random": {"select": "random"},
@@ -74,6 +79,26 @@ def test_every_arm_is_tried_at_every_seed(finished: tuple[Path, list[Tried], lis
     assert (by_name["start", 0].seconds, by_name["random", 0].class_steps) == (None, 0)
 
 
+def test_a_set_and_its_trainings_are_those_of_a_run_of_its_own(
+    finished: tuple[Path, list[Tried], list[str]], digits: RealRefs, tmp_path: Path
+) -> None:
+    folder, known, _ = finished
+    config = study_of(folder).arms[1].at(2, 1)
+    evaluate = config.evaluate.model_copy(
+        update={"cache": str(folder / "run" / "cells"), "rows": ("distilled", "random")}
+    )
+    run = local_run(config.model_copy(update={"evaluate": evaluate}), tmp_path, digits)
+    experts = train_experts(run)
+    made = distil(run, experts)
+    (mine,) = [tried for tried in known if (tried.arm, tried.seed) == ("base", 1)]
+    kept = read_artifact(Place(folder / "run" / str(mine.folder) / "synthetic"))
+    assert digest(kept) == mine.digest
+    assert kept.pixels.tobytes() == flattened(made.segments).pixels.tobytes()
+    rows = evaluate_rows(run, {"distilled": flattened(made.segments)}, 1, experts, cells_place(run))
+    assert rows[0].accuracies == [training["test"] for training in mine.trainings]
+    assert not [name for name in done_by(run) if name.startswith("evaluate distilled")], "found in the shared folder"
+
+
 def test_one_seed_is_done_before_the_next_and_experts_are_trained_once_a_seed(
     finished: tuple[Path, list[Tried], list[str]],
 ) -> None:
@@ -120,10 +145,11 @@ def test_a_study_that_was_stopped_goes_on_and_tells_at_once_what_is_known(digits
     class Stop(Exception):
         pass
 
-    study = study_of(tmp_path)
+    arms = {name: ARMS[name] for name in ("random", "base")}
+    study = study_of(tmp_path, arms=arms)
 
     def stopping(known: list[Tried]) -> None:
-        if len(known) == 3:
+        if len(known) == 2:
             raise Stop
 
     run = opened(study, tmp_path, digits)
@@ -133,8 +159,8 @@ def test_a_study_that_was_stopped_goes_on_and_tells_at_once_what_is_known(digits
     heard: list[int] = []
     later = opened(study, tmp_path, digits)
     known = Laboratory(later, study, lambda found: heard.append(len(found))).work()
-    assert heard == [3, 4, 5, 6, 7, 8], "first what was known, then each outcome"
-    assert len(known) == 2 * len(ARMS)
+    assert heard == [2, 3, 4], "first what was known, then each outcome"
+    assert len(known) == 2 * len(arms)
     evaluated = [name for name in (*before, *done_by(later)) if name.startswith("evaluate ")]
     assert len(evaluated) == len(set(evaluated)), "no training twice"
 
