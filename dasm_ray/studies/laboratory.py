@@ -22,11 +22,11 @@ from dasm_ray.core.networks.training import steps_for
 from dasm_ray.errors import NonFinite
 from dasm_ray.method.choices import choices, random_choice
 from dasm_ray.method.dasm import distil, start_of
-from dasm_ray.method.estimate import work_of
+from dasm_ray.method.estimate import Work, work_of
 from dasm_ray.method.experts import Experts, soft_labels, train_experts
 from dasm_ray.method.probes import Probes
 from dasm_ray.method.run import Run, check_against_data
-from dasm_ray.method.scores import scores_before, validation_scores, window_of
+from dasm_ray.method.scores import scores_before, static_name, validation_scores, window_of
 from dasm_ray.method.sets import Segments, chosen, distilled_set, images_of, stored
 from dasm_ray.plain import Tree
 from dasm_ray.report.differences import Tried
@@ -121,8 +121,8 @@ class Laboratory:
         return digest_of(result_keys(unit.config), asked, real.digest, device)
 
     def _reference(self, unit: Unit) -> str | None:
-        """By whose experts the validation images are cut into thirds; None where they are not."""
-        return self._of(self._judge(unit.seed)).expert_key if self._study.thirds else None
+        """By whose scores the validation images are cut into thirds; None where they are not."""
+        return static_name(self._of(self._judge(unit.seed))) if self._study.thirds else None
 
     def _file(self, key: str) -> Place:
         return self._run.place / "outcomes" / f"{key}.json"
@@ -138,8 +138,7 @@ class Laboratory:
         self._on_news(self.known())
 
     def _tried(self, unit: Unit, found: Found) -> Tried:
-        work = None if unit.arm.is_selected else work_of(unit.config, self._run.classes)
-        is_made = work is not None and unit.arm.source == "distilled"
+        work = work_of(unit.config, self._run.classes) if unit.arm.source == "distilled" else Work(0, 0)
         return Tried(
             arm=unit.arm.name,
             source=unit.arm.source,
@@ -149,8 +148,8 @@ class Laboratory:
             trainings=tuple(found.get("trainings", ())),
             steps=self._steps(unit),
             seconds=found.get("seconds"),
-            class_steps=work.class_steps if work is not None and is_made else 0,
-            images=work.images if work is not None and is_made else 0,
+            class_steps=work.class_steps,
+            images=work.images,
             digest=found.get("digest", ""),
             folder=found.get("folder"),
             failed=found.get("failed", ""),
@@ -229,7 +228,10 @@ class Laboratory:
             return kept
         third = self._thirds(unit.seed)
         right = right_in(outcome, len(third))
-        return kept | {name: float(right[third == number].mean()) for number, name in enumerate(THIRDS)}
+        of_each = [right[third == number] for number in range(len(THIRDS))]
+        return kept | {
+            name: float(mine.mean()) if len(mine) else None for name, mine in zip(THIRDS, of_each, strict=True)
+        }
 
     # --- what is trained on --------------------------------------------------------------------------------------
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
-from local_pool import SMALL, LocalPool, local_run
+from local_pool import SMALL, LocalPool, fetch, local_run, put
 
 from dasm_ray.config.study import Study, load_study
 from dasm_ray.method.dasm import distil
@@ -204,6 +205,17 @@ def test_thirds_are_of_the_same_trainings(digits: RealRefs, tmp_path: Path) -> N
             assert {name: other[name] for name in one} == one
             whole = sum(count * other[name] for count, name in zip(counts, ("easy", "middle", "hard"), strict=True))
             assert whole / sum(counts) == pytest.approx(one["validation"])
+
+
+def test_a_third_without_an_image_has_no_accuracy(digits: RealRefs, tmp_path: Path) -> None:
+    """Of classes with one validation image each."""
+    lone = tuple(put(fetch(block)[:1].copy()) for block in digits.splits["val"])
+    real = replace(digits, splits={**digits.splits, "val": lone}, counts={**digits.counts, "val": np.ones(10, int)})
+    study = study_of(tmp_path, arms={"random": {"select": "random"}}, against=None, seeds=[0], thirds=True)
+    known, _ = worked(study, tmp_path, real)
+    for training in known[0].trainings:
+        assert (training["easy"], training["middle"], training["hard"]) == (training["validation"], None, None)
+    assert known[0].mean("hard") is None
 
 
 def test_without_the_test_set_none_is_read(digits: RealRefs, tmp_path: Path) -> None:
