@@ -296,6 +296,47 @@ def sweep(
 
 
 @main.command()
+@click.argument("studies", metavar="STUDY...", nargs=-1, required=True)
+@click.option("--run", metavar="DIR", help="Folder of the study. [default: runs/NAME of the file]")
+@SET
+@WORKERS
+@ADDRESS
+def study(
+    studies: tuple[str, ...],
+    run: str | None,
+    overrides: tuple[str, ...],
+    workers: int | None,
+    address: str | None,
+) -> None:
+    """Set arms of one recipe against one another, pair by pair.
+
+    STUDY is a file such as configs/studies/digits.yaml: arms, sizes, distillation seeds, perhaps a screen of factors.
+    Prints paired differences and main effects with their standard errors; RUN has them in study.md and results.json, a
+    row for every training in trainings.parquet. Stopped or killed, the same command goes on. Several files are done
+    one after another. --set changes all arms. `docs/studies.md` says how to read one.
+    """
+    with _reporting_errors():
+        from dasm_ray.config.study import load_study
+
+        if run and len(studies) > 1:
+            raise ConfigError(f"--run {run}: is the folder of one study, and there are {len(studies)}; leave it out")
+        plans = [load_study(path, _with_options(overrides, workers, address)) for path in studies]
+        _check_address(plans[0].config.runtime.address)
+        _say_starting(f"{plans[0].name}: studying {len(plans[0].arms)} arms")
+        for plan in plans:
+            _checking().check_study(plan, run)
+        from rich.console import Console
+
+        from dasm_ray import pipeline
+        from dasm_ray.report.differences import render
+
+        for plan in plans:
+            done = pipeline.study(plan, run)
+            Console().print(render(done.summary))
+            click.echo(f"study: {done.place}")
+
+
+@main.command()
 @click.argument("path")
 @click.option("--to", "target", metavar="DIR", required=True, help="A new folder.")
 @SET
@@ -500,6 +541,7 @@ def submit(address: str, name: str | None, install: bool, no_wait: bool, words: 
         from pathlib import Path
 
         from dasm_ray.config.space import load_sweep
+        from dasm_ray.config.study import load_study
         from dasm_ray.runtime import submit as jobs
 
         given = _given(words)
@@ -508,6 +550,8 @@ def submit(address: str, name: str | None, install: bool, no_wait: bool, words: 
         for config in jobs.sent_configs(given):
             if words[0] == "sweep":
                 load_sweep(config, given["overrides"], given["workers"])
+            elif words[0] == "study":
+                load_study(config, _with_options(given["overrides"], given["workers"], None))
             else:
                 _config(config, given["overrides"], given["workers"], None)
         jobs.check_package(jobs.files_sent(Path.cwd()), jobs.sent_configs(given), install=install)

@@ -19,6 +19,7 @@ from dasm_ray.config.keys import Model, RunConfig
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.config.space import Sweep
+from dasm_ray.config.study import Study
 from dasm_ray.errors import ConfigError, RunFailure
 from dasm_ray.method.choices import choices, random_choice
 from dasm_ray.method.dasm import distil
@@ -28,7 +29,9 @@ from dasm_ray.method.probes import Probes
 from dasm_ray.method.run import Run, begun, check_against_data, connected, opened, run_all
 from dasm_ray.method.scores import scores_before
 from dasm_ray.method.sets import distilled_set, flattened, images_of, selected_set, stored
-from dasm_ray.report import standings
+from dasm_ray.plain import Tree
+from dasm_ray.report import differences, standings
+from dasm_ray.report.differences import Tried
 from dasm_ray.report.page import draw_rows
 from dasm_ray.report.standings import Line
 from dasm_ray.report.table import Row, from_json
@@ -39,14 +42,24 @@ from dasm_ray.runtime.progress import Progress, clock_text
 from dasm_ray.runtime.session import Session
 from dasm_ray.runtime.worker import Worker
 from dasm_ray.store.artifact import digest, read_artifact, write_artifact
+from dasm_ray.store.checked import write_checked_json
 from dasm_ray.store.datasets.catalogue import first_pictures
-from dasm_ray.store.findings import claimed_comparison, claimed_sweep, find, trial_place
+from dasm_ray.store.findings import (
+    STUDY_COLUMNS,
+    claimed_comparison,
+    claimed_study,
+    claimed_sweep,
+    find,
+    trial_place,
+    write_trainings,
+)
 from dasm_ray.store.place import Place
 from dasm_ray.store.rundir import RunDir
 from dasm_ray.studies import incremental
 from dasm_ray.studies.cells import Accuracies, cells_place
 from dasm_ray.studies.comparison import Comparison
 from dasm_ray.studies.finished import opened_again
+from dasm_ray.studies.laboratory import Laboratory, rows_of
 from dasm_ray.studies.ranking import agreement, try_networks
 from dasm_ray.studies.rows import evaluate_rows
 from dasm_ray.studies.tables import Shown, keep_table, kept_table, stem_for
@@ -82,6 +95,14 @@ class Swept:
     lines: list[Line]
     title: str
     best: Result
+
+
+@dataclass(frozen=True)
+class Studied:
+    """A finished study: where it lies, and what it says, as ``report.differences.summary`` has it."""
+
+    place: Place
+    summary: Tree
 
 
 # --- the commands ------------------------------------------------------------------------------------------------
@@ -242,6 +263,29 @@ def compare(
         with Progress() as progress:
             _draw_page(place, progress.note)
         return Table(place, rows, title, tested)
+
+
+def study(plan: Study, run: str | None = None) -> Studied:
+    """Tries every arm of a study at every size and seed, into STUDY/study.md, results.json and trainings.parquet.
+
+    These are written as outcomes come, and again at each start. Sets and outcomes that are on disk are not computed
+    again, so it goes on where it was stopped, and grows by arms, sizes and seeds. Raises RunFailure where no arm could
+    be finished.
+    """
+    with claimed_study(Place(run or f"runs/{plan.name}"), plan.name) as place:
+        with connected(plan.config, place) as open_run:
+            tested = tested_by(open_run)
+            known = Laboratory(open_run, plan, lambda known: _keep_study(place, plan, known, tested)).work()
+        if all(tried.failed for tried in known):
+            raise RunFailure(f"{place}: no arm could be finished; {place / 'study.md'} says why")
+        return Studied(place, differences.summary(plan, known, tested))
+
+
+def _keep_study(place: Place, plan: Study, known: list[Tried], tested: int) -> None:
+    found = differences.summary(plan, known, tested)
+    write_trainings(place / "trainings.parquet", rows_of(known), STUDY_COLUMNS)
+    write_checked_json(place / "results.json", found)
+    (place / "study.md").write_text(differences.markdown(found))
 
 
 def sweep(plan: Sweep, run: str | None = None, *, resume: bool = False) -> Swept:

@@ -346,6 +346,8 @@ REFUSED_EARLY = {
     "a comparison in it": ("compare RECIPE --run FULL", "FULL"),
     "a comparison without random": ("compare RECIPE --select herding", "--select"),
     "a sweep in it": ("sweep SWEEP --run FULL", "FULL"),
+    "a study in it": ("study STUDY --run FULL", "FULL"),
+    "a study without its opponent": ("study OTHER", "against: there is no arm 'b'"),
     "no set": ("evaluate FULL", "holds no dataset.json"),
     "no set to relabel": ("relabel FULL --to new", "experts.cache"),
     "a key that made the set": ("rank SET --set matcher.name=dc", "matcher.name=dc"),
@@ -363,7 +365,10 @@ def test_what_needs_neither_torch_nor_ray_is_refused_without_them(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     (tmp_path / "sweep.yaml").write_text(f"name: s\nrecipe: {recipe}\nspace: {{seed: {{grid: [1, 2]}}}}\n")
+    (tmp_path / "study.yaml").write_text(f"name: s\nrecipe: {recipe}\narms: {{a: {{}}}}\n")
+    (tmp_path / "other.yaml").write_text(f"name: s\nrecipe: {recipe}\narms: {{a: {{}}}}\nagainst: b\n")
     names = {"RECIPE": recipe, "SET": artifact, "FULL": tmp_path / "full", "SWEEP": tmp_path / "sweep.yaml"}
+    names |= {"STUDY": tmp_path / "study.yaml", "OTHER": tmp_path / "other.yaml"}
     arguments = [str(names.get(word, word)) for word in words.split()]
     script = EARLY.replace('("torch", "ray", "sklearn", "pyarrow")', '("torch", "ray", "sklearn")')
     done = subprocess.run(
@@ -475,6 +480,40 @@ def test_recipes_that_are_evaluated_differently_are_not_compared(recipe: Path, t
 
 def test_a_comparison_in_a_folder_of_somebody_else(recipe: Path, tmp_path: Path) -> None:
     refused(call("compare", recipe, "--run", tmp_path), "holds good.yaml and no comparison.json")
+
+
+STUDIES = {
+    "a list": ("- 1\n", [], "must be a mapping"),
+    "no arm": ("name: s\nrecipe: good.yaml\n", [], "arms: there is none"),
+    "no recipe": ("name: s\nrecipe: none.yaml\narms: {a: {}}\n", [], "none.yaml: there is no such file"),
+    "an unknown key": ("name: s\nrecipe: good.yaml\narms: {a: {select: rnd}}\n", [], "arms.a.select: 'rnd' must be"),
+    "a key that an arm sets": (
+        "name: s\nrecipe: good.yaml\narms: {a: {set: {matcher.rounds: 2}}}\n",
+        ["--set", "matcher.rounds=3"],
+        "arms.a.set.matcher.rounds: is set by --set",
+    ),
+    "no workers": ("name: s\nrecipe: good.yaml\narms: {a: {}}\n", ["--workers", "0"], "runtime.workers"),
+    "a class too small": ("name: s\nrecipe: good.yaml\narms: {a: {}}\nipc: [400]\n", [], "class '0': has"),
+}
+
+
+@pytest.mark.parametrize(("text", "options", "part"), STUDIES.values(), ids=STUDIES.keys())
+def test_studies_that_cannot_be_meant(
+    recipe: Path, tmp_path: Path, ray_session: object, text: str, options: list[str], part: str
+) -> None:
+    (tmp_path / "study.yaml").write_text(text)
+    refused(call("study", tmp_path / "study.yaml", *options, "--run", tmp_path / "run"), part)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_study_in_the_folder_of_another(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("name: mine\nrecipe: good.yaml\narms: {a: {}}\n")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "study.json").write_text('{"name": "theirs"}')
+    refused(call("study", tmp_path / "study.yaml", "--run", run), "holds the study theirs, not mine")
+    refused(call("study", tmp_path / "study.yaml", tmp_path / "study.yaml", "--run", run), "is the folder of one study")
+    refused(call("study", tmp_path / "study.yaml", "--run", tmp_path), "and no study.json, so it is no study")
 
 
 def test_grids_of_networks_that_cannot_be_meant(artifact: Path) -> None:

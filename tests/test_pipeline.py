@@ -31,7 +31,7 @@ from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.store.artifact import Artifact, digest, read_artifact, write_artifact
 from dasm_ray.store.checkpoints import read_trajectory
 from dasm_ray.store.events import read_events
-from dasm_ray.store.findings import read_trainings
+from dasm_ray.store.findings import STUDY_COLUMNS, read_trainings
 from dasm_ray.store.place import Place
 from dasm_ray.store.rundir import RunDir
 from dasm_ray.studies import finished as again
@@ -153,6 +153,63 @@ def test_a_comparison_that_was_killed_computes_only_what_is_missing(recipes: lis
     assert by_set["small", "soft"] == 10 * 64 * 4 + 10 * 10 * 4
     assert "convnet, 1 images a class" in out
     assert (run / "table.md").read_text().count("±") >= len(rows)
+
+
+def test_a_study_that_was_killed_computes_only_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    (tmp_path / "study.yaml").write_text("""
+name: some
+recipe: small.yaml
+set: {evaluate.seeds: 2}
+against: base
+arms:
+  random: {select: random}
+  herding: {select: herding}
+  base: {set: {synthetic.segments: 1, window.policy: all, matcher.probe_share: 0.0}}
+  dasm: {}
+seeds: [0, 1]
+thirds: true
+""")
+    run = tmp_path / "run"
+    call = [sys.executable, "-m", "dasm_ray.cli", "study", str(tmp_path / "study.yaml"), "--run", str(run)]
+
+    def begun() -> subprocess.Popen[str]:
+        return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    process = begun()
+    wait_for(process, lambda: len(list(run.glob("outcomes/*.json"))) >= 5, "some outcomes")
+    left_behind = killed(process)
+    kept = {
+        path: path.stat().st_mtime_ns for pattern in ("outcomes/*.json", "cells/*.json") for path in run.glob(pattern)
+    }
+    sets = {path: path.stat().st_mtime_ns for path in run.glob("sets/*/synthetic/dataset.json")}
+    assert len(sets) >= 2, "both sets of the first seed"
+    assert "rest is missing" in (run / "study.md").read_text()
+    out = finished(begun())
+    end(left_behind)
+    assert all(path.stat().st_mtime_ns == then for path, then in (kept | sets).items()), "something was made again"
+    assert f"study: {run}" in out
+    assert "rest is missing" not in (run / "study.md").read_text()
+
+    results = json.loads((run / "results.json").read_text())
+    assert {arm["arm"]: arm["done"] for arm in results["arms"]} == dict.fromkeys(
+        ("random", "herding", "base", "dasm"), 2
+    )
+    lines = read_trainings(Place(run / "trainings.parquet"), STUDY_COLUMNS)
+    assert len(lines) == 4 * 2 * 2
+    by_arm = {name: [line for line in lines if line["arm"] == name] for name in ("base", "dasm")}
+    for measure in ("validation", "test", "easy", "middle", "hard"):
+        means = {
+            name: [sum(line[measure] for line in mine if line["seed"] == seed) / 2 for seed in (0, 1)]
+            for name, mine in by_arm.items()
+        }
+        differences = [one - other for one, other in zip(means["dasm"], means["base"], strict=True)]
+        found = next(arm for arm in results["arms"] if arm["arm"] == "dasm")["differences"][measure]
+        assert found["mean"] == pytest.approx(sum(differences) / 2, abs=1e-12)
+        assert found["error"] == pytest.approx(abs(differences[0] - differences[1]) / 2, abs=1e-12)
+    made = {line["folder"]: line["digest"] for line in by_arm["base"]}
+    assert len(made) == 2
+    assert all(digest(read_artifact(Place(run / folder / "synthetic"))) == stamp for folder, stamp in made.items())
 
 
 def test_relabelling_changes_labels_alone(reference: Path, tmp_path: Path, ray_session: object) -> None:

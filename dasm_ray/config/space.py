@@ -151,7 +151,7 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), workers: int | N
     """
     overrides = list(overrides)
     file = _parsed(path, {"workers": workers} if workers is not None else {})
-    name = _name_of(path)
+    name = name_of(path)
     tree = plain_yaml.read_file(Path(path).parent / file.recipe)
     for key, value in file.set.items():
         set_key(tree, key, value, f"{name}: set.{escaped(key)}")
@@ -168,7 +168,7 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), workers: int | N
     return sweep
 
 
-def _name_of(path: str | Path) -> str:
+def name_of(path: str | Path) -> str:
     """A path as a sentence may name it."""
     return escaped(masked(str(path)))
 
@@ -177,7 +177,7 @@ def _parsed(path: str | Path, changes: Tree) -> SweepFile:
     try:
         return SweepFile.model_validate(plain_yaml.read_file(path) | changes)
     except pydantic.ValidationError as error:
-        raise ConfigError(*(f"{_name_of(path)}: {sentence}" for sentence in sentences_of(error, SweepFile))) from None
+        raise ConfigError(*(f"{name_of(path)}: {sentence}" for sentence in sentences_of(error, SweepFile))) from None
 
 
 def _misplaced(file: SweepFile, changed: list[str]) -> Iterator[str]:
@@ -220,7 +220,7 @@ def _checked(path: str | Path, file: SweepFile, tree: Tree) -> tuple[Trial, ...]
         values = {key: _value(config, key) for key in point}
         trials.setdefault(digest_of(result_keys(config)), Trial(len(trials), values, config))
     if problems:
-        raise ConfigError(*(f"{_name_of(path)}: {problem}" for problem in problems.values()))
+        raise ConfigError(*(f"{name_of(path)}: {problem}" for problem in problems.values()))
     return tuple(trials.values())
 
 
@@ -264,11 +264,11 @@ def _check_scheduler(path: str | Path, sweep: Sweep) -> None:
     segments = {trial.config.synthetic.segments for trial in sweep.trials}
     if len(segments) > 1:
         raise ConfigError(
-            f"{_name_of(path)}: scheduler: asha compares trials after the same segment, so synthetic.segments cannot "
+            f"{name_of(path)}: scheduler: asha compares trials after the same segment, so synthetic.segments cannot "
             f"be swept with it; fix it, or set scheduler to all"
         )
     if sweep.scheduler.grace >= max(segments):
         raise ConfigError(
-            f"{_name_of(path)}: scheduler: asha can stop a trial after segment {sweep.scheduler.grace} at the "
+            f"{name_of(path)}: scheduler: asha can stop a trial after segment {sweep.scheduler.grace} at the "
             f"earliest, and there are {max(segments)}; raise synthetic.segments, lower grace, or set scheduler to all"
         )

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -57,6 +59,18 @@ def forgetting(correct: Tensor) -> Tensor:
     """
     forgotten = (correct[:-1] & ~correct[1:]).sum(dim=0)
     return forgotten + len(correct) * ~correct.any(dim=0)
+
+
+def thirds(score: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which third of its class each sample is in by its score: 0 easy, 1, 2 hard; of equal scores the first is easier.
+
+    By class, so that no third is made of the hard classes. ``score`` (n,), ``labels`` (n,).
+    """
+    found = np.empty(len(score), np.int64)
+    for label in np.unique(labels):
+        mine = np.flatnonzero(labels == label)
+        found[mine[np.argsort(score[mine], kind="stable")]] = np.arange(len(mine)) * 3 // len(mine)
+    return found
 
 
 def _residual(logits: Tensor, labels: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.core.networks.training import steps_for
@@ -74,6 +75,29 @@ def estimate(run: Run) -> Estimate:
         moved_each_round=_moved(config, classes, math.prod(run.real.shape)),
         useful_workers=max(stage.tasks for stage in stages),
     )
+
+
+class Work(NamedTuple):
+    """What distilling a set takes, whatever the machine.
+
+    ``class_steps``: matching steps, of one class each; of trajectories the steps of students. ``images``: real and
+    decoded synthetic ones that all of these steps work on.
+    """
+
+    class_steps: int
+    images: int
+
+
+def work_of(config: RunConfig, classes: int) -> Work:
+    """The work of all segments of a configuration."""
+    synthetic, matcher = config.synthetic, config.matcher
+    rounds = synthetic.segments * matcher.rounds
+    if config.is_trajectory:
+        steps = rounds * config.trajectory.lanes * config.trajectory.steps
+        return Work(steps, steps * min(config.trajectory.batch, classes * synthetic.ipc))
+    steps, tiles = rounds * matcher.networks * matcher.steps * classes, synthetic.factor**2
+    slots = min(max(1, matcher.batch_syn // tiles), config.segment_ipc)
+    return Work(steps, steps * (matcher.batch_real + slots * tiles))
 
 
 def _parallel(config: RunConfig, classes: int) -> int:

@@ -71,6 +71,24 @@ def static_scores(run: Run, experts: Experts) -> Judgement:
     return score, errs
 
 
+def validation_scores(run: Run, experts: Experts) -> NDArray[np.float64]:
+    """The static difficulty of every validation image under the experts, in class-sorted order, kept beside them."""
+    file = run.shared_place / f"validation_{static_name(run)}"
+    if file.exists():
+        arrays, note = tensors.read(file)
+        tensors.check_key(file, note, file.name)
+        if _are_finite(run, file, arrays["score"]):
+            return arrays["score"]
+    count, name = int(run.real.counts["val"].sum()), "scores of the validation images"
+    reading = task(name, Worker.score_statically, run.job, experts.snapshots, 0, count, "val")
+    (done,) = run_all(run, [reading])
+    score: NDArray[np.float64] = done.value.score
+    if not np.isfinite(score).all():
+        raise NonFinite(f"{name}: some are not finite; lower experts.lr (now {run.config.experts.lr:g})")
+    tensors.write(file, {"score": score}, {"key": file.name})
+    return score
+
+
 def static_name(run: Run) -> str:
     """The file name of the static scores, by what affects them beside the experts."""
     score = {name: value for name, value in result_keys(run.config.score).items() if name != "dynamic"}

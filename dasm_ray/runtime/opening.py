@@ -15,6 +15,7 @@ from dasm_ray.config.digests import result_keys
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config, parse_result_keys
 from dasm_ray.config.space import Sweep
+from dasm_ray.config.study import Study
 from dasm_ray.errors import ArtifactError, ConfigError
 from dasm_ray.plain import Tree, Values
 from dasm_ray.runtime.machine import check_whitening, read_memory
@@ -49,6 +50,12 @@ def check_comparison(configs: Sequence[RunConfig], plan: Plan, run: str | None) 
     check(configs, plan)
     findings.check_comparison(Place(run or "runs/comparison"))
     open_checked(configs[0])
+
+
+def check_study(study: Study, run: str | None) -> None:
+    """Refuses a folder of something else or of another study, and images that cannot be used."""
+    findings.check_study(Place(run or f"runs/{study.name}"), study.name)
+    open_checked(study.config)
 
 
 def check_set(path: str, changes: Sequence[str], allowed: tuple[str, ...] = AFTERWARDS) -> None:

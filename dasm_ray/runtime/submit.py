@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from dasm_ray.errors import ConfigError, ResourceError, SessionError
 
 COMMANDS = (
-    *("distill", "experts", "estimate", "score", "select", "compare", "sweep"),
+    *("distill", "experts", "estimate", "score", "select", "compare", "sweep", "study"),
     *("relabel", "evaluate", "incremental", "rank", "doctor"),
 )
 """Those that compute on a cluster; the others only read and write files."""
@@ -86,8 +86,12 @@ def is_shared(place: str) -> bool:
 
 
 def sent_configs(given: Given) -> list[str]:
-    """The recipes or sweeps that go along with the folder; an absolute path is one of the cluster's own."""
-    named = [given["config"]] if "config" in given else list(given.get("configs", given.get("sweeps", ())))
+    """The recipes, sweeps or studies that go along with the folder; an absolute path is one of the cluster's own."""
+    named = (
+        [given["config"]]
+        if "config" in given
+        else list(given.get("configs", given.get("sweeps", given.get("studies", ()))))
+    )
     return [name for name in named if not is_shared(name)]
 
 

@@ -335,10 +335,12 @@ class Worker:
         ensemble = self._on_device(job, probes)
         return score_range(network, self._blocks(job, "train"), ensemble, recipe.dynamic, first, last, recipe.batch)
 
-    def score_statically(self, job: Job, experts: tuple[ObjectRef, ...], first: int, last: int) -> Scored:
-        """Scores the training images [first, last) under the experts."""
+    def score_statically(
+        self, job: Job, experts: tuple[ObjectRef, ...], first: int, last: int, split: str = "train"
+    ) -> Scored:
+        """Scores the images [first, last) of a split under the experts."""
         network, recipe = self._network(job), job.config.score
-        trained, blocks = self._on_device(job, experts), self._blocks(job, "train")
+        trained, blocks = self._on_device(job, experts), self._blocks(job, split)
         return static_range(network, blocks, trained, recipe.static, recipe.early, first, last, recipe.batch)
 
     # --- distillation --------------------------------------------------------------------------------------------
@@ -478,10 +480,11 @@ class Worker:
         classes: tuple[int, ...] | None = None,
         reads_test: bool = True,
         name: str = "a training",
+        reads_each: bool = False,
     ) -> Evaluated:
         """One training of one row of the table, called ``name``; ``classes``: which are asked for (unset: all).
 
-        Without ``reads_test`` it is judged by validation alone.
+        Without ``reads_test`` it is judged by validation alone; ``reads_each``: image by image as well.
         """
         network, recipe = self._network(job), job.config.evaluate
         outcome = evaluate_on(
@@ -494,6 +497,7 @@ class Worker:
             test=self._real(network, job, "test", classes) if reads_test else None,
             generator=torch_generator(job.config.evaluation_seed, "evaluate", row, seed),
             name=name,
+            reads_each=reads_each,
         )
         return Evaluated(_notices(), outcome)
 

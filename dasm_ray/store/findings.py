@@ -1,4 +1,4 @@
-"""What a sweep or a comparison has found, at rest.
+"""What a sweep, a comparison or a study has found, at rest.
 
     SWEEP/sweep.json  table.md  table.parquet     what is tried; what came out
     SWEEP/trials/NNN/                             a run directory for each trial
@@ -6,9 +6,12 @@
     SWEEP/experts/KEY/                            experts, whitening and static scores that trials share
     SWEEP/tune/                                   what Tune writes, and nobody reads
     COMPARISON/comparison.json  table.parquet     whose folder it is; a row for every training
+    STUDY/study.json  outcomes/KEY.json           whose folder it is; what one arm came to at one size and seed
+    STUDY/study.md  results.json  trainings.parquet   what it all says; a row for every training
+    STUDY/sets/SIZE_SEED_KEY/                     a run directory for every set, with the seconds that it took
 
-What must stay true: a folder serves one sweep or comparison, a trial's finding is on disk before anyone hears of it,
-and figures keep all their digits: one that was changed since is never shown.
+What must stay true: a folder serves one sweep, comparison or study, a trial's finding is on disk before anyone hears of
+it, and figures keep all their digits: one that was changed since is never shown.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from dataclasses import asdict, dataclass, fields, replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dasm_ray.config.shown import escaped
 from dasm_ray.errors import RunDirError, UserError
 from dasm_ray.plain import Plain, Tree, Values
 from dasm_ray.store import claims
@@ -191,7 +195,31 @@ TRAINING_COLUMNS = pa.schema(
     }
 )
 
+STUDY_COLUMNS = pa.schema(
+    {
+        "arm": pa.string(),
+        "source": pa.string(),  # distilled, initial, or how real images were chosen
+        "labels": pa.string(),
+        "ipc": pa.int64(),
+        "seed": pa.int64(),  # of distillation
+        "evaluation_seed": pa.int64(),
+        "validation": pa.float64(),
+        "test": pa.float64(),  # null: not read
+        "easy": pa.float64(),  # of the validation images, by third; null: not asked for
+        "middle": pa.float64(),
+        "hard": pa.float64(),
+        "step": pa.int64(),  # whose checkpoint validation chose
+        "steps": pa.int64(),
+        "seconds": pa.float64(),  # of distilling the set; null: real images
+        "class_steps": pa.int64(),
+        "images": pa.int64(),  # that distilling worked on
+        "digest": pa.string(),  # of the set
+        "folder": pa.string(),  # of the set, in the study's; null: real images
+    }
+)
+
 COMPARISON = "comparison.json"
+STUDY = "study.json"
 
 
 @contextlib.contextmanager
@@ -212,14 +240,42 @@ def check_comparison(place: Place) -> None:
         _check_free(place, COMPARISON, "comparison")
 
 
-def write_trainings(place: Place, rows: Sequence[Values]) -> None:
-    """Writes ``rows``, each with the columns of TRAINING_COLUMNS, as one Parquet file, in the stead of an older one."""
+@contextlib.contextmanager
+def claimed_study(place: Place, name: str) -> Iterator[Place]:
+    """The folder of one study, kept from other drivers meanwhile, and writable only while it is.
+
+    Raises RunDirError if it is in use, or holds something else or a study of another name.
+    """
+    check_study(place, name)
+    with _held(place, STUDY) as held:
+        check_study(held, name)
+        (held / STUDY).write_json({"name": name, "versions": versions()})
+        yield held
+
+
+def check_study(place: Place, name: str) -> None:
+    """RunDirError unless the folder is free or holds the study of this name."""
+    mark = place / STUDY
+    if not mark.exists():
+        return _check_free(place, STUDY, "study")
+    try:
+        kept = read_json(mark)
+    except ValueError:
+        return None  # what is damaged is written anew: outcomes have keys of their own
+    other = kept.get("name") if isinstance(kept, dict) else None
+    if other != name:
+        raise RunDirError(f"{place} holds the study {escaped(str(other), 100)}, not {name}; choose another --run")
+    return None
+
+
+def write_trainings(place: Place, rows: Sequence[Values], columns: pa.Schema = TRAINING_COLUMNS) -> None:
+    """Writes ``rows``, each with the ``columns``, as one Parquet file, in the stead of an older one."""
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], TRAINING_COLUMNS), sink)
+    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], columns), sink)
     place.write_bytes(sink.getvalue().to_pybytes())
 
 
-def read_trainings(place: Place) -> list[Tree]:
+def read_trainings(place: Place, columns: pa.Schema = TRAINING_COLUMNS) -> list[Tree]:
     """The rows of a file that ``write_trainings`` wrote."""
-    rows: list[Tree] = pq.read_table(pa.BufferReader(place.read_bytes()), schema=TRAINING_COLUMNS).to_pylist()
+    rows: list[Tree] = pq.read_table(pa.BufferReader(place.read_bytes()), schema=columns).to_pylist()
     return rows

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dasm_ray.config.digests import digest_of, result_keys
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.method.run import Run, run_all
@@ -19,10 +22,15 @@ from dasm_ray.store.checked import read_checked_json, write_checked_json
 from dasm_ray.store.place import Place
 
 Found = Tree
-"""Of a cell: test (None: not read) and validation accuracy in [0, 1], and the step that validation chose."""
+"""Of a cell: test (None: not read) and validation accuracy in [0, 1], and the step that validation chose.
+
+Where each image was asked for, ``right`` says in hexadecimal digits which validation images it got right, a bit each.
+"""
 
 Accuracies = dict[tuple[str, str], list[float]]
 """Test accuracies in [0, 1], one a seed, by set and by what it was tried on."""
+
+RIGHT = "right"
 
 OF_THE_TABLE = ("seeds", "rows", "epochs", "full_epochs")
 """Keys of ``evaluate`` that say which trainings there are and for how many steps; a cell has its own."""
@@ -44,6 +52,8 @@ class Cell:
     """Whose images are asked for; unset: of all."""
     reads_test: bool = True
     """Whether the test set is read; validation always is."""
+    reads_each: bool = False
+    """Whether it is told which validation images are right. An outcome without that is one of the same training."""
 
 
 def cells_place(run: Run) -> Place:
@@ -63,6 +73,7 @@ def cells_for(
     config: RunConfig | None = None,
     classes: tuple[int, ...] | None = None,
     reads_test: bool = True,
+    reads_each: bool = False,
 ) -> list[Cell]:
     """A cell for every seed of one set: ``training_of`` gives what each is trained on, for ``steps`` steps.
 
@@ -83,6 +94,7 @@ def cells_for(
             training=training,
             classes=classes,
             reads_test=reads_test,
+            reads_each=reads_each,
         )
         cells.append(cell if folder is None else replace(cell, file=folder / f"{_key(cell)}.json"))
     return cells
@@ -107,7 +119,7 @@ def evaluate_cells(run: Run, cells: Sequence[Cell]) -> list[Found]:
     found: dict[str, Found] = {}
     for cell in cells:
         kept = None if cell.file is None else read_checked_json(cell.file)
-        if kept is not None:
+        if kept is not None and (not cell.reads_each or RIGHT in kept):
             found[cell.name] = kept
     run.progress.stage("evaluate", len(cells), done=len(found))
     missing = {cell.name: cell for cell in sorted(cells, key=lambda cell: -cell.steps) if cell.name not in found}
@@ -115,6 +127,8 @@ def evaluate_cells(run: Run, cells: Sequence[Cell]) -> list[Found]:
     def on_done(done: Done) -> None:
         outcome, cell = done.value.outcome, missing[done.task.name]
         found[cell.name] = {"validation": outcome.validation, "test": outcome.test, "step": outcome.step}
+        if outcome.right is not None:
+            found[cell.name][RIGHT] = np.packbits(outcome.right).tobytes().hex()
         if cell.file is not None:
             write_checked_json(cell.file, found[cell.name])
         run.progress.advance(samples=cell.steps * cell.job.config.evaluate.batch)
@@ -135,7 +149,14 @@ def _task(cell: Cell) -> Task:
         cell.classes,
         cell.reads_test,
         cell.name,
+        cell.reads_each,
     )
+
+
+def right_in(found: Found, count: int) -> NDArray[np.bool_]:
+    """Which of ``count`` validation images were right, of an outcome that says so."""
+    packed = np.frombuffer(bytes.fromhex(found[RIGHT]), np.uint8)
+    return np.unpackbits(packed, count=count).astype(bool)
 
 
 def accuracies_of(run: Run, cells: Sequence[tuple[tuple[str, str], Cell]]) -> Accuracies:

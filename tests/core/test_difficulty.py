@@ -8,10 +8,11 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from dasm_ray.core.difficulty import SCORES, forgetting
+from dasm_ray.core.difficulty import SCORES, forgetting, thirds
 
 CLASSES, WIDTH = 5, 7
 
@@ -119,3 +120,17 @@ def test_forgetting_agrees_with_a_double_loop() -> None:
     fast = forgetting(correct)
     assert fast.dtype == torch.int64
     assert fast.tolist() == slow
+
+
+def test_thirds_are_cut_within_each_class() -> None:
+    """Ranks by a double loop: how many of one's class are easier, or as easy and earlier."""
+    generator = np.random.Generator(np.random.PCG64(1))
+    labels = generator.integers(0, 3, 40)
+    score = generator.integers(0, 6, 40).astype(np.float64)  # with ties
+    slow = []
+    for mine in range(40):
+        of_class = [other for other in range(40) if labels[other] == labels[mine]]
+        easier = sum((score[other], other) < (score[mine], mine) for other in of_class)
+        slow.append(easier * 3 // len(of_class))
+    assert thirds(score, labels).tolist() == slow
+    assert set(slow) == {0, 1, 2}

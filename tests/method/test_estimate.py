@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from local_pool import WALKS, local_run, small
 
-from dasm_ray.method.estimate import Stage, estimate
+from dasm_ray.method.estimate import Stage, estimate, work_of
 from dasm_ray.runtime.decoding import RealRefs
 
 
@@ -41,3 +41,16 @@ def test_tasks_and_bytes_follow_from_the_configuration(
 def test_an_estimate_keeps_nothing(digits: RealRefs, tmp_path: Path) -> None:
     estimate(local_run(small(), tmp_path / "run", digits))
     assert not (tmp_path / "run").exists()
+
+
+def test_work_is_counted_step_by_step() -> None:
+    """Against a loop over all that is done."""
+    config = small(synthetic={"factor": 2, "ipc": 4}, matcher={"batch_syn": 12, "steps": 3, "rounds": 2, "networks": 5})
+    steps = images = 0
+    for _ in range(2 * 2 * 5 * 3):  # segments, rounds, states, steps
+        for _ in range(10):
+            steps += 1
+            images += 8 + min(12 // 4, 2) * 4  # real, and a segment's two slots of four
+    assert work_of(config, 10) == (steps, images)
+    walks = small(**WALKS)
+    assert work_of(walks, 10) == (2 * 2 * 2 * 3, 2 * 2 * 2 * 3 * 10)

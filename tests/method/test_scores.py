@@ -14,7 +14,14 @@ from dasm_ray.errors import NonFinite
 from dasm_ray.method.experts import train_experts
 from dasm_ray.method.probes import Probes
 from dasm_ray.method.run import Run
-from dasm_ray.method.scores import scores_before, sharded, static_name, static_scores, window_of
+from dasm_ray.method.scores import (
+    scores_before,
+    sharded,
+    static_name,
+    static_scores,
+    validation_scores,
+    window_of,
+)
 from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.runtime.worker import Worker
 from dasm_ray.store import tensors
@@ -114,3 +121,19 @@ def test_scores_of_nan_that_an_older_version_has_kept_are_computed_again(digits:
     second = scored(later)
     assert sum("holds scores that are not finite; they are computed again" in note for note in notes) == 2
     assert (second.dynamic.tobytes(), second.static.tobytes()) == (first.dynamic.tobytes(), first.static.tobytes())
+
+
+def test_scores_of_validation_images_lie_beside_the_experts(digits: RealRefs, tmp_path: Path) -> None:
+    run = local_run(small(), tmp_path, digits)
+    experts = train_experts(run)
+    found = validation_scores(run, experts)
+    assert found.shape == (digits.counts["val"].sum(),)
+    assert (run.shared_place / f"validation_{static_name(run)}").exists()
+    later = again(run, run.config)
+    assert validation_scores(later, experts).tobytes() == found.tobytes()
+    assert isinstance(later.pool, LocalPool)
+    assert later.pool.done == []
+    as_training = replace(run, real=replace(digits, splits={**digits.splits, "train": digits.splits["val"]},
+                                            counts={**digits.counts, "train": digits.counts["val"]}))  # fmt: skip
+    same, _ = sharded(as_training, Worker.score_statically, "static scores", experts.snapshots)
+    assert same.tobytes() == found.tobytes(), "as training images would be scored"

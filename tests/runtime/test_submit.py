@@ -110,6 +110,7 @@ def test_recipes_of_the_folder_are_sent_and_others_are_the_clusters() -> None:
     assert jobs.sent_configs(RUN) == ["a.yaml"]
     assert jobs.sent_configs({"configs": ("a.yaml", "/opt/b.yaml", "s3://b/c.yaml")}) == ["a.yaml"]
     assert jobs.sent_configs({"sweeps": ("a.yaml", "/opt/b.yaml")}) == ["a.yaml"]
+    assert jobs.sent_configs({"studies": ("a.yaml", "/opt/b.yaml")}) == ["a.yaml"]
     assert jobs.sent_configs({"path": "s3://b/r"}) == []
 
 
@@ -204,6 +205,7 @@ def call(*words: object) -> Any:
         (["distill", "none.yaml", "--run", "/r"], "dasm-ray: none.yaml: there is no such file"),
         (["distill", "typo.yaml", "--run", "/r"], "dasm-ray: synthetic.icp: there is no such key"),
         (["sweep", "bad.yaml", "--run", "/r"], "dasm-ray: bad.yaml: matcher.lr: there is no such key"),
+        (["study", "arms.yaml", "--run", "/r"], "dasm-ray: arms.yaml: against: there is no arm 'b'"),
         (["distill", "runs/a.yaml", "--run", "/r"], "dasm-ray: runs/a.yaml: is not among the files sent"),
         (["--address", "localhost:8265", "doctor"], "dasm-ray: --address localhost:8265: is no URL"),
     ],
@@ -215,6 +217,7 @@ def test_bad_input_is_refused_before_anything_is_sent(
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "a.yaml").write_text(TINY)
     (tmp_path / "typo.yaml").write_text(TINY.replace("ipc", "icp"))
+    (tmp_path / "arms.yaml").write_text("{name: bad, recipe: runs/a.yaml, arms: {a: {}}, against: b}")
     (tmp_path / "bad.yaml").write_text("{name: bad, recipe: runs/a.yaml, space: {matcher.lr: {grid: [1]}}}")
     result = call(*words)
     assert (result.exit_code, result.stdout) == (2, "")

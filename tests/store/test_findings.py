@@ -14,10 +14,13 @@ import pytest
 
 from dasm_ray.errors import DataError, RunDirError, RunFailure
 from dasm_ray.store.findings import (
+    STUDY_COLUMNS,
     TRAINING_COLUMNS,
     TRIAL_COLUMNS,
     Finding,
+    check_study,
     claimed_comparison,
+    claimed_study,
     claimed_sweep,
     find,
     keep,
@@ -220,3 +223,26 @@ def test_a_folder_that_is_removed_while_it_is_worked_on_is_not_made_anew(tmp_pat
         with pytest.raises(RunFailure, match="is not there any more"):
             keep(held, 0, Finding(begun=1))
     assert not (tmp_path / "folder").exists()
+
+
+def test_a_folder_holds_one_study(tmp_path: Path) -> None:
+    place = Place(tmp_path / "study")
+    with claimed_study(place, "mine") as held:
+        (held / "study.md").write_text("found")
+    with claimed_study(place, "mine"):
+        assert (place / "study.md").read_text() == "found"
+    with pytest.raises(RunDirError, match="holds the study mine, not theirs"), claimed_study(place, "theirs"):
+        raise AssertionError("claimed")
+    (place / "study.json").write_text("{")
+    with claimed_study(place, "mine"):
+        assert (place / "study.json").read_json()["name"] == "mine", "what was damaged is written anew"
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "holiday.txt").write_text("mine")
+    with pytest.raises(RunDirError, match=r"holds holiday.txt and no study.json, so it is no study"):
+        check_study(Place(tmp_path / "photos"), "mine")
+
+
+def test_trainings_of_a_study_come_back(tmp_path: Path) -> None:
+    row = dict.fromkeys(STUDY_COLUMNS.names) | {"arm": "dasm", "seed": 1, "validation": 0.1 + 0.2}
+    write_trainings(Place(tmp_path) / "trainings.parquet", [row], STUDY_COLUMNS)
+    assert read_trainings(Place(tmp_path) / "trainings.parquet", STUDY_COLUMNS) == [row]

@@ -16,7 +16,7 @@ from dasm_ray.method.run import Run
 from dasm_ray.method.sets import chosen
 from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.store.place import Place
-from dasm_ray.studies.cells import Cell, accuracies_of, cells_for, evaluate_cells
+from dasm_ray.studies.cells import Cell, accuracies_of, cells_for, evaluate_cells, right_in
 from dasm_ray.studies.rows import always
 
 TRAINING = always(chosen(np.arange(0, 200, 10)))
@@ -102,6 +102,22 @@ def test_without_the_test_set_there_is_no_test_accuracy(run: Run) -> None:
     blind = replace(run, real=replace(run.real, splits=without_test))
     cells = [replace(cell, job=blind.job) for cell in cells]
     assert [found["test"] for found in evaluate_cells(blind, cells)] == [None, None]
+
+
+def test_images_that_are_right_belong_to_an_outcome_that_has_no_other_name(run: Run, tmp_path: Path) -> None:
+    """An outcome without them is computed again for them, and comes out the same."""
+    plain = evaluate_cells(run, cells_of(run, tmp_path / "cells"))
+    assert all("right" not in found for found in plain)
+    each = cells_of(run, tmp_path / "cells", reads_each=True)
+    told = evaluate_cells(run, each)
+    count = int(run.real.counts["val"].sum())
+    assert [float(right_in(found, count).mean()) for found in told] == [found["validation"] for found in plain]
+    assert [{**found, "right": None} for found in told] == [{**found, "right": None} for found in plain]
+    assert isinstance(run.pool, LocalPool)
+    assert len(run.pool.done) == 4
+    assert evaluate_cells(run, cells_of(run, tmp_path / "cells")) == told, "who does not ask is content with them"
+    assert evaluate_cells(run, each) == told
+    assert len(run.pool.done) == 4
 
 
 def test_accuracies_are_gathered_by_set_and_use(run: Run) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dasm_ray.config.keys import TrainRecipe
 from dasm_ray.core.decode import decode_all
 from dasm_ray.core.networks.network import Network
-from dasm_ray.core.networks.reading import accuracy, statistics_of
+from dasm_ray.core.networks.reading import accuracy, right, statistics_of
 from dasm_ray.core.networks.samples import RealSamples, Samples, TensorSamples
 from dasm_ray.core.networks.training import Watch, train
 
@@ -25,11 +25,15 @@ Labels = NDArray[np.int64] | NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One training: accuracies in [0, 1] (None: not asked for) and the step whose checkpoint validation chose."""
+    """One training: accuracies in [0, 1] (None: not asked for) and the step whose checkpoint validation chose.
+
+    ``right`` bool (N,): the validation images that it got right, where each was asked for.
+    """
 
     validation: float
     test: float | None
     step: int
+    right: NDArray[np.bool_] | None = None
 
 
 def evaluate_on(
@@ -43,12 +47,13 @@ def evaluate_on(
     test: RealSamples | None,
     generator: torch.Generator,
     name: str = "a training",
+    reads_each: bool = False,
 ) -> Outcome:
     """Trains for ``steps`` steps, looks at validation at ``checkpoints`` even places, reads ``test`` at the best one.
 
     ``test`` None: validation alone is asked for. Of equally good checkpoints the latest is taken: it was trained
-    longest. NonFinite, which calls the training ``name``, where it stops being made of numbers: a look that finds that
-    is the last, also if an earlier one was good.
+    longest. ``reads_each``: which validation images it gets right is told as well. NonFinite, which calls the training
+    ``name``, where it stops being made of numbers: a look that finds that is the last, also if an earlier one was good.
     """
     watch = Watch(name, "evaluate", recipe)
     looks = {max(1, round(steps * (place + 1) / checkpoints)) for place in range(checkpoints)}
@@ -61,12 +66,13 @@ def evaluate_on(
                 raise watch.failed(f"by step {step}")
             if seen >= best_accuracy:
                 best_accuracy, best_step, best = seen, step, flat
+    each = right(network, best, statistics_of(network, best, samples), validation) if reads_each else None
     if test is None:
-        return Outcome(best_accuracy, None, best_step)
+        return Outcome(best_accuracy, None, best_step, each)
     reported = accuracy(network, best, statistics_of(network, best, samples), test)
     if math.isnan(reported):
         raise watch.failed(f"by step {best_step}, on the test images")
-    return Outcome(best_accuracy, reported, best_step)
+    return Outcome(best_accuracy, reported, best_step, each)
 
 
 def synthetic_samples(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dasm_ray.config.keys import Model
@@ -69,6 +70,13 @@ def accuracy(network: Network, flat: Tensor, statistics: dict[str, Tensor], samp
             return math.nan
         right += int(found)
     return right / len(samples)
+
+
+def right(network: Network, flat: Tensor, statistics: dict[str, Tensor], samples: Samples) -> NDArray[np.bool_]:
+    """Of which samples the largest logit is the label's: bool (N,), in their order."""
+    parts = [logits.argmax(1) == labels for logits, _, labels in read_all(network, flat, statistics, samples)]
+    found: NDArray[np.bool_] = torch.cat(parts).cpu().numpy()
+    return found
 
 
 def mean_loss(network: Network, flat: Tensor, statistics: dict[str, Tensor], samples: Samples) -> float:

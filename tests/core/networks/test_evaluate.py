@@ -125,7 +125,7 @@ def test_a_training_that_diverged_has_no_figure_whatever_was_seen_before(
 # --- with a true training --------------------------------------------------------------------------------------------
 
 
-def evaluated(seed: int, norm: str = "instance", reads_test: bool = True) -> Outcome:
+def evaluated(seed: int, norm: str = "instance", reads_test: bool = True, reads_each: bool = False) -> Outcome:
     network = toy_network(norm, width=8)
     samples = RealSamples(network, toy_blocks())
     return evaluate_on(
@@ -137,7 +137,18 @@ def evaluated(seed: int, norm: str = "instance", reads_test: bool = True) -> Out
         validation=RealSamples(network, toy_blocks((4, 4, 4, 4), seed=1)),
         test=RealSamples(network, toy_blocks((20, 20, 20, 20), seed=2)) if reads_test else None,
         generator=generator(seed),
+        reads_each=reads_each,
     )
+
+
+@pytest.mark.parametrize("reads_test", [True, False])
+def test_each_validation_image_is_told_of_the_same_training(reads_test: bool) -> None:
+    outcome, plain = evaluated(0, "batch", reads_test, reads_each=True), evaluated(0, "batch", reads_test)
+    assert outcome.right is not None
+    assert len(outcome.right) == 16
+    assert float(outcome.right.mean()) == outcome.validation
+    assert (outcome.validation, outcome.test, outcome.step) == (plain.validation, plain.test, plain.step)
+    assert plain.right is None
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])

@@ -22,6 +22,7 @@ from dasm_ray.core.networks.reading import (
     read_all,
     statistics_of,
 )
+from dasm_ray.core.networks.reading import right as right_ones
 from dasm_ray.core.networks.samples import RealSamples, TensorSamples
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -64,6 +65,19 @@ def test_accuracy_is_the_share_of_right_answers() -> None:
         right += int(module(images.double()).argmax() == labels[0])
     assert 0 < right < len(samples)
     assert accuracy(network, flat, {}, samples) == right / len(samples)
+
+
+def test_who_is_right_is_told_image_by_image() -> None:
+    network = toy_network()
+    flat = network.initial(generator())
+    samples = RealSamples(network, toy_blocks())
+    module = twin_of(network, flat)
+    slow = []
+    for place in range(len(samples)):
+        images, labels = samples.take(np.array([place]))
+        slow.append(bool(module(images.double()).argmax() == labels[0]))
+    assert right_ones(network, flat, {}, samples).tolist() == slow
+    assert sum(slow) / len(slow) == accuracy(network, flat, {}, samples)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
