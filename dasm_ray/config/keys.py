@@ -23,7 +23,7 @@ NOT_IN_RESULT: Tree = {"affects_result": False}
 """Marks a field that says how or where a run is done, never what comes out."""
 
 ONLY_IF_SET: Tree = {"only_if_set": True}
-"""Marks a field that is no part of a digest while it is unset: a key that came later, so that older digests stand."""
+"""Marks a field that is no part of a digest while it has its default: a key that came later, so older digests stand."""
 
 
 def _no_bool(value: Plain) -> Plain:
@@ -159,8 +159,16 @@ class Synthetic(Section):
     ipc: Whole = Field(10, le=100_000, description="stored images per class, over all segments")
     segments: Whole = Field(2, le=1000, description="K: slices of the set that are distilled one after another")
     factor: Whole = Field(1, le=64, description="multi-formation f: a stored image holds f*f training images")
-    init: Literal["mix", "real", "noise"] = Field(
-        "mix", description="mix: f*f downsized real images a slot; real: one a slot"
+    sizes: tuple[Count, ...] | None = Field(
+        None,
+        max_length=1000,
+        description="stored images per class of each segment, adding up to ipc; unset: equal ones",
+        json_schema_extra=ONLY_IF_SET,
+    )
+    init: Literal["mix", "real", "noise", "loop"] = Field(
+        "mix",
+        description="mix: f*f downsized real images a slot, drawn from the window; real: one a slot; loop: as mix, but "
+        "chosen: nearest to k-means centres, then what probes get wrong and experts right, easiest first",
     )
     group_size: Count | None = Field(None, description="classes that one task works on; unset: all classes in 2 groups")
 
@@ -266,7 +274,7 @@ class Trajectory(Section):
 class Window(Section):
     """Which real samples a segment may see."""
 
-    policy: Literal["all", "quantile", "frontier", "trim"] = Field(
+    policy: Literal["all", "quantile", "frontier", "trim", "size"] = Field(
         "frontier", description="a row of core.window.POLICIES"
     )
     w_min: Annotated[Number, Field(gt=0, le=1)] = Field(0.5, description="frontier: least share of a class")
@@ -410,9 +418,19 @@ class RunConfig(Section):
         return self.seed if self.evaluate.base_seed is None else self.evaluate.base_seed
 
     @property
-    def segment_ipc(self) -> int:
-        """Stored images per class in one segment."""
-        return self.synthetic.ipc // self.synthetic.segments
+    def sizes(self) -> tuple[int, ...]:
+        """m_1 to m_K: stored images per class of each segment."""
+        synthetic = self.synthetic
+        return synthetic.sizes or (synthetic.ipc // synthetic.segments,) * synthetic.segments
+
+    def size_up_to(self, segment: int) -> int:
+        """n_k: stored images per class of all segments up to ``segment`` (from 0)."""
+        return sum(self.sizes[: segment + 1])
+
+    @property
+    def start_factor(self) -> int:
+        """A slot starts as so many times so many real images."""
+        return self.synthetic.factor if self.synthetic.init in ("mix", "loop") else 1
 
     @property
     def base(self) -> BaseMatcher:

@@ -36,10 +36,20 @@ def _of_the_network(config: RunConfig) -> Iterator[str]:
 
 def _of_the_set(config: RunConfig) -> Iterator[str]:
     synthetic, matcher = config.synthetic, config.matcher
-    if synthetic.ipc % synthetic.segments:
+    if synthetic.sizes is None and synthetic.ipc % synthetic.segments:
         yield (
             f"synthetic.ipc: {synthetic.ipc} images a class cannot be cut into {synthetic.segments} equal segments; "
-            f"make synthetic.ipc a multiple of synthetic.segments"
+            f"make synthetic.ipc a multiple of synthetic.segments, or give synthetic.sizes"
+        )
+    if synthetic.sizes is not None and len(synthetic.sizes) != synthetic.segments:
+        yield (
+            f"synthetic.sizes: names {len(synthetic.sizes)} segments, but synthetic.segments is {synthetic.segments}; "
+            f"make them agree"
+        )
+    elif synthetic.sizes is not None and sum(synthetic.sizes) != synthetic.ipc:
+        yield (
+            f"synthetic.sizes: add up to {sum(synthetic.sizes)} images a class, but synthetic.ipc is {synthetic.ipc}; "
+            f"make them agree"
         )
     if config.is_trajectory and synthetic.factor != 1:
         yield f"synthetic.factor: {matcher.name} matches images as they are stored; set it to 1"

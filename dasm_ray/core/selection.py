@@ -96,6 +96,34 @@ def k_means(features: Features, count: int, generator: np.random.Generator) -> I
     return chosen
 
 
+def loop(
+    features: Features,
+    count: int,
+    target: Indices,
+    used: Indices,
+    frontier: Indices,
+    static: Scores,
+    generator: np.random.Generator,
+) -> Indices:
+    """``count`` unused samples of a class to start a segment from: the frontier's easiest, then what covers the target.
+
+    ``features`` (n, d) and the ``static`` score (n,) of one class; ``target``, ``used`` and ``frontier`` are
+    within-class indices. First come the unused ones of the frontier, easiest first; where that is not enough, those
+    nearest to as many k-means centres of the unused rest of the target; where that is used up too, what else is unused,
+    easiest first. In the order chosen. DataError where fewer than ``count`` are unused.
+    """
+    order = easiest_first(static)
+    unused = ~np.isin(order, used)
+    _refuse_small(int(np.count_nonzero(unused)), count)
+    is_frontier, is_target = np.isin(order, frontier), np.isin(order, target)
+    first = order[unused & is_frontier][:count]
+    rest = np.sort(order[unused & ~is_frontier & is_target])
+    covering = min(count - len(first), len(rest))
+    second = rest[k_means(features[rest], covering, generator)] if covering else rest[:0]
+    third = order[unused & ~is_frontier & ~is_target][: count - len(first) - covering]
+    return np.concatenate([first, second, third])
+
+
 def hardest(score: Scores, count: int) -> Indices:
     """The ``count`` samples of the highest ``score`` (n,), hardest first: `forgetting`, `el2n` and `grand` by theirs.
 

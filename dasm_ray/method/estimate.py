@@ -107,7 +107,7 @@ def _evaluation(config: RunConfig, classes: int, count: int, seconds: float) -> 
 def _moved(config: RunConfig, classes: int, values: int) -> int:
     """Bytes between workers and store that one task of a round reads and writes: pixels and their velocities."""
     if config.is_trajectory:
-        state = classes * config.segment_ipc * (values + classes * config.learns_labels)
+        state = classes * max(config.sizes) * (values + classes * config.learns_labels)
         return state * (8 + 4)
     largest = classes if config.base.couples == "set" else len(groups_of(classes, config.synthetic.group_size)[0])
-    return 2 * 8 * largest * config.segment_ipc * values
+    return 2 * 8 * largest * max(config.sizes) * values

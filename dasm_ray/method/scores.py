@@ -7,6 +7,8 @@ that is no number is neither kept nor used.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +27,19 @@ from dasm_ray.store import tensors
 from dasm_ray.store.checkpoints import Scores, read_scores, scores_name, write_scores
 from dasm_ray.store.place import Place
 
-Judgement = tuple[NDArray[np.float64], NDArray[np.bool_]]
-"""Of every training image, in class-sorted order: a score, larger is harder, and whether the networks err."""
+
+class Judgement(NamedTuple):
+    """Of every training image (N,), in class-sorted order: a score, larger is harder, and who errs on it."""
+
+    score: NDArray[np.float64]
+    wrong: NDArray[np.bool_]
+    """The networks together."""
+    missed: NDArray[np.bool_]
+    """Each of the networks."""
+
+
+WHO = ("wrong", "missed")
+"""Who errs: the networks together, each of them."""
 
 
 def scores_before(run: Run, segment: int, experts: Experts, probes: Probes) -> Scores:
@@ -37,8 +50,10 @@ def scores_before(run: Run, segment: int, experts: Experts, probes: Probes) -> S
         return kept
     static, errs = static_scores(run, experts)
     name = f"scores before segment {segment + 1}"
-    dynamic, wrong = sharded(run, Worker.score, name, probes.networks, "probe.lr" if segment else "experts.lr")
+    dynamic, wrong, missed = sharded(run, Worker.score, name, probes.networks, "probe.lr" if segment else "experts.lr")
     found = _with_window(run, segment, dynamic, static, wrong, ~errs)
+    if run.config.synthetic.init == "loop":
+        found = replace(found, missed=missed)
     write_scores(place, segment, found, run.key)
     run.progress.probe(accuracy=1 - float(wrong.mean()))
     run.progress.note(
@@ -55,7 +70,7 @@ def window_of(run: Run, scores: Scores) -> list[Indices]:
     return [np.flatnonzero(seen[scores.label == label]) for label in range(run.classes)]
 
 
-def static_scores(run: Run, experts: Experts) -> Judgement:
+def static_scores(run: Run, experts: Experts) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """The difficulty of every training image under the experts, and whether they err on it.
 
     It lies beside the experts, under the digest of what else affects it, so runs that share experts share it too.
@@ -66,7 +81,7 @@ def static_scores(run: Run, experts: Experts) -> Judgement:
         tensors.check_key(file, note, file.name)
         if _are_finite(run, file, arrays["score"]):
             return arrays["score"], ~arrays["known"]
-    score, errs = sharded(run, Worker.score_statically, "static scores", experts.snapshots, "experts.lr")
+    score, errs, _ = sharded(run, Worker.score_statically, "static scores", experts.snapshots, "experts.lr")
     tensors.write(file, {"score": score, "known": ~errs}, {"key": file.name})
     return score, errs
 
@@ -106,7 +121,7 @@ def sharded(
             f"{name}: {(~np.isfinite(score)).sum()} of {len(score)} images have a score that is not finite, and none "
             f"is kept; lower {rule} (now {getattr(getattr(run.config, section), key):g})"
         )
-    return score, np.concatenate([done.value.wrong for done in answers])
+    return Judgement(score, *(np.concatenate([getattr(done.value, who) for done in answers]) for who in WHO))
 
 
 def _with_window(
@@ -132,6 +147,7 @@ def _with_window(
             static=static[mine],
             wrong=wrong[mine],
             known=known[mine],
+            images=run.config.size_up_to(segment) * run.config.synthetic.factor**2,
         )
         allowed[mine[seen]] = True
     return Scores(labels, index, dynamic, static, wrong, known, allowed)

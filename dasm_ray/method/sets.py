@@ -88,8 +88,8 @@ def _digest(*parts: NDArray[np.generic] | int | None) -> str:
 
 def distilled_set(run: Run, segments: Segments) -> Artifact:
     """The finished set of distilled segments."""
-    images, ipc = flattened(segments), run.config.segment_ipc
-    numbers = np.tile(np.repeat(np.arange(len(segments), dtype=np.int32), ipc), run.classes)
+    images, sizes = flattened(segments), [each.pixels.shape[1] for each in segments]
+    numbers = np.tile(np.repeat(np.arange(len(segments), dtype=np.int32), sizes), run.classes)
     return _artifact(run, images, numbers, run.config.synthetic.factor, segments[-1].step_size)
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -125,6 +125,18 @@ class Everything:
 
 
 Training = Stored | Chosen | Everything
+
+
+class ClassStanding(NamedTuple):
+    """What a segment's start is chosen by, of one class: within-class indices, and the static score (n_c,)."""
+
+    target: Indices
+    """What the segment may see."""
+    used: Indices
+    """What started earlier segments."""
+    frontier: Indices
+    """What every probe gets wrong and the experts get right."""
+    static: NDArray[np.float64]
 
 
 # --- what a worker answers ---------------------------------------------------------------------------------------
@@ -303,7 +315,7 @@ class Worker:
         """A matching step on noise."""
         generator, config, matching = torch_generator("pace"), job.config, self._matching(job)
         flat = network.initial(generator)
-        slots = min(config.segment_ipc, max(1, config.matcher.batch_syn // config.synthetic.factor**2))
+        slots = min(max(config.sizes), max(1, config.matcher.batch_syn // config.synthetic.factor**2))
         front = (network.classes,) if matching.at_once else ()
         pixels = torch.rand(*front, slots, *network.shape, generator=generator).to(job.device)
         real = (*front, config.matcher.batch_real, *network.shape)
@@ -351,17 +363,35 @@ class Worker:
 
     @outputs(2)
     def initialise(
-        self, job: Job, segment: int, windows: Sequence[Indices], used: Sequence[Indices]
+        self,
+        job: Job,
+        segment: int,
+        windows: Sequence[Indices],
+        used: Sequence[Indices],
+        chosen: Sequence[Indices] | None = None,
     ) -> tuple[list[Indices], Pixels]:
         """Where a segment starts: the within-class indices used, and pixels (K, m, C, H, W).
 
-        For trajectories the pixels are normalised.
+        ``chosen``: what it starts from, class by class, where that is not drawn. For trajectories the pixels are
+        normalised.
         """
-        pixels, chosen = initial_pixels(job.config, self._blocks(job, "train"), windows, used, segment)
+        pixels, taken = initial_pixels(job.config, self._blocks(job, "train"), windows, used, segment, chosen)
         if job.config.is_trajectory:
             images = torch.tensor(pixels.reshape(-1, *pixels.shape[2:]), device=job.device)
             pixels = self._network(job).normalise(images).cpu().numpy().reshape(pixels.shape)
-        return chosen, pixels
+        return taken, pixels
+
+    def choose_start(
+        self, job: Job, segment: int, label: int, expert: tuple[ObjectRef], known: ClassStanding
+    ) -> Indices:
+        """Within-class indices (m f^2,) of what a segment of one class starts from, where the loop chooses it."""
+        config = job.config
+        features = self._expert_features(job, label, expert)
+        count, generator = (
+            config.sizes[segment] * config.start_factor**2,
+            numpy_generator(config.seed, "loop", segment, label),
+        )
+        return selection.loop(features, count, *known, generator)
 
     def label_softly(self, job: Job, experts: tuple[ObjectRef, ...], training: Stored | Chosen) -> NDArray[np.float32]:
         """Soft labels by the experts' last snapshots for the images of a training: logits (N, K).
@@ -443,9 +473,7 @@ class Worker:
         self, job: Job, methods: Sequence[str], label: int, experts: tuple[ObjectRef, ...]
     ) -> dict[str, Indices]:
         """Within-class indices (ipc,) that each of ``methods`` chooses from one class by an expert's features."""
-        network = self._network(job)
-        flat = torch.tensor(self._fetch(experts[0])[-1], device=job.device)
-        features = features_of(network, self._blocks(job, "train"), flat, label, job.config.score.batch)
+        features = self._expert_features(job, label, experts)
         ipc, seed = job.config.synthetic.ipc, job.config.seed
         return {
             method: selection.PICKS[method](features, ipc, numpy_generator(seed, method, label))[0]
@@ -512,6 +540,11 @@ class Worker:
     def _on_device(self, job: Job, refs: Sequence[ObjectRef]) -> list[torch.Tensor]:
         """Copies of the arrays that references refer to."""
         return [torch.tensor(array, device=job.device) for array in self._all(refs)]
+
+    def _expert_features(self, job: Job, label: int, experts: tuple[ObjectRef, ...]) -> NDArray[np.float32]:
+        """The last hidden layer (n_c, d) of a class's training images under the first expert, fully trained."""
+        flat = torch.tensor(self._fetch(experts[0])[-1], device=job.device)
+        return features_of(self._network(job), self._blocks(job, "train"), flat, label, job.config.score.batch)
 
     def _blocks(self, job: Job, split: str) -> Blocks:
         """A split in place: views of the node's one copy in shared memory, and what of it is on the device already."""

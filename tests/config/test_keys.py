@@ -18,6 +18,8 @@ from dasm_ray.config import keys
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.errors import ConfigError
 
+INITS = ("mix", "loop", "real", "noise")
+
 # --- fields ------------------------------------------------------------------------------------------------------
 
 
@@ -36,7 +38,18 @@ def test_settings_that_fall_back_to_the_matcher() -> None:
 def test_the_last_snapshot_range_holds_for_the_segments_that_are_left() -> None:
     read = parse_config({"matcher": {"snapshots": [[0, 2], [1, 5]]}})
     assert [read.snapshots_of(segment) for segment in range(4)] == [(0, 2), (1, 5), (1, 5), (1, 5)]
-    assert parse_config({"synthetic": {"ipc": 12, "segments": 4}}).segment_ipc == 3
+
+
+def test_segments_are_equal_unless_their_sizes_are_given() -> None:
+    assert parse_config({"synthetic": {"ipc": 12, "segments": 4}}).sizes == (3, 3, 3, 3)
+    unequal = parse_config({"synthetic": {"ipc": 50, "segments": 3, "sizes": [17, 17, 16]}})
+    assert unequal.sizes == (17, 17, 16)
+    assert [unequal.size_up_to(segment) for segment in range(3)] == [17, 34, 50]
+
+
+def test_a_slot_starts_from_as_many_real_images_as_its_init_packs() -> None:
+    factors = {init: parse_config({"synthetic": {"factor": 2, "init": init}}).start_factor for init in INITS}
+    assert factors == {"mix": 2, "loop": 2, "real": 1, "noise": 1}
 
 
 def test_another_network_has_the_recipe_that_networks_says_and_the_norm_that_it_takes() -> None:

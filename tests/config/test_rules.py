@@ -19,6 +19,16 @@ IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
     ("no norm at all", {"model": {"arch": "vgg11", "norm": "none"}}, "model.norm: vgg11 takes instance or batch, not"),
     ("depth of another", {"model": {"arch": "resnet18", "depth": 3}}, "model.depth: resnet18 has a depth of its own"),
     ("ipc and segments", {"synthetic": {"ipc": 10, "segments": 3}}, "synthetic.ipc: 10 images a class cannot be cut"),
+    (
+        "sizes of other segments",
+        {"synthetic": {"ipc": 10, "segments": 2, "sizes": [3, 3, 4]}},
+        "synthetic.sizes: names 3 segments, but synthetic.segments is 2; make them agree",
+    ),
+    (
+        "sizes of another set",
+        {"synthetic": {"ipc": 10, "segments": 3, "sizes": [3, 3, 3]}},
+        "synthetic.sizes: add up to 9 images a class, but synthetic.ipc is 10; make them agree",
+    ),
     ("batch and factor", {"synthetic": {"factor": 3}, "matcher": {"batch_syn": 8}}, "raise it to at least 9"),
     (
         "dc on experts",

@@ -92,6 +92,40 @@ def test_no_real_image_starts_two_segments(digits: RealRefs, tmp_path: Path) -> 
     assert not first & second
 
 
+def test_without_its_mechanisms_a_run_is_what_it_was(digits: RealRefs, tmp_path: Path) -> None:
+    """Every key of the method at its default, written out: the same digest, and the same bytes."""
+    plain, _ = distilled(digits, tmp_path / "plain")
+    written, _ = distilled(digits, tmp_path / "written", **OFF)
+    assert bytes_of(written) == bytes_of(plain)
+    assert local_run(small(**OFF), tmp_path, digits).key == local_run(small(), tmp_path, digits).key
+
+
+# --- the mechanisms of the method ------------------------------------------------------------------------------------
+
+OFF: dict[str, dict[str, Any]] = {"synthetic": {"sizes": None, "init": "mix"}}
+"""Keys of the method, each at what leaves a run as it was."""
+
+ONE: dict[str, dict[str, Any]] = {"synthetic": {"ipc": 2, "segments": 1}, "window": {"policy": "all"}}
+"""One segment and no window: the base matcher."""
+
+
+@pytest.mark.parametrize("name", ["idc", "datm"])
+@pytest.mark.parametrize("init", ["mix", "loop"])
+def test_a_prefix_of_unequal_segments_is_the_smaller_set(
+    digits: RealRefs, tmp_path: Path, name: str, init: str
+) -> None:
+    more = {section: keys for section, keys in METHODS[name].items() if section != "synthetic"}
+    group, window = METHODS[name].get("synthetic", {}), {"policy": "size"}
+    if name == "datm":
+        group = {"group_size": None}
+    sizes = {"ipc": 3, "segments": 2, "sizes": [1, 2], "init": init, **group}
+    nested, _ = distilled(digits, tmp_path / "nested", synthetic=sizes, window=window, **more)
+    alone = {"ipc": 1, "segments": 1, "init": init, **group}
+    small_one, _ = distilled(digits, tmp_path / "small", synthetic=alone, window=window, **more)
+    assert [each.pixels.shape[:2] for each in nested.segments] == [(10, 1), (10, 2)]
+    assert nested.segments[0].pixels.tobytes() == small_one.segments[0].pixels.tobytes()
+
+
 def test_soft_labels_start_as_what_the_experts_say(digits: RealRefs, tmp_path: Path) -> None:
     made, _ = distilled(digits, tmp_path, **WALKS)
     for start, segment in zip(made.starts, made.segments, strict=True):

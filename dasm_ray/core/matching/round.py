@@ -69,12 +69,12 @@ class RoundInputs:
     probes: Sequence[NDArray[np.float32]]
 
 
-def pixel_rate(config: RunConfig, size: int) -> float:
-    """The step on the pixels: lr_img, scaled by images per class and by image size as in IDC."""
+def pixel_rate(config: RunConfig, size: int, segment: int = 0) -> float:
+    """The step on the pixels of a segment: lr_img, scaled by its images per class and by image size as in IDC."""
     if not config.matcher.scale_lr:
         return config.matcher.lr_img
     base = 28 if size == 28 else 224 if size > 128 else 32
-    return config.matcher.lr_img * (config.segment_ipc / 10) * (size / base) ** 2
+    return config.matcher.lr_img * (config.sizes[segment] / 10) * (size / base) ** 2
 
 
 class Matching(Protocol):
@@ -149,8 +149,9 @@ class _Loop:
         self.network = matching.network
         self.pixels = torch.tensor(pixels, device=self.network.device)
         self.velocity = torch.tensor(velocity, device=self.network.device)
-        share = 1 / (where.segment + 1) if self.is_residual else 1.0
-        rate = pixel_rate(config, self.network.shape[1])
+        size, union = config.sizes[where.segment], config.size_up_to(where.segment)
+        share = size / union if self.is_residual else 1.0
+        rate = pixel_rate(config, self.network.shape[1], where.segment)
         self.settings = torch.tensor([rate, share], device=self.network.device)
         self.slots = max(1, config.matcher.batch_syn // config.synthetic.factor**2)
 
