@@ -1,8 +1,8 @@
 """DASM, difficulty-aligned sequential matching: the loop over segments.
 
-    probes ─▶ scores ─▶ window ─▶ start ─▶ match ─▶ freeze
+    probes ─▶ scores ─▶ window ─▶ start ─▶ match ─▶ freeze          ─▶ polish
 
-What must stay true: a segment is frozen once it is done.
+What must stay true: a segment is frozen once it is done, but for the polish at the very end.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dasm_ray.method.experts import Experts
-from dasm_ray.method.match import match
+from dasm_ray.method.match import match, polished
 from dasm_ray.method.probes import Probes
 from dasm_ray.method.run import Run
 from dasm_ray.method.scores import scores_before, window_of
@@ -41,5 +41,7 @@ def distil(run: Run, experts: Experts, after_each: Callable[[Segments], None] = 
         start, used = start_of(run, segment, scores, windows[-1], used, experts, frozen)
         starts.append(start)
         frozen.append(match(run, segment, start, experts, probes, frozen, windows))
+        if len(frozen) == run.config.synthetic.segments and run.config.rounds_of(len(frozen)):
+            frozen = polished(run, frozen, experts, windows)  # at the very end, all move once more
         after_each(frozen)
     return Distilled(frozen, starts)

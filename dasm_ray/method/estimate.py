@@ -85,11 +85,12 @@ def _parallel(config: RunConfig, classes: int) -> int:
 
 def _matching_steps(config: RunConfig, classes: int) -> int:
     """Matching steps (student steps for trajectories) of all segments together."""
-    matcher, segments = config.matcher, config.synthetic.segments
+    matcher = config.matcher
+    rounds = sum(config.rounds_of(stage) for stage in range(config.synthetic.segments + 1))
     if config.is_trajectory:
-        return segments * matcher.rounds * config.trajectory.lanes * config.trajectory.steps
+        return rounds * config.trajectory.lanes * config.trajectory.steps
     a_state = classes if config.base.couples == "class" else _parallel(config, classes)
-    return segments * matcher.rounds * matcher.networks * matcher.steps * a_state
+    return rounds * matcher.networks * matcher.steps * a_state
 
 
 def _evaluation(config: RunConfig, classes: int, count: int, seconds: float) -> tuple[int, float]:

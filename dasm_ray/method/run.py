@@ -80,7 +80,9 @@ class Run:
         return len(self.real.class_names)
 
     def of(self, segment: int) -> str:
-        """Which segment of how many, for the display."""
+        """Which segment of how many, for the display; after the last one, the polish."""
+        if segment == self.config.synthetic.segments:
+            return "polish"
         return f"segment {segment + 1} of {self.config.synthetic.segments}"
 
     def take_notices(self, notices: Sequence[str]) -> None:

@@ -147,7 +147,7 @@ def _with_window(
             static=static[mine],
             wrong=wrong[mine],
             known=known[mine],
-            images=run.config.size_up_to(segment) * run.config.synthetic.factor**2,
+            images=run.config.images_up_to(segment),
         )
         allowed[mine[seen]] = True
     return Scores(labels, index, dynamic, static, wrong, known, allowed)

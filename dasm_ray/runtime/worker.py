@@ -29,7 +29,7 @@ from dasm_ray.core.matching.step import StepInputs
 from dasm_ray.core.matching.trajectory import Student
 from dasm_ray.core.networks import compiled
 from dasm_ray.core.networks.evaluate import Labels, Outcome, evaluate_on, synthetic_samples
-from dasm_ray.core.networks.expert import Trajectory, expert_labels, spread, train_expert
+from dasm_ray.core.networks.expert import Trajectory, continued, expert_labels, spread, train_expert
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.reading import mean_loss, read_all, statistics_of
 from dasm_ray.core.networks.samples import RealSamples, Samples, TensorSamples
@@ -95,6 +95,9 @@ class RoundInputRefs:
     probes: tuple[ObjectRef, ...]
     current: tuple[ObjectRef, ...] = ()
     """States of every group, in class order; empty where nobody trains on the set."""
+    strata: tuple[ObjectRef, ...] = ()
+    """A class each; empty where real batches are not stratified."""
+    bank: tuple[ObjectRef, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -347,6 +350,17 @@ class Worker:
             last = state
         return _answer(), last.flat.cpu().numpy()
 
+    @outputs(2)
+    def go_on(
+        self, job: Job, segment: int, member: int, probe: tuple[ObjectRef], epochs: Sequence[float]
+    ) -> tuple[Answer, NDArray[np.float32]]:
+        """A probe goes on along all real images: snapshots (S, P) after so many ``epochs``."""
+        network, config = self._network(job), job.config
+        (flat,) = self._on_device(job, probe)
+        generator = torch_generator(config.seed, "bank", segment, member)
+        real, name = self._real(network, job, "train"), f"probe {member} before segment {segment + 1} on real images"
+        return _answer(), continued(network, real, config.experts, flat, epochs, generator, name)
+
     def score(self, job: Job, probes: tuple[ObjectRef, ...], first: int, last: int) -> Scored:
         """Scores the training images [first, last) under the probes."""
         network, recipe = self._network(job), job.config.score
@@ -461,8 +475,12 @@ class Worker:
             current=np.concatenate(groups) if groups else np.empty((0, 0), np.float32),
             experts=self._all(refs.experts),
             probes=self._all(refs.probes),
+            strata=self._all(refs.strata),
+            bank=self._all(refs.bank),
         )
-        pixels, velocity, distances = distil_round(self._matching(job), job.config, where, inputs, pixels, velocity)
+        pixels, velocity, distances = distil_round(
+            self._matching(job, where.segment), job.config, where, inputs, pixels, velocity
+        )
         matcher = job.config.matcher
         samples = len(distances) * matcher.steps * len(where.classes) * matcher.batch_real
         return RoundMetrics(_notices(), distances, samples), (pixels, velocity)
@@ -479,6 +497,13 @@ class Worker:
             method: selection.PICKS[method](features, ipc, numpy_generator(seed, method, label))[0]
             for method in methods
         }
+
+    @outputs(2)
+    def strata(self, job: Job, label: int, experts: tuple[ObjectRef, ...]) -> tuple[Answer, Indices]:
+        """Which of as many k-means strata as a real batch has images each image of one class is in (n_c,)."""
+        generator = numpy_generator(job.config.seed, "strata", label)
+        found = selection.strata(self._expert_features(job, label, experts), job.config.matcher.batch_real, generator)
+        return _answer(), found
 
     @outputs(2)
     def judge(self, job: Job, experts: tuple[ObjectRef, ...], choices: Sequence[Indices]) -> tuple[Answer, list[float]]:
@@ -582,11 +607,11 @@ class Worker:
             )
         return self._networks[key]
 
-    def _matching(self, job: Job) -> Matching:
-        network = self._network(job)
-        key = repr((id(network), job.config.matcher, job.config.synthetic))
+    def _matching(self, job: Job, segment: int = 0) -> Matching:
+        network, config = self._network(job), job.config
+        key = repr((id(network), config.matcher, config.synthetic, config.depth_of(segment)))
         if key not in self._matchings:
-            self._matchings[key] = matching_of(network, job.config)
+            self._matchings[key] = matching_of(network, config, segment)
         return self._matchings[key]
 
     def _student(self, job: Job) -> Student:

@@ -146,6 +146,56 @@ IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
         {"model": {"arch": "vgg11", "width": 64}},
         "model.width: has no meaning for vgg11, which has widths of its own; leave the key out",
     ),
+    (
+        "fewer rounds than segments",
+        {"synthetic": {"ipc": 4, "segments": 4}, "matcher": {"rounds": 3, "budget": "set"}},
+        "matcher.rounds: 3 cannot be shared by 4 segments; raise it",
+    ),
+    (
+        "no round to polish in",
+        {"matcher": {"rounds": 4, "budget": "set", "polish": 0.1}},
+        "matcher.rounds: 4 cannot be shared by 2 segments and a polish; raise it",
+    ),
+    (
+        "more states than all",
+        {"matcher": {"bank_share": 0.6, "probe_share": 0.5}},
+        "matcher.bank_share: 0.6 and matcher.probe_share 0.5 are more than all network states together; lower one",
+    ),
+    (
+        "a union of walks",
+        {**WALKS, "matcher": {"name": "mtt", "context": "union"}},
+        "matcher.context: union has no meaning for mtt, whose students are trained on all segments so far under resid",
+    ),
+    (
+        "a rate that is not scaled",
+        {"matcher": {"union_rate": True, "scale_lr": False}},
+        "matcher.union_rate: has no meaning while matcher.scale_lr is false; leave the key out",
+    ),
+    (
+        "strata of walks",
+        {**WALKS, "matcher": {"name": "mtt", "strata": True}},
+        "matcher.strata: has no meaning for mtt; leave the key out",
+    ),
+    (
+        "relative means",
+        {"matcher": {"name": "dm", "relative": True}},
+        "matcher.relative: has no meaning for dm; leave the key out",
+    ),
+    (
+        "relative cosines",
+        {"matcher": {"metric": "cos", "relative": True}},
+        "matcher.relative: has no meaning for the metric cos, which has no unit as it is; leave the key out",
+    ),
+    (
+        "deviations of all layers",
+        {"matcher": {"name": "cafe", "deviation": True}},
+        "matcher.deviation: has no meaning for cafe; leave the key out",
+    ),
+    (
+        "shallow features",
+        {"matcher": {"name": "dm", "depth": True}},
+        "matcher.depth: has no meaning for dm; leave the key out",
+    ),
     ("no distilled row", {"evaluate": {"rows": ["random"]}}, "evaluate.rows: must hold at least distilled and random"),
     ("no random row", {"evaluate": {"rows": ["distilled"]}}, "evaluate.rows: must hold at least distilled and random"),
     ("one GPU and a half", {"runtime": {"gpus_per_worker": 1.5}}, "runtime.gpus_per_worker: 1.5 is neither"),

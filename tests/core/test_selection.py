@@ -26,6 +26,7 @@ from dasm_ray.core.selection import (
     loop,
     random,
     ridge_accuracy,
+    strata,
     window,
     windows,
 )
@@ -364,3 +365,13 @@ def test_the_loop_refuses_a_class_that_is_used_up() -> None:
     features, none = integer_features(0, 5, 2), np.empty(0, np.int64)
     with pytest.raises(DataError, match="a class has 3 images, fewer than the 4 to pick"):
         loop(features, 4, np.arange(5), np.array([0, 4]), none, np.arange(5), numpy_generator(0))
+
+
+def test_strata_are_the_clusters_that_were_made() -> None:
+    random_ = np.random.Generator(np.random.PCG64(3))
+    centres, of_cluster = 100 * np.eye(6), random_.integers(0, 6, 60)
+    features = centres[of_cluster] + random_.normal(size=(60, 6))
+    found = strata(features, 6, numpy_generator(0))
+    assert found.dtype == np.int64
+    assert len(set(zip(found.tolist(), of_cluster.tolist(), strict=True))) == 6
+    assert strata(features[:5], 6, numpy_generator(0)).tolist() == [0, 1, 2, 3, 4]
