@@ -256,6 +256,11 @@ class Matcher(Section):
     networks: Count = Field(10, description="network states (outer iterations) a round")
     steps: Count = Field(1, description="matching steps per class at one network state")
     batch_real: Count = Field(64, description="real images of one class a step")
+    frontier_share: Share = Field(
+        0.0,
+        description="share of a real batch that is of the frontier, what every probe gets wrong and experts right",
+        json_schema_extra=ONLY_IF_SET,
+    )
     strata: StrictBool = Field(
         False,
         description="real batches hold one image of each of batch_real k-means strata of the class (expert features)",

@@ -16,8 +16,8 @@ from dasm_ray.method.experts import Experts
 from dasm_ray.method.match import match, polished
 from dasm_ray.method.probes import Probes
 from dasm_ray.method.run import Run
-from dasm_ray.method.scores import scores_before, window_of
-from dasm_ray.method.sets import Indices, Segments
+from dasm_ray.method.scores import scores_before, target_of
+from dasm_ray.method.sets import Segments, Target
 from dasm_ray.method.starts import start_of
 
 
@@ -32,16 +32,16 @@ def distil(run: Run, experts: Experts, after_each: Callable[[Segments], None] = 
     """All segments in sequence; ``after_each`` hears the segments so far."""
     frozen: Segments = []
     starts: Segments = []
-    windows: list[list[Indices]] = []
+    targets: list[Target] = []
     used = [np.empty(0, np.int64) for _ in range(run.classes)]
     for segment in range(run.config.synthetic.segments):
         probes = Probes(run, segment, experts, frozen)  # trained when first asked for, once a segment
         scores = scores_before(run, segment, experts, probes)  # every real image, in shards; read where on disk
-        windows.append(window_of(run, scores))  # what this segment may see, class by class
-        start, used = start_of(run, segment, scores, windows[-1], used, experts, frozen)
+        targets.append(target_of(run, segment, scores))  # what this segment may see, class by class
+        start, used = start_of(run, segment, scores, targets[-1], used, experts, frozen)
         starts.append(start)
-        frozen.append(match(run, segment, start, experts, probes, frozen, windows))
+        frozen.append(match(run, segment, start, experts, probes, frozen, targets))
         if len(frozen) == run.config.synthetic.segments and run.config.rounds_of(len(frozen)):
-            frozen = polished(run, frozen, experts, windows)  # at the very end, all move once more
+            frozen = polished(run, frozen, experts, targets)  # at the very end, all move once more
         after_each(frozen)
     return Distilled(frozen, starts)

@@ -65,6 +65,7 @@ def _say_if_weak(run: Run, accuracy: float) -> None:
     uses = {
         "windows": config.window.policy == "frontier",
         "starts": config.synthetic.init == "loop",
+        "real batches": config.matcher.frontier_share > 0,
         "soft labels": config.learns_labels,
     }
     named = " and ".join(name for name, is_used in uses.items() if is_used)

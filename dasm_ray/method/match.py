@@ -15,7 +15,7 @@ from dasm_ray.errors import NonFinite
 from dasm_ray.method.experts import Experts
 from dasm_ray.method.probes import Probes
 from dasm_ray.method.run import Run
-from dasm_ray.method.sets import Indices, Pixels, Segment, Segments
+from dasm_ray.method.sets import Pixels, Segment, Segments, Target
 from dasm_ray.method.strata import strata_of
 from dasm_ray.runtime.groups import SegmentRun
 from dasm_ray.runtime.lanes import Guides, LaneRun
@@ -29,10 +29,10 @@ def match(
     experts: Experts,
     probes: Probes,
     frozen: Segments,
-    windows: list[list[Indices]],
+    targets: list[Target],
 ) -> Segment:
-    """Segment ``segment`` from its ``start`` to the distilled one; ``windows`` are of all segments up to it."""
-    done: Segment = WALKS[run.config.base.family](run, segment, start, experts, probes, frozen, windows)
+    """Segment ``segment`` from its ``start`` to the distilled one; ``targets`` are of all segments up to it."""
+    done: Segment = WALKS[run.config.base.family](run, segment, start, experts, probes, frozen, targets)
     if not all(
         np.isfinite(part).all() for part in vars(done).values() if part is not None
     ):  # rounds see to it; an older version's checkpoint did not
@@ -43,7 +43,7 @@ def match(
     return done
 
 
-def polished(run: Run, segments: Segments, experts: Experts, windows: list[list[Indices]]) -> Segments:
+def polished(run: Run, segments: Segments, experts: Experts, targets: list[Target]) -> Segments:
     """All segments, once more: nothing is frozen, and half of the states are of networks that know all of them.
 
     As if they were one more segment, number K, that starts as all of them together.
@@ -55,7 +55,8 @@ def polished(run: Run, segments: Segments, experts: Experts, windows: list[list[
         np.concatenate(logits, axis=1) if logits else None,
         segments[-1].step_size,
     )
-    done = match(run, number, start, experts, Probes(run, number, experts, segments), [], windows)
+    seen = Target(targets[-1].window, [np.empty(0, np.int64)] * run.classes)  # no probe of it says what is hard
+    done = match(run, number, start, experts, Probes(run, number, experts, segments), [], [*targets, seen])
     edges = np.cumsum(sizes)[:-1]
     parts = np.split(done.pixels, edges, axis=1)
     of_labels = [None] * len(parts) if done.logits is None else np.split(done.logits, edges, axis=1)
@@ -69,7 +70,7 @@ def _by_groups(
     experts: Experts,
     probes: Probes,
     frozen: Segments,
-    windows: list[list[Indices]],
+    targets: list[Target],
 ) -> Segment:
     """Gradients and distributions: groups of classes, each in rounds of its own."""
     groups = SegmentRun(run.job, run.pool, run.progress, run.place / "segments", run.key, segment, start.pixels)
@@ -82,7 +83,9 @@ def _by_groups(
         earlier = run.pool.put(_joined([each.pixels for each in frozen], start.pixels))
         strata = strata_of(run, experts) if run.config.matcher.strata else ()
         run.progress.stage("distil", groups.rounds_total, run.of(segment), done=groups.rounds_done)
-        return RoundInputRefs(run.pool.put(windows), earlier, snapshots, networks, strata=strata, bank=bank)
+        windows = run.pool.put([each.window for each in targets])
+        frontier = tuple(map(run.pool.put, targets[-1].frontier)) if run.config.matcher.frontier_share else ()
+        return RoundInputRefs(windows, earlier, snapshots, networks, strata=strata, bank=bank, frontier=frontier)
 
     def renewed() -> RoundInputRefs:
         experts.read_again()
@@ -99,7 +102,7 @@ def _by_lanes(
     experts: Experts,
     probes: Probes,
     frozen: Segments,
-    windows: list[list[Indices]],
+    targets: list[Target],
 ) -> Segment:
     """Trajectories: the segment as a whole, in rounds of lanes."""
     assert start.step_size is not None

@@ -20,7 +20,7 @@ from dasm_ray.errors import NonFinite
 from dasm_ray.method.experts import Experts
 from dasm_ray.method.probes import Probes
 from dasm_ray.method.run import Run, run_all
-from dasm_ray.method.sets import Indices
+from dasm_ray.method.sets import Indices, Target
 from dasm_ray.runtime.pool import ObjectRef, task
 from dasm_ray.runtime.worker import Worker
 from dasm_ray.store import tensors
@@ -52,7 +52,7 @@ def scores_before(run: Run, segment: int, experts: Experts, probes: Probes) -> S
     name = f"scores before segment {segment + 1}"
     dynamic, wrong, missed = sharded(run, Worker.score, name, probes.networks, "probe.lr" if segment else "experts.lr")
     found = _with_window(run, segment, dynamic, static, wrong, ~errs)
-    if run.config.synthetic.init == "loop":
+    if _needs_frontier(run):
         found = replace(found, missed=missed)
     write_scores(place, segment, found, run.key)
     run.progress.probe(accuracy=1 - float(wrong.mean()))
@@ -61,6 +61,20 @@ def scores_before(run: Run, segment: int, experts: Experts, probes: Probes) -> S
         f"the window holds {found.window.mean():.0%}"
     )
     return found
+
+
+def target_of(run: Run, segment: int, scores: Scores) -> Target:
+    """What a segment may see, and its frontier. The first one has no probes yet, and so none."""
+    missed = np.zeros(len(scores.label), bool)
+    if segment > 0 and _needs_frontier(run):
+        assert scores.missed is not None, "scores are kept under the digest of what asks for them"
+        missed = scores.missed & scores.known
+    frontier = [np.flatnonzero(missed[scores.label == label]) for label in range(run.classes)]
+    return Target(window_of(run, scores), frontier)
+
+
+def _needs_frontier(run: Run) -> bool:
+    return run.config.synthetic.init == "loop" or run.config.matcher.frontier_share > 0
 
 
 def window_of(run: Run, scores: Scores) -> list[Indices]:

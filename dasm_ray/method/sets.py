@@ -36,6 +36,15 @@ class Segment:
 Segments = list[Segment]
 
 
+class Target(NamedTuple):
+    """What a segment is made from, within-class indices class by class."""
+
+    window: list[Indices]
+    """What it may see."""
+    frontier: list[Indices]
+    """What every probe before it gets wrong and the experts get right; nothing where it was not asked for."""
+
+
 class Images(NamedTuple):
     """Stored pixels (N, C, H, W), labels (N,) and, where there are any, logits of soft labels (N, K)."""
 

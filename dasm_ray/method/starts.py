@@ -9,7 +9,7 @@ import numpy as np
 
 from dasm_ray.method.experts import Experts, soft_labels
 from dasm_ray.method.run import Run, run_all
-from dasm_ray.method.sets import Images, Indices, Pixels, Segment, Segments, labels_of, stored
+from dasm_ray.method.sets import Images, Indices, Pixels, Segment, Segments, Target, labels_of, stored
 from dasm_ray.runtime.pool import task
 from dasm_ray.runtime.worker import ClassStanding, Worker
 from dasm_ray.store.checkpoints import Scores
@@ -19,31 +19,27 @@ def start_of(
     run: Run,
     segment: int,
     scores: Scores,
-    window: list[Indices],
+    target: Target,
     used: list[Indices],
     experts: Experts,
     frozen: Segments,
 ) -> tuple[Segment, list[Indices]]:
     """A segment before its first round, and the within-class indices of all real images that started one by now."""
-    chosen = _chosen(run, segment, scores, window, used, experts) if run.config.synthetic.init == "loop" else None
+    chosen = _chosen(run, segment, scores, target, used, experts) if run.config.synthetic.init == "loop" else None
     (start,) = run_all(
-        run, [task(f"start of segment {segment + 1}", Worker.initialise, run.job, segment, window, used, chosen)]
+        run, [task(f"start of segment {segment + 1}", Worker.initialise, run.job, segment, target.window, used, chosen)]
     )
     used = [np.concatenate(pair) for pair in zip(used, start.value, strict=True)]
     return _with_labels(run, experts, run.pool.fetch(start.refs[0]), frozen), used
 
 
 def _chosen(
-    run: Run, segment: int, scores: Scores, window: list[Indices], used: list[Indices], experts: Experts
+    run: Run, segment: int, scores: Scores, target: Target, used: list[Indices], experts: Experts
 ) -> list[Indices]:
-    """What a segment starts from by the loop, class by class: what probes get wrong and experts right, easiest first,
-    then what covers the target. The first segment has no probes yet, and so no frontier."""
-    assert scores.missed is not None, "scores are made, and kept, as the start asks for them"
-    is_frontier = scores.missed & scores.known & (segment > 0)
-    of_class = [scores.label == label for label in range(run.classes)]
+    """What a segment starts from by the loop, class by class: the frontier's easiest, then what covers the target."""
     known = [
-        ClassStanding(window[label], used[label], np.flatnonzero(is_frontier[mine]), scores.static[mine])
-        for label, mine in enumerate(of_class)
+        ClassStanding(*each, scores.static[scores.label == label])
+        for label, each in enumerate(zip(target.window, used, target.frontier, strict=True))
     ]
     name = f"choice for segment {segment + 1}, class"
     first = experts.snapshots[:1]

@@ -98,6 +98,8 @@ class RoundInputRefs:
     strata: tuple[ObjectRef, ...] = ()
     """A class each; empty where real batches are not stratified."""
     bank: tuple[ObjectRef, ...] = ()
+    frontier: tuple[ObjectRef, ...] = ()
+    """A class each."""
 
 
 @dataclass(frozen=True)
@@ -477,6 +479,7 @@ class Worker:
             probes=self._all(refs.probes),
             strata=self._all(refs.strata),
             bank=self._all(refs.bank),
+            frontier=self._all(refs.frontier),
         )
         pixels, velocity, distances = distil_round(
             self._matching(job, where.segment), job.config, where, inputs, pixels, velocity

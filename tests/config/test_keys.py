@@ -103,7 +103,7 @@ def test_the_page_of_the_method_says_what_the_defaults_are_and_its_example_can_b
         assert said == ("0" if default == 0 and default is not False else shown), key
     (example,) = [part.partition("```")[0] for part in page.split("```yaml\n")[1:]]
     config = parse_config(read_mapping(example, "docs/method.md"))
-    for key in defaults.keys() - {"matcher.deviation"}:
+    for key in defaults.keys() - {"matcher.deviation", "matcher.frontier_share"}:
         section, _, name = key.partition(".")
         assert getattr(getattr(config, section), name) != LEAVES[key].default, f"{key} is in the example"
 

@@ -172,6 +172,11 @@ IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
         "matcher.union_rate: has no meaning while matcher.scale_lr is false; leave the key out",
     ),
     (
+        "a frontier of walks",
+        {**WALKS, "matcher": {"name": "mtt", "frontier_share": 0.5}},
+        "matcher.frontier_share: has no meaning for mtt; leave the key out",
+    ),
+    (
         "strata of walks",
         {**WALKS, "matcher": {"name": "mtt", "strata": True}},
         "matcher.strata: has no meaning for mtt; leave the key out",

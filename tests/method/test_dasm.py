@@ -105,7 +105,7 @@ def test_without_its_mechanisms_a_run_is_what_it_was(digits: RealRefs, tmp_path:
 OFF: dict[str, dict[str, Any]] = {
     "synthetic": {"sizes": None, "init": "mix"},
     "matcher": {"strata": False, "relative": False, "depth": False, "bank_share": 0.0, "union_rate": False}
-    | {"budget": "segment", "polish": 0.0, "context": "alone", "deviation": False},
+    | {"budget": "segment", "polish": 0.0, "context": "alone", "deviation": False, "frontier_share": 0.0},
 }
 """Keys of the method, each at what leaves a run as it was."""
 
@@ -118,6 +118,8 @@ MECHANISMS: list[tuple[str, dict[str, Any]]] = [
     ("idc", {"window": {"policy": "size"}}),
     ("idc", {"matcher": {"strata": True}}),
     ("dm", {"matcher": {"strata": True}}),
+    ("idc", {"matcher": {"frontier_share": 0.5}}),
+    ("idc", {"matcher": {"frontier_share": 0.5, "strata": True, "polish": 0.5}}),
     ("dm", {"matcher": {"deviation": True, "context": "union"}}),
     ("idc", {"matcher": {"relative": True}}),
     ("idc", {"matcher": {"depth": True}, "synthetic": {"ipc": 10}}),
@@ -168,6 +170,7 @@ def test_what_acts_from_the_second_segment_on_leaves_one_segment_the_base_matche
 ) -> None:
     plain, _ = distilled(digits, tmp_path / "plain", **with_keys(ONE, {"matcher": {"scale_lr": True}}))
     later = {"matcher": {"scale_lr": True, "context": "union", "union_rate": True, "bank_share": 0.5}}
+    later["matcher"] |= {"frontier_share": 0.5}
     later["matcher"] |= {"budget": "set", "polish": 0.3}
     made, pool = distilled(digits, tmp_path / "made", **with_keys(ONE, later))
     assert bytes_of(made) == bytes_of(plain)
@@ -250,7 +253,7 @@ CHANGES: dict[str, Any] = {
     "networks": 3, "steps": 3, "batch_real": 5, "batch_syn": 3, "lr_img": 0.02, "scale_lr": True, "snapshots": [[1, 2]],
     "perturb": 0.3, "probe_share": 0.7, "inner_samples": 100, "inner_steps": 2, "inner_lr": 0.3, "metric": "l1",
     "augment": "flip", "strata": True, "relative": True, "depth": True, "union_rate": True,
-    "deviation": True,
+    "deviation": True, "frontier_share": 0.5,
 }  # fmt: skip
 
 

@@ -64,6 +64,7 @@ class DistributionMatching:
         deviation: bool = False,
     ) -> None:
         assert compared in COMPARED, compared
+        assert compared == "hidden" or not deviation, "real images are told apart by means alone"
         self.network, self.compared, self.augment, self.deviation = network, compared, augment, deviation
         self.momentum, self.discrimination = momentum, discrimination
         _, height, width = network.shape

@@ -8,6 +8,7 @@ time; it gives finite numbers or none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -30,6 +31,7 @@ from dasm_ray.core.networks.params import perturb
 from dasm_ray.core.networks.samples import RealSamples
 from dasm_ray.core.networks.training import all_finite, train
 from dasm_ray.core.seed import torch_generator
+from dasm_ray.core.window import exact
 from dasm_ray.errors import NonFinite
 
 Windows = Sequence[Sequence[NDArray[np.int64]]]
@@ -61,7 +63,8 @@ class RoundInputs:
     segments (n may be 0); ``current`` float32 (K, m, C, H, W): this segment as it stood before the round, for the walks
     that train on the synthetic set; ``experts``: trajectories (E+1, P); ``probes``: parameters (P,);
     ``strata``: of each class, which stratum each of its images is in (n_c,), where batches are stratified; ``bank``:
-    snapshots (S, P) of networks that some states are drawn from (none: all are as the base matcher's).
+    snapshots (S, P) of networks that some states are drawn from (none: all are as the base matcher's);
+    ``frontier``: of each class, within-class indices that a share of a real batch is drawn from.
     """
 
     blocks: Blocks
@@ -72,6 +75,7 @@ class RoundInputs:
     probes: Sequence[NDArray[np.float32]]
     strata: Sequence[NDArray[np.int64]] = ()
     bank: Sequence[NDArray[np.float32]] = ()
+    frontier: Sequence[NDArray[np.int64]] = ()
 
 
 def pixel_rate(config: RunConfig, size: int, segment: int = 0) -> float:
@@ -109,7 +113,7 @@ def _gradients(network: Network, config: RunConfig, segment: int) -> Matching:
 
 def _distributions(network: Network, config: RunConfig, segment: int) -> Matching:
     factor, momentum = config.synthetic.factor, config.matcher.momentum
-    deviation = config.matcher.deviation
+    deviation = config.matcher.deviation and config.base.compared == "hidden"
     return DistributionMatching(network, config.base.compared, config.augment, factor, momentum, deviation=deviation)
 
 
@@ -342,11 +346,19 @@ class _Loop:
         return of_classes if self.matching.at_once else of_classes[0]
 
     def _real_batch(self, label: int, generator: torch.Generator) -> NDArray[np.int64]:
-        """Global indices (batch_real,) of one class from the window, or in equal parts from all windows so far."""
+        """Global indices (batch_real,) of one class from the window, or in equal parts from all windows so far.
+
+        The frontier's share of them is drawn from that, as far as it has images.
+        """
         is_mixed = self.is_residual and not self.is_union
         windows = self.inputs.windows[: self.where.segment + 1] if is_mixed else self.inputs.windows[-1:]
         total, parts = self.config.matcher.batch_real, len(windows)
         picked = []
+        if self.config.matcher.frontier_share and len(self.inputs.frontier[label]):
+            frontier = self.inputs.frontier[label]
+            hard = min(math.floor(exact(self.config.matcher.frontier_share) * total), len(frontier))
+            picked.append(draw_from(frontier, hard, generator))
+            total -= hard
         for place, window in enumerate(windows):
             count = total * (place + 1) // parts - total * place // parts
             picked.append(draw_from(window[label], count, generator, self._strata_of(label)))

@@ -430,6 +430,22 @@ def test_a_residual_batch_is_an_equal_mixture_of_all_windows_so_far(batch: int, 
         assert tuple(sum(index in window[label] for index in inside) for window in (FIRST, SECOND, THIRD)) == parts
 
 
+@pytest.mark.parametrize(("share", "hard"), [(0.0, 0), (0.25, 1), (0.5, 2), (0.74, 2), (1.0, 3)])
+def test_a_share_of_a_batch_is_of_the_frontier_as_far_as_it_has_images(share: float, hard: int) -> None:
+    frontier = [np.array([0, 2, 6])] * 2 + [np.empty(0, np.int64), np.array([0, 2, 6])]  # apart from the window
+    made = run(
+        config_of(networks=9, frontier_share=share), inputs=replace(round_inputs(toy_network()), frontier=frontier)
+    )
+    for indices, label in zip(made.taken, CLASSES * 9, strict=True):
+        inside = [index - STARTS[label] for index in indices]
+        assert len(inside) == 4
+        assert sum(index in frontier[label] for index in inside) == hard
+        assert len(set(inside)) == 4
+    none = replace(round_inputs(toy_network()), frontier=[np.empty(0, np.int64)] * 4)
+    plain = run(config_of(networks=2)).pixels
+    assert run(config_of(networks=2, frontier_share=share), inputs=none).pixels.tobytes() == plain.tobytes()
+
+
 def test_stratified_batches_hold_one_image_of_each_stratum_of_the_window() -> None:
     strata = [np.arange(count) % 4 for count in COUNTS]
     inputs = replace(round_inputs(toy_network()), strata=strata)
