@@ -152,13 +152,11 @@ def _stages(config: RunConfig) -> int:
     read = {SELECTIONS[row].reads for row in config.evaluate.rows if row in SELECTIONS}
     before_segments, of_segments = len(("experts", "static scores")), len(("probes", "scores", "distil"))
     without_probes = 1  # the first segment has experts in their stead
-    return (
-        before_segments
-        + of_segments * config.synthetic.segments
-        - without_probes
-        + len(read)
-        + len(("evaluate", "page"))
-    )
+    segments, matcher = config.synthetic.segments, config.matcher
+    of_method = [matcher.strata, *[matcher.bank_share > 0] * (segments - 1)]
+    of_polish = [config.rounds_of(segments) > 0] * len(("probes", "bank", "distil"))
+    of_set = of_segments * segments - without_probes + sum(of_method) + sum(of_polish)
+    return before_segments + of_set + len(read) + len(("evaluate", "page"))
 
 
 def experts(config: RunConfig, run: str | None = None) -> list[str]:

@@ -60,7 +60,8 @@ def check(configs: Sequence[RunConfig], plan: Plan) -> None:
 
 
 def at_size(config: RunConfig, ipc: int) -> RunConfig:
-    """The recipe at another size, in as many of its segments as can be equal."""
+    """The recipe at another size, in as many of its segments as can be equal; at its own, in its own segments."""
     tree = config.model_dump(mode="json")
-    tree["synthetic"] |= {"ipc": ipc, "segments": math.gcd(ipc, config.synthetic.segments)}
+    if ipc != config.synthetic.ipc:
+        tree["synthetic"] |= {"ipc": ipc, "segments": math.gcd(ipc, config.synthetic.segments), "sizes": None}
     return parse_config(tree)

@@ -25,7 +25,7 @@ def result_keys(section: pydantic.BaseModel) -> Tree:
         if isinstance(extra, dict) and extra.get("affects_result") is False:
             continue
         value = getattr(section, name)
-        if value is None and isinstance(extra, dict) and extra.get("only_if_set"):
+        if isinstance(extra, dict) and extra.get("only_if_set") and value == field.default:
             continue
         kept[name] = result_keys(value) if isinstance(value, pydantic.BaseModel) else value
     return kept

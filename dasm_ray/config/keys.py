@@ -6,6 +6,7 @@ byte of the result; a field that cannot (how many workers, where they are) is ma
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
@@ -23,7 +24,7 @@ NOT_IN_RESULT: Tree = {"affects_result": False}
 """Marks a field that says how or where a run is done, never what comes out."""
 
 ONLY_IF_SET: Tree = {"only_if_set": True}
-"""Marks a field that is no part of a digest while it is unset: a key that came later, so that older digests stand."""
+"""Marks a field that is no part of a digest while it has its default: a key that came later, so older digests stand."""
 
 
 def _no_bool(value: Plain) -> Plain:
@@ -159,8 +160,16 @@ class Synthetic(Section):
     ipc: Whole = Field(10, le=100_000, description="stored images per class, over all segments")
     segments: Whole = Field(2, le=1000, description="K: slices of the set that are distilled one after another")
     factor: Whole = Field(1, le=64, description="multi-formation f: a stored image holds f*f training images")
-    init: Literal["mix", "real", "noise"] = Field(
-        "mix", description="mix: f*f downsized real images a slot; real: one a slot"
+    sizes: tuple[Count, ...] | None = Field(
+        None,
+        max_length=1000,
+        description="stored images per class of each segment, adding up to ipc; unset: equal ones",
+        json_schema_extra=ONLY_IF_SET,
+    )
+    init: Literal["mix", "real", "noise", "loop"] = Field(
+        "mix",
+        description="mix: f*f downsized real images a slot, drawn from the window; real: one a slot; loop: as mix, but "
+        "chosen: nearest to k-means centres, then what probes get wrong and experts right, easiest first",
     )
     group_size: Count | None = Field(None, description="classes that one task works on; unset: all classes in 2 groups")
 
@@ -189,6 +198,14 @@ class Experts(TrainRecipe):
     )
 
 
+DEPTH_FROM, DEPTHS = (10, 150, 500), (0.0, 0.25, 0.5, 0.75)
+"""From how many images per class on which share of the shallow weights is left out (after PAD, Li et al. 2024)."""
+
+
+POLISH_BANK = 0.5
+"""Share of the polish's network states that are of the bank."""
+
+
 class Matcher(Section):
     """The base matcher: what is compared at which network state, and how the pixels move."""
 
@@ -204,17 +221,59 @@ class Matcher(Section):
     metric: Literal["mse", "l1", "cos"] | None = Field(
         None, description="gradient distance; unset: idc mse, dc and dsa cos"
     )
+    relative: StrictBool = Field(
+        False,
+        description="gradient distance (mse, l1) in units of the real gradient's length",
+        json_schema_extra=ONLY_IF_SET,
+    )
+    deviation: StrictBool = Field(
+        False,
+        description="dm: match standard deviations of features beside their means",
+        json_schema_extra=ONLY_IF_SET,
+    )
+    depth: StrictBool = Field(
+        False,
+        description="gradients, trajectories: leave out the first share of what is compared, shallow weights: 0 below "
+        "n_k f^2 = 10 images a class, .25 below 150, .5 below 500, then .75",
+        json_schema_extra=ONLY_IF_SET,
+    )
     augment: Strategy = Field(
         "color_crop_cutout",
         description="gradients: one draw for both batches (dc: none); trajectories: a draw an image",
     )
     rounds: Count = Field(10, description="gradients: tasks per group and segment; trajectories: steps on the set")
+    budget: Literal["segment", "set"] = Field(
+        "segment",
+        description="what `rounds` are of: each segment, or the whole set, whose segments share them by size",
+        json_schema_extra=ONLY_IF_SET,
+    )
+    polish: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="last share of all rounds, in which the images of all segments move, half of the states being of a "
+        "bank that knows all; 0 where the set's first segments are to be sets of their own",
+        json_schema_extra=ONLY_IF_SET,
+    )
     networks: Count = Field(10, description="network states (outer iterations) a round")
     steps: Count = Field(1, description="matching steps per class at one network state")
     batch_real: Count = Field(64, description="real images of one class a step")
+    frontier_share: Share = Field(
+        0.0,
+        description="share of a real batch that is of the frontier, what every probe gets wrong and experts right",
+        json_schema_extra=ONLY_IF_SET,
+    )
+    strata: StrictBool = Field(
+        False,
+        description="real batches hold one image of each of batch_real k-means strata of the class (expert features)",
+        json_schema_extra=ONLY_IF_SET,
+    )
     batch_syn: Count = Field(128, description="most decoded synthetic images of one class a step")
     lr_img: Positive = Field(5e-3, description="pixel step at ipc 10 and base size, scaled as in IDC")
     scale_lr: StrictBool = Field(True, description="scale lr_img by (ipc/10)(size/base)^2")
+    union_rate: StrictBool = Field(
+        False,
+        description="scale_lr: by the images per class of all segments so far, so one moves as in a set of that size",
+        json_schema_extra=ONLY_IF_SET,
+    )
     momentum: Momentum = Field(0.5, description="of SGD on the pixels")
     snapshots: tuple[tuple[Natural, Count], ...] = Field(
         ((0, 4),),
@@ -225,7 +284,17 @@ class Matcher(Section):
         0.0, description="experts: length of the filter-normalised random step away from a snapshot"
     )
     probe_share: Share = Field(0.0, description="share of network states started from the probe")
-    context: Literal["alone", "residual"] = Field("alone", description="what segment k is matched with")
+    bank_share: Share = Field(
+        0.0,
+        description="share of network states (of students, for trajectories) from the bank: probes that go on along "
+        "all real images; before there are probes, experts",
+        json_schema_extra=ONLY_IF_SET,
+    )
+    context: Literal["alone", "residual", "union"] = Field(
+        "alone",
+        description="what segment k is matched with: nothing; some of the earlier images, its target all windows so "
+        "far; or union: all earlier images, by their number, its target its own window",
+    )
     inner_samples: Count = Field(500, description="idc with network train: real samples of one pass between steps")
     inner_steps: Count = Field(10, description="dc, dsa: steps on the synthetic set between matching steps")
     inner_lr: Positive = Field(0.01, description="learning rate of the network inside the loop")
@@ -266,7 +335,7 @@ class Trajectory(Section):
 class Window(Section):
     """Which real samples a segment may see."""
 
-    policy: Literal["all", "quantile", "frontier", "trim"] = Field(
+    policy: Literal["all", "quantile", "frontier", "trim", "size"] = Field(
         "frontier", description="a row of core.window.POLICIES"
     )
     w_min: Annotated[Number, Field(gt=0, le=1)] = Field(0.5, description="frontier: least share of a class")
@@ -410,9 +479,47 @@ class RunConfig(Section):
         return self.seed if self.evaluate.base_seed is None else self.evaluate.base_seed
 
     @property
-    def segment_ipc(self) -> int:
-        """Stored images per class in one segment."""
-        return self.synthetic.ipc // self.synthetic.segments
+    def sizes(self) -> tuple[int, ...]:
+        """m_1 to m_K: stored images per class of each segment."""
+        synthetic = self.synthetic
+        return synthetic.sizes or (synthetic.ipc // synthetic.segments,) * synthetic.segments
+
+    def size_of(self, segment: int) -> int:
+        """m_k: stored images per class that move at ``segment`` (from 0); at K, the polish, all of them."""
+        return [*self.sizes, self.synthetic.ipc][segment]
+
+    def rounds_of(self, segment: int) -> int:
+        """Rounds of ``segment`` (from 0); at K, of the polish, which a single segment has no need of."""
+        matcher, segments = self.matcher, self.synthetic.segments
+        weights = self.sizes if matcher.budget == "set" else (1,) * segments
+        total = matcher.rounds if matcher.budget == "set" else matcher.rounds * segments
+        polish = round(matcher.polish * total) if segments > 1 else 0
+        if segment == segments:
+            return polish
+        before, left, whole = sum(weights[:segment]), total - polish, sum(weights)
+        return left * (before + weights[segment]) // whole - left * before // whole
+
+    def bank_share_of(self, segment: int) -> float:
+        """The share of states from the bank at ``segment`` (from 0); at K, the polish, half of them."""
+        return POLISH_BANK if segment == self.synthetic.segments else self.matcher.bank_share
+
+    def size_up_to(self, segment: int) -> int:
+        """n_k: stored images per class of all segments up to ``segment`` (from 0)."""
+        return sum(self.sizes[: segment + 1])
+
+    def images_up_to(self, segment: int) -> int:
+        """n_k f^2: images per class that networks are trained with once ``segment`` (from 0) is done."""
+        return self.size_up_to(segment) * self.synthetic.factor**2
+
+    def depth_of(self, segment: int) -> float:
+        """The first share of what is compared that segment ``segment`` (from 0) leaves out."""
+        images = self.images_up_to(segment) if self.matcher.depth else 0
+        return DEPTHS[bisect(DEPTH_FROM, images)]
+
+    @property
+    def start_factor(self) -> int:
+        """A slot starts as so many times so many real images."""
+        return self.synthetic.factor if self.synthetic.init in ("mix", "loop") else 1
 
     @property
     def base(self) -> BaseMatcher:

@@ -53,7 +53,8 @@ MATCHERS: dict[str, BaseMatcher] = {
 
 ROUND_KEYS = (
     *("matcher.networks", "matcher.steps", "matcher.batch_real", "matcher.batch_syn"),
-    *("matcher.lr_img", "matcher.scale_lr", "matcher.probe_share"),
+    *("matcher.lr_img", "matcher.scale_lr", "matcher.probe_share", "matcher.strata"),
+    *("matcher.union_rate", "matcher.frontier_share"),
 )
 """Keys of gradients and distributions, whose rounds go from one network state to the next."""
 
@@ -96,6 +97,9 @@ def keys_without_meaning(base: BaseMatcher, network: str | None, keys: Iterable[
         for key, has_meaning in {
             "matcher.network": len(base.states) > 1,
             "matcher.metric": base.metric is not None,
+            "matcher.relative": base.family == "gradient",
+            "matcher.deviation": base.compared == "hidden",
+            "matcher.depth": base.family != "distribution",
             "matcher.augment": base.augments,
             "synthetic.group_size": base.couples != "set",
         }.items()

@@ -36,10 +36,20 @@ def _of_the_network(config: RunConfig) -> Iterator[str]:
 
 def _of_the_set(config: RunConfig) -> Iterator[str]:
     synthetic, matcher = config.synthetic, config.matcher
-    if synthetic.ipc % synthetic.segments:
+    if synthetic.sizes is None and synthetic.ipc % synthetic.segments:
         yield (
             f"synthetic.ipc: {synthetic.ipc} images a class cannot be cut into {synthetic.segments} equal segments; "
-            f"make synthetic.ipc a multiple of synthetic.segments"
+            f"make synthetic.ipc a multiple of synthetic.segments, or give synthetic.sizes"
+        )
+    if synthetic.sizes is not None and len(synthetic.sizes) != synthetic.segments:
+        yield (
+            f"synthetic.sizes: names {len(synthetic.sizes)} segments, but synthetic.segments is {synthetic.segments}; "
+            f"make them agree"
+        )
+    elif synthetic.sizes is not None and sum(synthetic.sizes) != synthetic.ipc:
+        yield (
+            f"synthetic.sizes: add up to {sum(synthetic.sizes)} images a class, but synthetic.ipc is {synthetic.ipc}; "
+            f"make them agree"
         )
     if config.is_trajectory and synthetic.factor != 1:
         yield f"synthetic.factor: {matcher.name} matches images as they are stored; set it to 1"
@@ -58,6 +68,17 @@ def _of_the_matcher(config: RunConfig) -> Iterator[str]:
     if matcher.augment == "none" and base.unaugmented is not None:
         other = base.unaugmented
         yield f"matcher.augment: {name} without augmentation is {other}; set matcher.name to {other}"
+    stages = config.synthetic.segments + (matcher.polish > 0 and config.synthetic.segments > 1)
+    if min(config.rounds_of(stage) for stage in range(stages)) < 1:
+        yield (
+            f"matcher.rounds: {matcher.rounds} cannot be shared by {config.synthetic.segments} segments"
+            f"{' and a polish' * (matcher.polish > 0)}; raise it"
+        )
+    if matcher.probe_share + matcher.bank_share > 1:
+        yield (
+            f"matcher.bank_share: {matcher.bank_share:g} and matcher.probe_share {matcher.probe_share:g} are more than "
+            f"all network states together; lower one"
+        )
     if config.is_trajectory:
         yield from _of_walks(config)
     elif base.states.get(matcher.network) == "experts":
@@ -81,6 +102,11 @@ def _of_snapshots(config: RunConfig) -> Iterator[str]:
 def _of_walks(config: RunConfig) -> Iterator[str]:
     """Of trajectories."""
     trajectory = config.trajectory
+    if config.matcher.context == "union":
+        yield (
+            f"matcher.context: union has no meaning for {config.matcher.name}, whose students are trained on all "
+            f"segments so far under residual; say that"
+        )
     if config.matcher.augment == "none" and trajectory.single:
         yield "trajectory.single: there is no augmentation to choose from; set it to false or matcher.augment to some"
     if not trajectory.starts:
@@ -164,6 +190,8 @@ def _conditions(config: RunConfig) -> dict[str, tuple[bool, str]]:
         "model.width": (arch == "convnet", f"for {arch}, which has widths of its own"),
         "experts.alpha": (config.experts.rho > 0, "while experts.rho is 0"),
         "score.early": (config.score.static != "forgetting", "for score.static forgetting, which counts all epochs"),
+        "matcher.relative": (config.metric != "cos", "for the metric cos, which has no unit as it is"),
+        "matcher.union_rate": (config.matcher.scale_lr, "while matcher.scale_lr is false"),
         "window.w_min": (policy == "frontier", f"for window.policy {policy}"),
         "window.width": (policy == "quantile", f"for window.policy {policy}"),
         "window.trim": (policy == "trim", f"for window.policy {policy}"),

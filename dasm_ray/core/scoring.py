@@ -24,10 +24,11 @@ from dasm_ray.core.networks.samples import RealSamples
 
 @dataclass(frozen=True)
 class Scored:
-    """A range of samples: ``score`` float64 (n,), larger is harder; ``wrong`` bool (n,): the ensemble errs."""
+    """A range of samples: ``score`` float64 (n,), larger is harder; bool (n,): the ensemble errs, each member errs."""
 
     score: NDArray[np.float64]
     wrong: NDArray[np.bool_]
+    missed: NDArray[np.bool_]
 
 
 def shard_ranges(count: int, batch: int, shards: int) -> list[tuple[int, int]]:
@@ -41,11 +42,11 @@ def shard_ranges(count: int, batch: int, shards: int) -> list[tuple[int, int]]:
 def score_range(
     network: Network, blocks: Blocks, ensemble: Sequence[Tensor], score: str, first: int, last: int, batch: int
 ) -> Scored:
-    """The mean score over the networks of ``ensemble``, and whether their mean prediction is wrong."""
+    """The mean score over the networks of ``ensemble``; whether their mean prediction is wrong, and each of theirs."""
 
-    def judged(readings: Sequence[Reading], labels: Tensor) -> tuple[Tensor, Tensor]:
+    def judged(readings: Sequence[Reading], labels: Tensor) -> tuple[Tensor, ...]:
         scores = [SCORES[score](logits, labels, features) for logits, features in readings]
-        return torch.stack(scores).mean(0), _wrong(readings, labels)
+        return torch.stack(scores).mean(0), _wrong(readings, labels), _missed(readings, labels)
 
     return _scored(judged, network, blocks, ensemble, first, last, batch)
 
@@ -67,7 +68,7 @@ def static_range(
     counted = len(experts[0]) - 1 if score == "forgetting" else early
     flats = [flat for snapshots in experts for flat in (*snapshots[1 : counted + 1], snapshots[-1])]
 
-    def judged(readings: Sequence[Reading], labels: Tensor) -> tuple[Tensor, Tensor]:
+    def judged(readings: Sequence[Reading], labels: Tensor) -> tuple[Tensor, ...]:
         parts, ends = [], readings[counted :: counted + 1]
         for start in range(0, len(readings), counted + 1):
             epochs = readings[start : start + counted]
@@ -75,7 +76,7 @@ def static_range(
                 parts.append(forgetting(torch.stack([logits.argmax(1) == labels for logits, _ in epochs])).double())
             else:
                 parts.extend(SCORES[score](logits, labels, features) for logits, features in epochs)
-        return torch.stack(parts).mean(0), _wrong(ends, labels)
+        return torch.stack(parts).mean(0), _wrong(ends, labels), _missed(ends, labels)
 
     return _scored(judged, network, blocks, flats, first, last, batch)
 
@@ -92,7 +93,7 @@ Reading = tuple[Tensor, Tensor]
 
 
 def _scored(
-    judged: Callable[[Sequence[Reading], Tensor], tuple[Tensor, Tensor]],
+    judged: Callable[[Sequence[Reading], Tensor], tuple[Tensor, ...]],
     network: Network,
     blocks: Blocks,
     flats: Sequence[Tensor],
@@ -100,10 +101,9 @@ def _scored(
     last: int,
     batch: int,
 ) -> Scored:
-    """Score and error of [first, last) by ``judged``; of a batch nothing else is kept, so memory is one batch's."""
+    """Score and errors of [first, last) by ``judged``; of a batch nothing else is kept, so memory is one batch's."""
     parts = [judged(readings, labels) for readings, labels in _read(network, blocks, flats, first, last, batch)]
-    score, wrong = (np.concatenate([part.cpu().numpy() for part in column]) for column in zip(*parts, strict=True))
-    return Scored(score, wrong)
+    return Scored(*(np.concatenate([part.cpu().numpy() for part in column]) for column in zip(*parts, strict=True)))
 
 
 def _read(
@@ -124,3 +124,7 @@ def _read(
 def _wrong(readings: Sequence[Reading], labels: Tensor) -> Tensor:
     mean = torch.stack([logits.softmax(1) for logits, _ in readings]).mean(0)
     return mean.argmax(1) != labels
+
+
+def _missed(readings: Sequence[Reading], labels: Tensor) -> Tensor:
+    return torch.stack([logits.argmax(1) != labels for logits, _ in readings]).all(0)

@@ -76,16 +76,8 @@ def k_means(features: Features, count: int, generator: np.random.Generator) -> I
     ``features`` (n, d) of one class; ``generator`` gives the one seed of scikit-learn's k-means, which runs on one
     thread, since it adds up in the order in which threads finish. DataError where n is below ``count``.
     """
-    # Loaded here: it takes a second, and every other method does without.
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
-
     centred = _centred(features, count)
-    means = KMeans(count, n_init=TRIALS, max_iter=ITERATIONS, random_state=int(generator.integers(2**31)))
-    with threadpool_limits(limits=1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct samples than centroids is no fault
-        centroids = means.fit(centred).cluster_centers_
+    centroids, _ = _clusters(centred, count, generator)
     chosen = np.empty(count, dtype=np.int64)
     for place, centroid in enumerate(centroids):
         offset = centred - centroid
@@ -94,6 +86,60 @@ def k_means(features: Features, count: int, generator: np.random.Generator) -> I
         # The two samples of a cluster of two are equally near, whatever rounding makes of it.
         chosen[place] = np.flatnonzero(distance <= distance.min() * (1 + 1e-9))[0]
     return chosen
+
+
+def strata(features: Features, count: int, generator: np.random.Generator) -> Indices:
+    """Which of ``count`` k-means clusters each sample is in, int64 (n,); of fewer samples each is one of its own.
+
+    ``features`` (n, d) of one class.
+    """
+    if len(features) <= count:
+        return np.arange(len(features), dtype=np.int64)
+    return _clusters(_centred(features, count), count, generator)[1]
+
+
+def _clusters(
+    centred: NDArray[np.float64], count: int, generator: np.random.Generator
+) -> tuple[NDArray[np.float64], Indices]:
+    """Centroids (count, d) of k-means, and which one each sample belongs to (n,)."""
+    # Loaded here: it takes a second, and every other method does without.
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    means = KMeans(count, n_init=TRIALS, max_iter=ITERATIONS, random_state=int(generator.integers(2**31)))
+    with threadpool_limits(limits=1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct samples than centroids is no fault
+        means.fit(centred)
+    return means.cluster_centers_, means.labels_.astype(np.int64)
+
+
+def loop(
+    features: Features,
+    count: int,
+    target: Indices,
+    used: Indices,
+    frontier: Indices,
+    static: Scores,
+    generator: np.random.Generator,
+) -> Indices:
+    """``count`` unused samples of a class to start a segment from: the frontier's easiest, then what covers the target.
+
+    ``features`` (n, d) and the ``static`` score (n,) of one class; ``target``, ``used`` and ``frontier`` are
+    within-class indices. First come the unused ones of the frontier, easiest first; where that is not enough, those
+    nearest to as many k-means centres of the unused rest of the target; where that is used up too, what else is unused,
+    easiest first. In the order chosen. DataError where fewer than ``count`` are unused.
+    """
+    order = easiest_first(static)
+    unused = ~np.isin(order, used)
+    _refuse_small(int(np.count_nonzero(unused)), count)
+    is_frontier, is_target = np.isin(order, frontier), np.isin(order, target)
+    first = order[unused & is_frontier][:count]
+    rest = np.sort(order[unused & ~is_frontier & is_target])
+    covering = min(count - len(first), len(rest))
+    second = rest[k_means(features[rest], covering, generator)] if covering else rest[:0]
+    third = order[unused & ~is_frontier & ~is_target][: count - len(first) - covering]
+    return np.concatenate([first, second, third])
 
 
 def hardest(score: Scores, count: int) -> Indices:

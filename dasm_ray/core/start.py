@@ -23,25 +23,29 @@ def initial_pixels(
     windows: Sequence[NDArray[np.int64]],
     used: Sequence[NDArray[np.int64]],
     segment: int,
+    chosen: Sequence[NDArray[np.int64]] | None = None,
 ) -> tuple[NDArray[np.float32], list[NDArray[np.int64]]]:
     """Where segment ``segment`` starts: float32 (K, m, C, H, W) in [0, 1], and the within-class indices it used.
 
-    Real images come from the window as far as it has unused ones, then from the rest of the class.
+    Real images come from the window as far as it has unused ones, then from the rest of the class; or they are those
+    ``chosen`` already, by within-class indices, in the order in which slots take them.
     """
-    factor = config.synthetic.factor if config.synthetic.init == "mix" else 1
-    stored, chosen = [], []
+    factor, many = config.start_factor, config.sizes[segment]
+    stored, taken = [], []
     for label, window in enumerate(windows):
         generator = torch_generator(config.seed, "init", segment, label)
         if config.synthetic.init == "noise":
-            shape = (config.segment_ipc, *blocks.shape)
-            stored.append(torch.rand(shape, generator=generator).numpy())
-            chosen.append(np.empty(0, np.int64))
+            stored.append(torch.rand((many, *blocks.shape), generator=generator).numpy())
+            taken.append(np.empty(0, np.int64))
             continue
-        indices = _unused(window, used[label], int(blocks.counts[label]), config.segment_ipc * factor**2, generator)
+        if chosen is not None:
+            indices = chosen[label]
+        else:
+            indices = _unused(window, used[label], int(blocks.counts[label]), many * factor**2, generator)
         images = torch.from_numpy(blocks.take(indices + blocks.starts[label])).float() / 255
         stored.append(pack(images, factor).numpy())
-        chosen.append(indices)
-    return np.stack(stored), chosen
+        taken.append(indices)
+    return np.stack(stored), taken
 
 
 def _unused(

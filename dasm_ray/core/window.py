@@ -29,6 +29,7 @@ class Standing:
     static: NDArray[np.generic]  # (n,) difficulty under the experts, larger is harder
     wrong: NDArray[np.bool_]  # (n,) the probe gets it wrong
     known: NDArray[np.bool_]  # (n,) the experts get it right
+    images: int = 1  # that the class trains networks with once the segment is done, n_k f^2
 
     def __len__(self) -> int:
         return len(self.dynamic)
@@ -48,10 +49,11 @@ def window(
     static: NDArray[np.generic],
     wrong: NDArray[np.bool_],
     known: NDArray[np.bool_],
+    images: int = 1,
 ) -> Indices:
     """The within-class indices that the segment may see, int64, ascending. All arrays are (n,); see Standing."""
     assert 0 <= segment < segments, (segment, segments)
-    standing = Standing(segment, segments, dynamic, static, np.asarray(wrong, bool), np.asarray(known, bool))
+    standing = Standing(segment, segments, dynamic, static, np.asarray(wrong, bool), np.asarray(known, bool), images)
     return np.sort(POLICIES[policy.policy](policy, standing))
 
 
@@ -83,11 +85,29 @@ def trim(policy: keys.Window, standing: Standing) -> Indices:
     return easiest_first(standing.static)[dropped:]
 
 
+HARDEST, EASIEST, LARGE = 0.20, 0.12, 500
+"""Shares of a class that policy `size` drops where a set is smallest, and where it has LARGE images of a class."""
+
+
+def size(policy: keys.Window, standing: Standing) -> Indices:
+    """All but the hardest and the easiest by the static score, as many of either as the size of the set asks for.
+
+    With v = log(n_k f^2) / log 500, cut off at 0 and 1, the hardest 0.20 (1 - v) and the easiest 0.12 v are dropped: a
+    small set cannot show what is rare, a large one has no need of more of what is plain. That is a fifth at most, so
+    three quarters of a class always stay.
+    """
+    share = min(math.log(standing.images) / math.log(LARGE), 1.0)
+    hardest = math.floor(HARDEST * (1 - share) * len(standing))
+    easiest = math.floor(EASIEST * share * len(standing))
+    return easiest_first(standing.static)[easiest : len(standing) - hardest]
+
+
 POLICIES: dict[str, Callable[[keys.Window, Standing], Indices]] = {
     "all": everything,
     "quantile": quantile,
     "frontier": frontier,
     "trim": trim,
+    "size": size,
 }
 
 

@@ -40,7 +40,7 @@ def choices(run: Run, experts: Experts, methods: Sequence[str]) -> dict[str, Ind
         if name == FEATURES:
             continue
         if name not in scores:
-            scores[name], _ = sharded(
+            scores[name], *_ = sharded(
                 _scored_by(run, name), Worker.score_statically, f"{name} scores", experts.snapshots
             )
         found[method] = _by_score(run, experts, method, scores[name])

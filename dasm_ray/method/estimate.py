@@ -89,15 +89,19 @@ class Work(NamedTuple):
 
 
 def work_of(config: RunConfig, classes: int) -> Work:
-    """The work of all segments of a configuration."""
+    """The work of all segments of a configuration, and of the polish."""
     synthetic, matcher = config.synthetic, config.matcher
-    rounds = synthetic.segments * matcher.rounds
+    rounds = {stage: config.rounds_of(stage) for stage in range(synthetic.segments + 1)}
     if config.is_trajectory:
-        steps = rounds * config.trajectory.lanes * config.trajectory.steps
+        steps = sum(rounds.values()) * config.trajectory.lanes * config.trajectory.steps
         return Work(steps, steps * min(config.trajectory.batch, classes * synthetic.ipc))
-    steps, tiles = rounds * matcher.networks * matcher.steps * classes, synthetic.factor**2
-    slots = min(max(1, matcher.batch_syn // tiles), config.segment_ipc)
-    return Work(steps, steps * (matcher.batch_real + slots * tiles))
+    tiles, most = synthetic.factor**2, max(1, matcher.batch_syn // synthetic.factor**2)
+    a_round = matcher.networks * matcher.steps * classes
+    images = sum(
+        count * a_round * (matcher.batch_real + min(most, config.size_of(stage)) * tiles)
+        for stage, count in rounds.items()
+    )
+    return Work(sum(rounds.values()) * a_round, images)
 
 
 def _parallel(config: RunConfig, classes: int) -> int:
@@ -109,11 +113,12 @@ def _parallel(config: RunConfig, classes: int) -> int:
 
 def _matching_steps(config: RunConfig, classes: int) -> int:
     """Matching steps (student steps for trajectories) of all segments together."""
-    matcher, segments = config.matcher, config.synthetic.segments
+    matcher = config.matcher
+    rounds = sum(config.rounds_of(stage) for stage in range(config.synthetic.segments + 1))
     if config.is_trajectory:
-        return segments * matcher.rounds * config.trajectory.lanes * config.trajectory.steps
+        return rounds * config.trajectory.lanes * config.trajectory.steps
     a_state = classes if config.base.couples == "class" else _parallel(config, classes)
-    return segments * matcher.rounds * matcher.networks * matcher.steps * a_state
+    return rounds * matcher.networks * matcher.steps * a_state
 
 
 def _evaluation(config: RunConfig, classes: int, count: int, seconds: float) -> tuple[int, float]:
@@ -131,7 +136,7 @@ def _evaluation(config: RunConfig, classes: int, count: int, seconds: float) -> 
 def _moved(config: RunConfig, classes: int, values: int) -> int:
     """Bytes between workers and store that one task of a round reads and writes: pixels and their velocities."""
     if config.is_trajectory:
-        state = classes * config.segment_ipc * (values + classes * config.learns_labels)
+        state = classes * max(config.sizes) * (values + classes * config.learns_labels)
         return state * (8 + 4)
     largest = classes if config.base.couples == "set" else len(groups_of(classes, config.synthetic.group_size)[0])
-    return 2 * 8 * largest * config.segment_ipc * values
+    return 2 * 8 * largest * max(config.sizes) * values

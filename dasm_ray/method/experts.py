@@ -62,7 +62,12 @@ def train_experts(run: Run) -> Experts:
 def _say_if_weak(run: Run, accuracy: float) -> None:
     """Says where experts know too little for what hangs on which images they know."""
     config, least = run.config, max(GOOD, ABOVE_CHANCE / run.classes)
-    uses = {"windows": config.window.policy == "frontier", "soft labels": config.learns_labels}
+    uses = {
+        "windows": config.window.policy == "frontier",
+        "starts": config.synthetic.init == "loop",
+        "real batches": config.matcher.frontier_share > 0,
+        "soft labels": config.learns_labels,
+    }
     named = " and ".join(name for name, is_used in uses.items() if is_used)
     if named and accuracy < least:
         run.progress.note(

@@ -15,10 +15,10 @@ from dasm_ray.errors import NonFinite
 from dasm_ray.method.experts import Experts
 from dasm_ray.method.probes import Probes
 from dasm_ray.method.run import Run
-from dasm_ray.method.sets import Indices, Pixels, Segment, Segments
+from dasm_ray.method.sets import Pixels, Segment, Segments, Target
+from dasm_ray.method.strata import strata_of
 from dasm_ray.runtime.groups import SegmentRun
-from dasm_ray.runtime.lanes import LaneRun
-from dasm_ray.runtime.pool import ObjectRef
+from dasm_ray.runtime.lanes import Guides, LaneRun
 from dasm_ray.runtime.worker import RoundInputRefs
 from dasm_ray.store.checkpoints import start_name, write_start
 
@@ -30,10 +30,10 @@ def match(
     experts: Experts,
     probes: Probes,
     frozen: Segments,
-    windows: list[list[Indices]],
+    targets: list[Target],
 ) -> Segment:
-    """Segment ``segment`` from its ``start`` to the distilled one; ``windows`` are of all segments up to it."""
-    done: Segment = WALKS[run.config.base.family](run, segment, start, experts, probes, frozen, windows)
+    """Segment ``segment`` from its ``start`` to the distilled one; ``targets`` are of all segments up to it."""
+    done: Segment = WALKS[run.config.base.family](run, segment, start, experts, probes, frozen, targets)
     if not all(
         np.isfinite(part).all() for part in vars(done).values() if part is not None
     ):  # rounds see to it; an older version's checkpoint did not
@@ -44,6 +44,26 @@ def match(
     return done
 
 
+def polished(run: Run, segments: Segments, experts: Experts, targets: list[Target]) -> Segments:
+    """All segments, once more: nothing is frozen, and half of the states are of networks that know all of them.
+
+    As if they were one more segment, number K, that starts as all of them together.
+    """
+    number, sizes = run.config.synthetic.segments, [each.pixels.shape[1] for each in segments]
+    logits = [each.logits for each in segments if each.logits is not None]
+    start = Segment(
+        np.concatenate([each.pixels for each in segments], axis=1),
+        np.concatenate(logits, axis=1) if logits else None,
+        segments[-1].step_size,
+    )
+    seen = Target(targets[-1].window, [np.empty(0, np.int64)] * run.classes)  # no probe of it says what is hard
+    done = match(run, number, start, experts, Probes(run, number, experts, segments), [], [*targets, seen])
+    edges = np.cumsum(sizes)[:-1]
+    parts = np.split(done.pixels, edges, axis=1)
+    of_labels = [None] * len(parts) if done.logits is None else np.split(done.logits, edges, axis=1)
+    return [Segment(pixels, own, done.step_size) for pixels, own in zip(parts, of_labels, strict=True)]
+
+
 def _by_groups(
     run: Run,
     segment: int,
@@ -51,18 +71,22 @@ def _by_groups(
     experts: Experts,
     probes: Probes,
     frozen: Segments,
-    windows: list[list[Indices]],
+    targets: list[Target],
 ) -> Segment:
     """Gradients and distributions: groups of classes, each in rounds of its own."""
     groups = SegmentRun(run.job, run.pool, run.progress, run.place / "segments", run.key, segment, start.pixels)
-    needs_probes = run.config.matcher.probe_share > 0 and groups.rounds_done < groups.rounds_total
+    is_done = groups.rounds_done == groups.rounds_total
 
     def inputs() -> RoundInputRefs:
-        networks = probes.networks if needs_probes else ()
+        networks = probes.networks if run.config.matcher.probe_share and not is_done else ()
+        bank = probes.bank if not is_done else ()
         snapshots = experts.snapshots if run.config.states == "experts" else ()
         earlier = run.pool.put(_joined([each.pixels for each in frozen], start.pixels))
+        strata = strata_of(run, experts) if run.config.matcher.strata else ()
         run.progress.stage("distil", groups.rounds_total, run.of(segment), done=groups.rounds_done)
-        return RoundInputRefs(run.pool.put(windows), earlier, snapshots, networks)
+        windows = run.pool.put([each.window for each in targets])
+        frontier = tuple(map(run.pool.put, targets[-1].frontier)) if run.config.matcher.frontier_share else ()
+        return RoundInputRefs(windows, earlier, snapshots, networks, strata=strata, bank=bank, frontier=frontier)
 
     def renewed() -> RoundInputRefs:
         experts.read_again()
@@ -79,7 +103,7 @@ def _by_lanes(
     experts: Experts,
     probes: Probes,
     frozen: Segments,
-    windows: list[list[Indices]],
+    targets: list[Target],
 ) -> Segment:
     """Trajectories: the segment as a whole, in rounds of lanes."""
     assert start.step_size is not None
@@ -89,6 +113,12 @@ def _by_lanes(
         _joined([each.pixels for each in before], start.pixels),
         _joined([_labels(each) for each in before], labels),
     )
+
+    def renewed() -> Guides:
+        experts.read_again()
+        probes.forget()
+        return Guides(experts.snapshots, probes.bank)
+
     lanes = LaneRun(
         run.job,
         run.pool,
@@ -98,10 +128,12 @@ def _by_lanes(
         segment,
         SetState.at_rest(start.pixels, labels, math.log(start.step_size)),
         run.pool.put(earlier),
-        experts.snapshots,
-        lambda: _read_again(experts),
+        Guides(experts.snapshots),
+        renewed,
         _shift(run, segment, experts, probes, frozen),
     )
+    if lanes.rounds_done < lanes.rounds_total:  # a bank costs its training, and is asked for only where it is read
+        lanes.guides = Guides(experts.snapshots, probes.bank)
     run.progress.stage("distil", lanes.rounds_total, run.of(segment), done=lanes.rounds_done)
     state = lanes.run()
     if not (run.place / "segments" / start_name(segment)).exists():
@@ -118,16 +150,11 @@ WALKS: dict[str, Callable[..., Segment]] = {
 """How each family of matchers goes through a segment."""
 
 
-def _read_again(experts: Experts) -> tuple[ObjectRef, ...]:
-    experts.read_again()
-    return experts.snapshots
-
-
 def _shift(run: Run, segment: int, experts: Experts, probes: Probes, frozen: Segments) -> int:
     """Epochs by which a segment's start epochs are moved; says which stretches of experts teach nothing."""
     trajectory = run.config.trajectory
     shift = shift_of(experts.losses, probes.loss()) if frozen and trajectory.by_probe else 0
-    first, last = start_epochs(run.config, segment, run.config.matcher.rounds, shift)
+    first, last = start_epochs(run.config, segment, run.config.rounds_of(segment), shift)
     begin, _ = start_epochs(run.config, segment, 0, shift)
     run.progress.note(f"segment {segment + 1}: students start at expert epochs {begin} to {last - 1}")
     idle = [(who, when) for who, when in stalled(experts.losses, trajectory.epochs) if first <= when < last]

@@ -80,7 +80,9 @@ class Run:
         return len(self.real.class_names)
 
     def of(self, segment: int) -> str:
-        """Which segment of how many, for the display."""
+        """Which segment of how many, for the display; after the last one, the polish."""
+        if segment == self.config.synthetic.segments:
+            return "polish"
         return f"segment {segment + 1} of {self.config.synthetic.segments}"
 
     def take_notices(self, notices: Sequence[str]) -> None:
@@ -192,7 +194,7 @@ def check_against_data(config: RunConfig, real: RealRefs) -> None:
         )
     if synthetic.factor > size:
         raise ConfigError(f"synthetic.factor: {synthetic.factor} tiles do not fit into {size} pixels; lower it")
-    wanted = synthetic.ipc * (synthetic.factor**2 if synthetic.init == "mix" else 1)
+    wanted = synthetic.ipc * config.start_factor**2
     for name, count in zip(real.class_names, real.counts["train"], strict=True):
         if count < wanted:
             raise DataError(
@@ -226,13 +228,13 @@ def _images_a_step(config: RunConfig, images: int, classes: int) -> dict[str, in
     distilled = classes * synthetic.ipc * tiles
     found = {
         "experts.batch": min(config.experts.batch, images),
-        "probe.batch": min(config.probe.batch, distilled // synthetic.segments),
+        "probe.batch": min(config.probe.batch, classes * config.sizes[0] * tiles),
         "evaluate.batch": min(config.evaluate.batch, distilled),
     }
     if config.is_trajectory:
         return found | {"trajectory.batch": min(config.trajectory.batch, distilled)}
     together = classes if config.base.family == "distribution" else 1
-    slots = min(max(1, matcher.batch_syn // tiles), config.segment_ipc)
+    slots = min(max(1, matcher.batch_syn // tiles), min(config.sizes))
     return found | {"matcher.batch_real": together * matcher.batch_real, "synthetic.ipc": together * slots * tiles}
 
 

@@ -7,6 +7,8 @@ that is no number is neither kept nor used.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +20,26 @@ from dasm_ray.errors import NonFinite
 from dasm_ray.method.experts import Experts
 from dasm_ray.method.probes import Probes
 from dasm_ray.method.run import Run, run_all
-from dasm_ray.method.sets import Indices
+from dasm_ray.method.sets import Indices, Target
 from dasm_ray.runtime.pool import ObjectRef, task
 from dasm_ray.runtime.worker import Worker
 from dasm_ray.store import tensors
 from dasm_ray.store.checkpoints import Scores, read_scores, scores_name, write_scores
 from dasm_ray.store.place import Place
 
-Judgement = tuple[NDArray[np.float64], NDArray[np.bool_]]
-"""Of every training image, in class-sorted order: a score, larger is harder, and whether the networks err."""
+
+class Judgement(NamedTuple):
+    """Of every training image (N,), in class-sorted order: a score, larger is harder, and who errs on it."""
+
+    score: NDArray[np.float64]
+    wrong: NDArray[np.bool_]
+    """The networks together."""
+    missed: NDArray[np.bool_]
+    """Each of the networks."""
+
+
+WHO = ("wrong", "missed")
+"""Who errs: the networks together, each of them."""
 
 
 def scores_before(run: Run, segment: int, experts: Experts, probes: Probes) -> Scores:
@@ -37,8 +50,10 @@ def scores_before(run: Run, segment: int, experts: Experts, probes: Probes) -> S
         return kept
     static, errs = static_scores(run, experts)
     name = f"scores before segment {segment + 1}"
-    dynamic, wrong = sharded(run, Worker.score, name, probes.networks, "probe.lr" if segment else "experts.lr")
+    dynamic, wrong, missed = sharded(run, Worker.score, name, probes.networks, "probe.lr" if segment else "experts.lr")
     found = _with_window(run, segment, dynamic, static, wrong, ~errs)
+    if _needs_frontier(run):
+        found = replace(found, missed=missed)
     write_scores(place, segment, found, run.key)
     run.progress.probe(accuracy=1 - float(wrong.mean()))
     run.progress.note(
@@ -48,6 +63,20 @@ def scores_before(run: Run, segment: int, experts: Experts, probes: Probes) -> S
     return found
 
 
+def target_of(run: Run, segment: int, scores: Scores) -> Target:
+    """What a segment may see, and its frontier. The first one has no probes yet, and so none."""
+    missed = np.zeros(len(scores.label), bool)
+    if segment > 0 and _needs_frontier(run):
+        assert scores.missed is not None, "scores are kept under the digest of what asks for them"
+        missed = scores.missed & scores.known
+    frontier = [np.flatnonzero(missed[scores.label == label]) for label in range(run.classes)]
+    return Target(window_of(run, scores), frontier)
+
+
+def _needs_frontier(run: Run) -> bool:
+    return run.config.synthetic.init == "loop" or run.config.matcher.frontier_share > 0
+
+
 def window_of(run: Run, scores: Scores) -> list[Indices]:
     """The within-class indices that a segment may see, class by class."""
     # Soft labels start as what experts say (DATM): only of images that they know is that worth learning.
@@ -55,7 +84,7 @@ def window_of(run: Run, scores: Scores) -> list[Indices]:
     return [np.flatnonzero(seen[scores.label == label]) for label in range(run.classes)]
 
 
-def static_scores(run: Run, experts: Experts) -> Judgement:
+def static_scores(run: Run, experts: Experts) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """The difficulty of every training image under the experts, and whether they err on it.
 
     It lies beside the experts, under the digest of what else affects it, so runs that share experts share it too.
@@ -66,7 +95,7 @@ def static_scores(run: Run, experts: Experts) -> Judgement:
         tensors.check_key(file, note, file.name)
         if _are_finite(run, file, arrays["score"]):
             return arrays["score"], ~arrays["known"]
-    score, errs = sharded(run, Worker.score_statically, "static scores", experts.snapshots, "experts.lr")
+    score, errs, _ = sharded(run, Worker.score_statically, "static scores", experts.snapshots, "experts.lr")
     tensors.write(file, {"score": score, "known": ~errs}, {"key": file.name})
     return score, errs
 
@@ -124,7 +153,7 @@ def sharded(
             f"{name}: {(~np.isfinite(score)).sum()} of {len(score)} images have a score that is not finite, and none "
             f"is kept; lower {rule} (now {getattr(getattr(run.config, section), key):g})"
         )
-    return score, np.concatenate([done.value.wrong for done in answers])
+    return Judgement(score, *(np.concatenate([getattr(done.value, who) for done in answers]) for who in WHO))
 
 
 def _with_window(
@@ -150,6 +179,7 @@ def _with_window(
             static=static[mine],
             wrong=wrong[mine],
             known=known[mine],
+            images=run.config.images_up_to(segment),
         )
         allowed[mine[seen]] = True
     return Scores(labels, index, dynamic, static, wrong, known, allowed)

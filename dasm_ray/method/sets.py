@@ -36,6 +36,15 @@ class Segment:
 Segments = list[Segment]
 
 
+class Target(NamedTuple):
+    """What a segment is made from, within-class indices class by class."""
+
+    window: list[Indices]
+    """What it may see."""
+    frontier: list[Indices]
+    """What every probe before it gets wrong and the experts get right; nothing where it was not asked for."""
+
+
 class Images(NamedTuple):
     """Stored pixels (N, C, H, W), labels (N,) and, where there are any, logits of soft labels (N, K)."""
 
@@ -88,8 +97,8 @@ def _digest(*parts: NDArray[np.generic] | int | None) -> str:
 
 def distilled_set(run: Run, segments: Segments) -> Artifact:
     """The finished set of distilled segments."""
-    images, ipc = flattened(segments), run.config.segment_ipc
-    numbers = np.tile(np.repeat(np.arange(len(segments), dtype=np.int32), ipc), run.classes)
+    images, sizes = flattened(segments), [each.pixels.shape[1] for each in segments]
+    numbers = np.tile(np.repeat(np.arange(len(segments), dtype=np.int32), sizes), run.classes)
     return _artifact(run, images, numbers, run.config.synthetic.factor, segments[-1].step_size)
 
 

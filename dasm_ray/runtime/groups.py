@@ -55,7 +55,7 @@ class SegmentRun:
         self._place, self._key, self._segment = place, key, segment
         self._is_coupled = job.config.states == "synthetic"
         """Whether a round reads what every group was after the round before: then a round is a barrier."""
-        self._rounds = job.config.matcher.rounds
+        self._rounds = job.config.rounds_of(segment)
         self._base: dict[int, tuple[ObjectRef, ...]] = {}
         self._given: dict[str, _Group] = {}
         self._losses: dict[int, str] = {}

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from dasm_ray.core.matching.lane import SetState, draw_start
+from dasm_ray.core.matching.lane import SetState, draw_from_bank, draw_start
 from dasm_ray.errors import NonFinite, SessionError, TaskLost
 from dasm_ray.runtime.pool import Done, InputLost, ObjectRef, Pool, Task, task
 from dasm_ray.runtime.progress import Progress
@@ -21,12 +22,19 @@ from dasm_ray.store.checkpoints import read_group, write_group
 from dasm_ray.store.place import Place
 
 
+class Guides(NamedTuple):
+    """References to the trajectories that students start on and are held against: of experts (E+1, P), of the bank."""
+
+    experts: Sequence[ObjectRef]
+    bank: Sequence[ObjectRef] = ()
+    """Of probes that went on along the real images (S, P), where some students start on these."""
+
+
 class LaneRun:
     """Segment ``segment`` from its state ``initial`` (see core.matching.lane) to the distilled one.
 
-    ``earlier``: reference to the frozen segments' (pixels, labels); ``experts``: references to trajectories (E+1, P);
-    ``renewed`` gives new ones, read from their files, after some went with a node; ``shift``: epochs by which the range
-    of start epochs is moved.
+    ``earlier``: reference to the frozen segments' (pixels, labels); ``guides``: whom students follow; ``renewed`` gives
+    new references to them after some went with a node; ``shift``: epochs by which the range of start epochs is moved.
     """
 
     def __init__(
@@ -39,14 +47,14 @@ class LaneRun:
         segment: int,
         initial: SetState,
         earlier: ObjectRef,
-        experts: Sequence[ObjectRef],
-        renewed: Callable[[], Sequence[ObjectRef]],
+        guides: Guides,
+        renewed: Callable[[], Guides],
         shift: int,
     ) -> None:
         self._job, self._pool, self._progress = job, pool, progress
         self._place, self._key, self._segment = place, key, segment
         self._initial, self._earlier, self._shift = initial, earlier, shift
-        self._experts, self._renewed = experts, renewed
+        self.guides, self._renewed = guides, renewed
         self._state, self._round = self._begin()
         self._saved_round, self._saved_at = self._round, time.monotonic()
         self._lost, self._unused = 0, 0
@@ -59,7 +67,7 @@ class LaneRun:
     @property
     def rounds_total(self) -> int:
         """Rounds in all."""
-        return self._job.config.matcher.rounds
+        return self._job.config.rounds_of(self._segment)
 
     def run(self) -> SetState:
         """Does what is left and returns the state. Raises NonFinite where the walk or the set explodes."""
@@ -95,11 +103,13 @@ class LaneRun:
             self._save()
 
     def _lane(self, lane: int) -> Task:
-        """The task of one lane: which expert and start epoch is drawn here, where references are held."""
+        """The task of one lane: whom its student follows and from when on is drawn here, where references are held."""
         where = (self._segment, self._round, lane)
-        who, when = draw_start(self._job.config, *where, len(self._experts), self._shift)
+        experts, bank = self.guides
+        drawn = draw_from_bank(self._job.config, *where, len(bank))
+        who, when = drawn or draw_start(self._job.config, *where, len(experts), self._shift)
         name = f"segment {self._segment + 1}, round {self._round}, lane {lane}"
-        inputs = (self._state, self._earlier, self._experts[who])
+        inputs = (self._state, self._earlier, (bank if drawn else experts)[who])
         return task(name, Worker.walk, self._job, where, inputs, when)
 
     def _all(self, tasks: Sequence[Task]) -> list[Done]:
@@ -146,7 +156,7 @@ class LaneRun:
         before = self._round
         self._state, self._round = self._begin()
         self._saved_round = self._round
-        self._experts = self._renewed()
+        self.guides = self._renewed()
         self._progress.note(f"{what}: what it reads was lost with its node; going on from round {self._round}")
         self._progress.advance(self._round - before)
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -28,7 +28,7 @@ from dasm_ray.core.matching.step import StepInputs
 from dasm_ray.core.matching.trajectory import Student
 from dasm_ray.core.networks import compiled
 from dasm_ray.core.networks.evaluate import Labels, Outcome, evaluate_on, synthetic_samples
-from dasm_ray.core.networks.expert import Trajectory, expert_labels, spread, train_expert
+from dasm_ray.core.networks.expert import Trajectory, continued, expert_labels, spread, train_expert
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.reading import mean_loss, read_all, statistics_of
 from dasm_ray.core.networks.samples import RealSamples, Samples, TensorSamples
@@ -94,6 +94,11 @@ class RoundInputRefs:
     probes: tuple[ObjectRef, ...]
     current: tuple[ObjectRef, ...] = ()
     """States of every group, in class order; empty where nobody trains on the set."""
+    strata: tuple[ObjectRef, ...] = ()
+    """A class each; empty where real batches are not stratified."""
+    bank: tuple[ObjectRef, ...] = ()
+    frontier: tuple[ObjectRef, ...] = ()
+    """A class each."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,18 @@ class Everything:
 
 
 Training = Stored | Chosen | Everything
+
+
+class ClassStanding(NamedTuple):
+    """What a segment's start is chosen by, of one class: within-class indices, and the static score (n_c,)."""
+
+    target: Indices
+    """What the segment may see."""
+    used: Indices
+    """What started earlier segments."""
+    frontier: Indices
+    """What every probe gets wrong and the experts get right."""
+    static: NDArray[np.float64]
 
 
 # --- what a worker answers ---------------------------------------------------------------------------------------
@@ -297,7 +314,7 @@ class Worker:
         """A matching step on noise."""
         generator, config, matching = torch_generator("pace"), job.config, self._matching(job)
         flat = network.initial(generator)
-        slots = min(config.segment_ipc, max(1, config.matcher.batch_syn // config.synthetic.factor**2))
+        slots = min(max(config.sizes), max(1, config.matcher.batch_syn // config.synthetic.factor**2))
         front = (network.classes,) if matching.at_once else ()
         pixels = torch.rand(*front, slots, *network.shape, generator=generator).to(job.device)
         real = (*front, config.matcher.batch_real, *network.shape)
@@ -329,6 +346,17 @@ class Worker:
             last = state
         return _answer(), last.flat.cpu().numpy()
 
+    @outputs(2)
+    def go_on(
+        self, job: Job, segment: int, member: int, probe: tuple[ObjectRef], epochs: Sequence[float]
+    ) -> tuple[Answer, NDArray[np.float32]]:
+        """A probe goes on along all real images: snapshots (S, P) after so many ``epochs``."""
+        network, config = self._network(job), job.config
+        (flat,) = self._on_device(job, probe)
+        generator = torch_generator(config.seed, "bank", segment, member)
+        real, name = self._real(network, job, "train"), f"probe {member} before segment {segment + 1} on real images"
+        return _answer(), continued(network, real, config.experts, flat, epochs, generator, name)
+
     def score(self, job: Job, probes: tuple[ObjectRef, ...], first: int, last: int) -> Scored:
         """Scores the training images [first, last) under the probes."""
         network, recipe = self._network(job), job.config.score
@@ -347,17 +375,35 @@ class Worker:
 
     @outputs(2)
     def initialise(
-        self, job: Job, segment: int, windows: Sequence[Indices], used: Sequence[Indices]
+        self,
+        job: Job,
+        segment: int,
+        windows: Sequence[Indices],
+        used: Sequence[Indices],
+        chosen: Sequence[Indices] | None = None,
     ) -> tuple[list[Indices], Pixels]:
         """Where a segment starts: the within-class indices used, and pixels (K, m, C, H, W).
 
-        For trajectories the pixels are normalised.
+        ``chosen``: what it starts from, class by class, where that is not drawn. For trajectories the pixels are
+        normalised.
         """
-        pixels, chosen = initial_pixels(job.config, self._blocks(job, "train"), windows, used, segment)
+        pixels, taken = initial_pixels(job.config, self._blocks(job, "train"), windows, used, segment, chosen)
         if job.config.is_trajectory:
             images = torch.tensor(pixels.reshape(-1, *pixels.shape[2:]), device=job.device)
             pixels = self._network(job).normalise(images).cpu().numpy().reshape(pixels.shape)
-        return chosen, pixels
+        return taken, pixels
+
+    def choose_start(
+        self, job: Job, segment: int, label: int, expert: tuple[ObjectRef], known: ClassStanding
+    ) -> Indices:
+        """Within-class indices (m f^2,) of what a segment of one class starts from, where the loop chooses it."""
+        config = job.config
+        features = self._expert_features(job, label, expert)
+        count, generator = (
+            config.sizes[segment] * config.start_factor**2,
+            numpy_generator(config.seed, "loop", segment, label),
+        )
+        return selection.loop(features, count, *known, generator)
 
     def label_softly(self, job: Job, experts: tuple[ObjectRef, ...], training: Stored | Chosen) -> NDArray[np.float32]:
         """Soft labels by the experts' last snapshots for the images of a training: logits (N, K).
@@ -427,8 +473,13 @@ class Worker:
             current=np.concatenate(groups) if groups else np.empty((0, 0), np.float32),
             experts=self._all(refs.experts),
             probes=self._all(refs.probes),
+            strata=self._all(refs.strata),
+            bank=self._all(refs.bank),
+            frontier=self._all(refs.frontier),
         )
-        pixels, velocity, distances = distil_round(self._matching(job), job.config, where, inputs, pixels, velocity)
+        pixels, velocity, distances = distil_round(
+            self._matching(job, where.segment), job.config, where, inputs, pixels, velocity
+        )
         matcher = job.config.matcher
         samples = len(distances) * matcher.steps * len(where.classes) * matcher.batch_real
         return RoundMetrics(_notices(), distances, samples), (pixels, velocity)
@@ -439,14 +490,19 @@ class Worker:
         self, job: Job, methods: Sequence[str], label: int, experts: tuple[ObjectRef, ...]
     ) -> dict[str, Indices]:
         """Within-class indices (ipc,) that each of ``methods`` chooses from one class by an expert's features."""
-        network = self._network(job)
-        flat = torch.tensor(self._fetch(experts[0])[-1], device=job.device)
-        features = features_of(network, self._blocks(job, "train"), flat, label, job.config.score.batch)
+        features = self._expert_features(job, label, experts)
         ipc, seed = job.config.synthetic.ipc, job.config.seed
         return {
             method: selection.PICKS[method](features, ipc, numpy_generator(seed, method, label))[0]
             for method in methods
         }
+
+    @outputs(2)
+    def strata(self, job: Job, label: int, experts: tuple[ObjectRef, ...]) -> tuple[Answer, Indices]:
+        """Which of as many k-means strata as a real batch has images each image of one class is in (n_c,)."""
+        generator = numpy_generator(job.config.seed, "strata", label)
+        found = selection.strata(self._expert_features(job, label, experts), job.config.matcher.batch_real, generator)
+        return _answer(), found
 
     @outputs(2)
     def judge(self, job: Job, experts: tuple[ObjectRef, ...], choices: Sequence[Indices]) -> tuple[Answer, list[float]]:
@@ -511,6 +567,11 @@ class Worker:
         """Copies of the arrays that references refer to."""
         return [torch.tensor(array, device=job.device) for array in self._all(refs)]
 
+    def _expert_features(self, job: Job, label: int, experts: tuple[ObjectRef, ...]) -> NDArray[np.float32]:
+        """The last hidden layer (n_c, d) of a class's training images under the first expert, fully trained."""
+        flat = torch.tensor(self._fetch(experts[0])[-1], device=job.device)
+        return features_of(self._network(job), self._blocks(job, "train"), flat, label, job.config.score.batch)
+
     def _blocks(self, job: Job, split: str) -> Blocks:
         """A split in place: views of the node's one copy in shared memory, and what of it is on the device already."""
         refs = job.real.splits[split]
@@ -547,11 +608,11 @@ class Worker:
             )
         return self._networks[key]
 
-    def _matching(self, job: Job) -> Matching:
-        network = self._network(job)
-        key = repr((id(network), job.config.matcher, job.config.synthetic))
+    def _matching(self, job: Job, segment: int = 0) -> Matching:
+        network, config = self._network(job), job.config
+        key = repr((id(network), config.matcher, config.synthetic, config.depth_of(segment)))
         if key not in self._matchings:
-            self._matchings[key] = matching_of(network, job.config)
+            self._matchings[key] = matching_of(network, config, segment)
         return self._matchings[key]
 
     def _student(self, job: Job) -> Student:

@@ -11,7 +11,6 @@ group's file holds all that the next round needs.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,7 +69,10 @@ COLUMNS = {
     "wrong": np.bool_,
     "known": np.bool_,
     "window": np.bool_,
+    "missed": np.bool_,
 }
+MAY_LACK = {"missed"}
+"""Columns that not every file has."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Scores:
     wrong: np.ndarray  # bool: the probe gets it wrong
     known: np.ndarray  # bool: the experts get it right
     window: np.ndarray  # bool: the segment may see it
+    missed: np.ndarray | None = None  # bool: every probe gets it wrong; kept where a start asks for it
 
 
 def scores_name(segment: int) -> str:
@@ -93,9 +96,7 @@ def scores_name(segment: int) -> str:
 
 def write_scores(place: Place, segment: int, scores: Scores, key: str) -> None:
     """Writes the scores of ``segment`` into folder ``place``."""
-    columns = {
-        field.name: getattr(scores, field.name).astype(COLUMNS[field.name]) for field in dataclasses.fields(scores)
-    }
+    columns = {name: array.astype(COLUMNS[name]) for name, array in vars(scores).items() if array is not None}
     note = {"key": key, "segment": segment}
     text = json.dumps({**note, "checksum": tensors.checksum(columns, note)}, sort_keys=True)
     table = pa.table(columns).replace_schema_metadata({tensors.NOTE: text})
@@ -116,7 +117,8 @@ def read_scores(place: Place, segment: int, key: str | None) -> Scores | None:
     try:
         table = pq.read_table(pa.BufferReader(data))
         note = json.loads(table.schema.metadata[tensors.NOTE.encode()])
-        columns = {name: table.column(name).to_numpy() for name in COLUMNS}
+        names = [name for name in COLUMNS if name in table.column_names or name not in MAY_LACK]
+        columns = {name: table.column(name).to_numpy() for name in names}
         expected = note.pop("checksum")
         found = tensors.checksum(columns, note)
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:

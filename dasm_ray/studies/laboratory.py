@@ -21,13 +21,14 @@ from dasm_ray.core.difficulty import thirds
 from dasm_ray.core.networks.training import steps_for
 from dasm_ray.errors import NonFinite
 from dasm_ray.method.choices import choices, random_choice
-from dasm_ray.method.dasm import distil, start_of
+from dasm_ray.method.dasm import distil
 from dasm_ray.method.estimate import Work, work_of
 from dasm_ray.method.experts import Experts, soft_labels, train_experts
 from dasm_ray.method.probes import Probes
 from dasm_ray.method.run import Run, check_against_data
-from dasm_ray.method.scores import scores_before, static_name, validation_scores, window_of
+from dasm_ray.method.scores import scores_before, static_name, target_of, validation_scores
 from dasm_ray.method.sets import Segments, chosen, distilled_set, images_of, stored
+from dasm_ray.method.starts import start_of
 from dasm_ray.plain import Tree
 from dasm_ray.report.differences import Tried
 from dasm_ray.runtime.worker import Everything
@@ -307,7 +308,7 @@ class Laboratory:
         experts = self._experts_of(run)
         scores = scores_before(run, 0, experts, Probes(run, 0, experts, []))
         nothing = [np.empty(0, np.int64) for _ in range(run.classes)]
-        start, _ = start_of(run, 0, window_of(run, scores), nothing, experts, [])
+        start, _ = start_of(run, 0, scores, target_of(run, 0, scores), nothing, experts, [])
         return [start]
 
     def _timed(self, run: Run) -> tuple[Segments, Segments]:

@@ -39,3 +39,6 @@ def test_what_cannot_stand_in_one_table_is_refused(configs: list[RunConfig], pla
 def test_another_size_keeps_as_many_segments_as_can_be_equal() -> None:
     config = recipe("a", synthetic={"ipc": 6, "segments": 3})
     assert [at_size(config, ipc).synthetic.segments for ipc in (1, 6, 9, 10)] == [1, 3, 3, 1]
+    unequal = recipe("a", synthetic={"ipc": 7, "segments": 3, "sizes": [2, 2, 3]})
+    assert at_size(unequal, 7) == unequal
+    assert at_size(unequal, 9).sizes == (3, 3, 3)

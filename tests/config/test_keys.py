@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pydantic
 import pytest
-from tree import LEAVES, PACKAGE, sections
+from tree import LEAVES, PACKAGE, PROJECT, sections
 
 import dasm_ray
 from dasm_ray.config import keys
 from dasm_ray.config.parsing import parse_config
+from dasm_ray.config.plain_yaml import read_mapping
 from dasm_ray.errors import ConfigError
+
+INITS = ("mix", "loop", "real", "noise")
 
 # --- fields ------------------------------------------------------------------------------------------------------
 
@@ -36,7 +39,45 @@ def test_settings_that_fall_back_to_the_matcher() -> None:
 def test_the_last_snapshot_range_holds_for_the_segments_that_are_left() -> None:
     read = parse_config({"matcher": {"snapshots": [[0, 2], [1, 5]]}})
     assert [read.snapshots_of(segment) for segment in range(4)] == [(0, 2), (1, 5), (1, 5), (1, 5)]
-    assert parse_config({"synthetic": {"ipc": 12, "segments": 4}}).segment_ipc == 3
+
+
+def test_segments_are_equal_unless_their_sizes_are_given() -> None:
+    assert parse_config({"synthetic": {"ipc": 12, "segments": 4}}).sizes == (3, 3, 3, 3)
+    unequal = parse_config({"synthetic": {"ipc": 50, "segments": 3, "sizes": [17, 17, 16]}})
+    assert unequal.sizes == (17, 17, 16)
+    assert [unequal.size_up_to(segment) for segment in range(3)] == [17, 34, 50]
+
+
+def rounds_of(segments: int, **matcher: object) -> list[int]:
+    """Rounds of each of the segments, of 17, 17 and 16 images, and of the polish."""
+    synthetic = {"ipc": 50, "segments": 3, "sizes": [17, 17, 16]} if segments == 3 else {"ipc": 50, "segments": 1}
+    config = parse_config({"synthetic": synthetic, "matcher": {"rounds": 100, **matcher}})
+    return [config.rounds_of(stage) for stage in range(segments + 1)]
+
+
+def test_rounds_are_those_of_a_segment_or_of_the_whole_set_which_segments_share_by_size() -> None:
+    assert rounds_of(3) == [100, 100, 100, 0]
+    assert rounds_of(3, budget="set") == [34, 34, 32, 0]
+    assert rounds_of(3, budget="set", polish=0.2) == [27, 27, 26, 20]
+    assert rounds_of(3, polish=0.2) == [80, 80, 80, 60]
+    assert rounds_of(1, polish=0.2) == rounds_of(1, budget="set", polish=0.2) == [100, 0], "it is the base matcher"
+    for rounds in range(4, 200):
+        assert sum(rounds_of(3, rounds=rounds, budget="set", polish=0.3)) == rounds
+
+
+@pytest.mark.parametrize(
+    ("ipc", "factor", "depth"),
+    [(9, 1, 0), (10, 1, 0.25), (37, 2, 0.25), (38, 2, 0.5), (124, 2, 0.5), (125, 2, 0.75), (5000, 1, 0.75)],
+)
+def test_the_depth_grows_with_the_images_of_a_class(ipc: int, factor: int, depth: float) -> None:
+    synthetic = {"ipc": ipc, "segments": 1, "factor": factor}
+    assert parse_config({"synthetic": synthetic, "matcher": {"depth": True}}).depth_of(0) == depth
+    assert parse_config({"synthetic": synthetic}).depth_of(0) == 0
+
+
+def test_a_slot_starts_from_as_many_real_images_as_its_init_packs() -> None:
+    factors = {init: parse_config({"synthetic": {"factor": 2, "init": init}}).start_factor for init in INITS}
+    assert factors == {"mix": 2, "loop": 2, "real": 1, "noise": 1}
 
 
 def test_another_network_has_the_recipe_that_networks_says_and_the_norm_that_it_takes() -> None:
@@ -50,6 +91,21 @@ def test_another_network_has_the_recipe_that_networks_says_and_the_norm_that_it_
     for unknown in ("resnet", "mlp:batch", "resnet18:group"):
         with pytest.raises(ConfigError, match=f"{unknown}: there is no such network; take any of convnet:instance"):
             run.under(unknown)
+
+
+def test_the_page_of_the_method_says_what_the_defaults_are_and_its_example_can_be_run() -> None:
+    page = (PROJECT / "docs" / "method.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    defaults = {row[0].strip("`"): row[1].strip("`") for row in rows}
+    for key, said in defaults.items():
+        default = LEAVES[key].default
+        shown = {None: "equal segments", False: "false"}.get(default, str(default).removesuffix(".0"))
+        assert said == ("0" if default == 0 and default is not False else shown), key
+    (example,) = [part.partition("```")[0] for part in page.split("```yaml\n")[1:]]
+    config = parse_config(read_mapping(example, "docs/method.md"))
+    for key in defaults.keys() - {"matcher.deviation", "matcher.frontier_share"}:
+        section, _, name = key.partition(".")
+        assert getattr(getattr(config, section), name) != LEAVES[key].default, f"{key} is in the example"
 
 
 # --- every field is read -----------------------------------------------------------------------------------------

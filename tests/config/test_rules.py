@@ -19,6 +19,16 @@ IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
     ("no norm at all", {"model": {"arch": "vgg11", "norm": "none"}}, "model.norm: vgg11 takes instance or batch, not"),
     ("depth of another", {"model": {"arch": "resnet18", "depth": 3}}, "model.depth: resnet18 has a depth of its own"),
     ("ipc and segments", {"synthetic": {"ipc": 10, "segments": 3}}, "synthetic.ipc: 10 images a class cannot be cut"),
+    (
+        "sizes of other segments",
+        {"synthetic": {"ipc": 10, "segments": 2, "sizes": [3, 3, 4]}},
+        "synthetic.sizes: names 3 segments, but synthetic.segments is 2; make them agree",
+    ),
+    (
+        "sizes of another set",
+        {"synthetic": {"ipc": 10, "segments": 3, "sizes": [3, 3, 3]}},
+        "synthetic.sizes: add up to 9 images a class, but synthetic.ipc is 10; make them agree",
+    ),
     ("batch and factor", {"synthetic": {"factor": 3}, "matcher": {"batch_syn": 8}}, "raise it to at least 9"),
     (
         "dc on experts",
@@ -135,6 +145,61 @@ IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
         "width of another",
         {"model": {"arch": "vgg11", "width": 64}},
         "model.width: has no meaning for vgg11, which has widths of its own; leave the key out",
+    ),
+    (
+        "fewer rounds than segments",
+        {"synthetic": {"ipc": 4, "segments": 4}, "matcher": {"rounds": 3, "budget": "set"}},
+        "matcher.rounds: 3 cannot be shared by 4 segments; raise it",
+    ),
+    (
+        "no round to polish in",
+        {"matcher": {"rounds": 4, "budget": "set", "polish": 0.1}},
+        "matcher.rounds: 4 cannot be shared by 2 segments and a polish; raise it",
+    ),
+    (
+        "more states than all",
+        {"matcher": {"bank_share": 0.6, "probe_share": 0.5}},
+        "matcher.bank_share: 0.6 and matcher.probe_share 0.5 are more than all network states together; lower one",
+    ),
+    (
+        "a union of walks",
+        {**WALKS, "matcher": {"name": "mtt", "context": "union"}},
+        "matcher.context: union has no meaning for mtt, whose students are trained on all segments so far under resid",
+    ),
+    (
+        "a rate that is not scaled",
+        {"matcher": {"union_rate": True, "scale_lr": False}},
+        "matcher.union_rate: has no meaning while matcher.scale_lr is false; leave the key out",
+    ),
+    (
+        "a frontier of walks",
+        {**WALKS, "matcher": {"name": "mtt", "frontier_share": 0.5}},
+        "matcher.frontier_share: has no meaning for mtt; leave the key out",
+    ),
+    (
+        "strata of walks",
+        {**WALKS, "matcher": {"name": "mtt", "strata": True}},
+        "matcher.strata: has no meaning for mtt; leave the key out",
+    ),
+    (
+        "relative means",
+        {"matcher": {"name": "dm", "relative": True}},
+        "matcher.relative: has no meaning for dm; leave the key out",
+    ),
+    (
+        "relative cosines",
+        {"matcher": {"metric": "cos", "relative": True}},
+        "matcher.relative: has no meaning for the metric cos, which has no unit as it is; leave the key out",
+    ),
+    (
+        "deviations of all layers",
+        {"matcher": {"name": "cafe", "deviation": True}},
+        "matcher.deviation: has no meaning for cafe; leave the key out",
+    ),
+    (
+        "shallow features",
+        {"matcher": {"name": "dm", "depth": True}},
+        "matcher.depth: has no meaning for dm; leave the key out",
     ),
     ("no distilled row", {"evaluate": {"rows": ["random"]}}, "evaluate.rows: must hold at least distilled and random"),
     ("no random row", {"evaluate": {"rows": ["distilled"]}}, "evaluate.rows: must hold at least distilled and random"),

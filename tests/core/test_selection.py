@@ -23,8 +23,10 @@ from dasm_ray.core.selection import (
     herding,
     k_center,
     k_means,
+    loop,
     random,
     ridge_accuracy,
+    strata,
     window,
     windows,
 )
@@ -323,3 +325,53 @@ def test_ridge_accuracy_is_that_of_scikit_learn() -> None:
     assert found == pytest.approx(float(expected))
     assert 0.5 < found < 1
     assert ridge_accuracy(np.zeros((3, 2)), np.arange(3), 3, np.zeros((4, 2)), np.zeros(4, np.int64)) in (0, 1)
+
+
+def slow_loop(
+    features: Integers, count: int, target: list[int], used: list[int], frontier: list[int], static: Integers, seed: int
+) -> list[int]:
+    """One image after another: the easiest of the frontier that is left, then the centres', then the easiest left."""
+    left = [index for index in range(len(features)) if index not in used]
+    chosen: list[int] = []
+    while len(chosen) < count and any(index in frontier for index in left):
+        chosen.append(min((index for index in left if index in frontier), key=lambda index: (static[index], index)))
+        left.remove(chosen[-1])
+    rest = [index for index in left if index in target]
+    covering = min(count - len(chosen), len(rest))
+    if covering:
+        near = k_means(features[rest], covering, numpy_generator(seed))
+        chosen += [rest[place] for place in near]
+    left = [index for index in left if index not in chosen]
+    while len(chosen) < count:
+        chosen.append(min(left, key=lambda index: (static[index], index)))
+        left.remove(chosen[-1])
+    return chosen
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("count", [1, 4, 9, 15])
+def test_the_loop_takes_the_frontiers_easiest_then_the_centres_then_the_rest(seed: int, count: int) -> None:
+    random_ = np.random.Generator(np.random.PCG64(seed))
+    features, static = integer_features(seed, 20, 3), random_.integers(0, 6, 20)
+    target, used, frontier = (np.flatnonzero(random_.random(20) < share) for share in (0.6, 0.2, 0.3))
+    count = min(count, 20 - len(used))
+    chosen = loop(features, count, target, used, frontier, static, numpy_generator(seed)).tolist()
+    assert chosen == slow_loop(features, count, target.tolist(), used.tolist(), frontier.tolist(), static, seed)
+    assert len(set(chosen)) == count
+    assert not set(chosen) & set(used.tolist())
+
+
+def test_the_loop_refuses_a_class_that_is_used_up() -> None:
+    features, none = integer_features(0, 5, 2), np.empty(0, np.int64)
+    with pytest.raises(DataError, match="a class has 3 images, fewer than the 4 to pick"):
+        loop(features, 4, np.arange(5), np.array([0, 4]), none, np.arange(5), numpy_generator(0))
+
+
+def test_strata_are_the_clusters_that_were_made() -> None:
+    random_ = np.random.Generator(np.random.PCG64(3))
+    centres, of_cluster = 100 * np.eye(6), random_.integers(0, 6, 60)
+    features = centres[of_cluster] + random_.normal(size=(60, 6))
+    found = strata(features, 6, numpy_generator(0))
+    assert found.dtype == np.int64
+    assert len(set(zip(found.tolist(), of_cluster.tolist(), strict=True))) == 6
+    assert strata(features[:5], 6, numpy_generator(0)).tolist() == [0, 1, 2, 3, 4]

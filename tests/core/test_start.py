@@ -61,6 +61,17 @@ def test_noise_uses_no_image() -> None:
     assert len({slots.tobytes() for slots in stored}) == 4
 
 
+def test_what_is_chosen_already_fills_the_slots_in_its_order() -> None:
+    config = config_of(ipc=3, init="loop", factor=2, segments=2, sizes=(1, 2))
+    chosen = [np.array([8, 1, 5, 0, 7, 2, 6, 3])] * 4
+    stored, taken = initial_pixels(config, toy_blocks(), FIRST, NONE_USED, 1, chosen)
+    assert taken == chosen
+    assert stored.shape == (4, 2, *SHAPE)
+    for label, slots in enumerate(stored):
+        images = torch.tensor(toy_blocks().blocks[label][chosen[label]]).float() / 255
+        assert torch.equal(torch.tensor(slots), pack(images, 2))
+
+
 @pytest.mark.parametrize("init", ["real", "mix", "noise"])
 def test_the_start_follows_from_seed_segment_and_class(init: str) -> None:
     windows = [np.arange(9)] * 4

@@ -21,6 +21,7 @@ def see(
 ) -> list[int]:
     """The window of a class whose scores are integers; wrong and known are all true unless given."""
     wrong, known = (np.array(more.pop(name, [True] * len(dynamic)), dtype=bool) for name in ("wrong", "known"))
+    images = more.pop("images", 1)
     indices = window(
         keys.Window(policy=policy, **more),  # type: ignore[arg-type]
         segment=segment,
@@ -29,6 +30,7 @@ def see(
         static=np.array(dynamic if static is None else static, dtype=np.int64),
         wrong=wrong,
         known=known,
+        images=images,
     )
     assert indices.dtype == np.int64
     assert indices.tolist() == sorted(set(indices.tolist())), "ascending and without repeats"
@@ -154,3 +156,21 @@ def test_float_scores_give_the_window_of_their_ranks() -> None:
             for values in (scores, ranks)
         )
         assert by_score.tolist() == by_rank.tolist()
+
+
+@pytest.mark.parametrize(
+    ("images", "easiest", "hardest"),
+    [(1, 0, 20), (10, 4, 12), (40, 7, 8), (100, 8, 5), (200, 10, 2), (499, 11, 0), (500, 12, 0), (9000, 12, 0)],
+)
+def test_size_drops_the_hardest_of_small_sets_and_the_easiest_of_large_ones(
+    images: int, easiest: int, hardest: int
+) -> None:
+    """Of 100 samples, by hand: v = log 40 / log 500 = 0.594 drops 0.12 * 59.4 = 7 and 0.20 * 40.6 = 8 of them."""
+    static = [(37 * place) % 100 for place in range(100)]
+    seen = see("size", [0] * 100, static=static, images=images)
+    assert sorted(static[index] for index in seen) == list(range(easiest, 100 - hardest))
+
+
+def test_size_leaves_three_quarters_of_any_class() -> None:
+    for n, images in product(range(1, 60), (1, 2, 5, 22, 130, 500, 10_000)):
+        assert 4 * len(see("size", range(n), images=images)) >= 3 * n

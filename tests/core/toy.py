@@ -83,7 +83,7 @@ FIRST = [np.array([1, 4, 5, 7, 8])] * 4
 
 
 def config_of(segments: int = 2, ipc: int | None = None, **matcher: Any) -> RunConfig:
-    synthetic = {name: matcher.pop(name) for name in ("factor", "init") if name in matcher}
+    synthetic = {name: matcher.pop(name) for name in ("factor", "init", "sizes") if name in matcher}
     seed = matcher.pop("seed", 0)
     defaults = {
         "networks": 2,

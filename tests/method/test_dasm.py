@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from local_pool import WALKS, LocalPool, local_run, small
+from local_pool import SMALL, WALKS, LocalPool, local_run, small
 
 from dasm_ray.config import matchers
 from dasm_ray.config.matchers import BaseMatcher, keys_without_meaning
@@ -92,6 +92,134 @@ def test_no_real_image_starts_two_segments(digits: RealRefs, tmp_path: Path) -> 
     assert not first & second
 
 
+def test_without_its_mechanisms_a_run_is_what_it_was(digits: RealRefs, tmp_path: Path) -> None:
+    """Every key of the method at its default, written out: the same digest, and the same bytes."""
+    plain, _ = distilled(digits, tmp_path / "plain")
+    written, _ = distilled(digits, tmp_path / "written", **OFF)
+    assert bytes_of(written) == bytes_of(plain)
+    assert local_run(small(**OFF), tmp_path, digits).key == local_run(small(), tmp_path, digits).key
+
+
+# --- the mechanisms of the method ------------------------------------------------------------------------------------
+
+OFF: dict[str, dict[str, Any]] = {
+    "synthetic": {"sizes": None, "init": "mix"},
+    "matcher": {"strata": False, "relative": False, "depth": False, "bank_share": 0.0, "union_rate": False}
+    | {"budget": "segment", "polish": 0.0, "context": "alone", "deviation": False, "frontier_share": 0.0},
+}
+"""Keys of the method, each at what leaves a run as it was."""
+
+ONE: dict[str, dict[str, Any]] = {"synthetic": {"ipc": 2, "segments": 1}, "window": {"policy": "all"}}
+"""One segment and no window: the base matcher."""
+
+
+MECHANISMS: list[tuple[str, dict[str, Any]]] = [
+    ("idc", {"synthetic": {"init": "loop"}}),
+    ("idc", {"window": {"policy": "size"}}),
+    ("idc", {"matcher": {"strata": True}}),
+    ("dm", {"matcher": {"strata": True}}),
+    ("idc", {"matcher": {"frontier_share": 0.5}}),
+    ("idc", {"matcher": {"frontier_share": 0.5, "strata": True, "polish": 0.5}}),
+    ("dm", {"matcher": {"deviation": True, "context": "union"}}),
+    ("idc", {"matcher": {"relative": True}}),
+    ("idc", {"matcher": {"depth": True}, "synthetic": {"ipc": 10}}),
+    ("datm", {"matcher": {"depth": True}, "synthetic": {"ipc": 10}}),
+    ("idc", {"matcher": {"bank_share": 0.7}}),
+    ("dsa", {"matcher": {"bank_share": 0.7}}),
+    ("dm", {"matcher": {"bank_share": 0.7}}),
+    ("datm", {"matcher": {"bank_share": 0.7}}),
+    ("idc", {"matcher": {"polish": 0.5}}),
+    ("cafe", {"matcher": {"polish": 0.5}}),
+    ("datm", {"matcher": {"polish": 0.5}}),
+    ("idc", {"matcher": {"budget": "set"}}),
+    ("idc", {"matcher": {"context": "union"}}),
+    ("cafe", {"matcher": {"context": "union"}}),
+    ("idc", {"matcher": {"scale_lr": True, "lr_img": 0.1, "union_rate": True}}),
+]
+
+
+def with_keys(*trees: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Sections of trees laid over one another, key by key."""
+    found: dict[str, dict[str, Any]] = {}
+    for tree in trees:
+        for section, keys in tree.items():
+            is_whole = section == "matcher" and not found.get(section) and "name" not in keys
+            found[section] = (SMALL["matcher"] if is_whole else found.get(section, {})) | keys
+    return found
+
+
+@pytest.mark.parametrize(("name", "keys"), MECHANISMS, ids=[f"{name} {keys}" for name, keys in MECHANISMS])
+def test_a_mechanism_changes_the_set_and_goes_on_from_its_files(
+    digits: RealRefs, tmp_path: Path, name: str, keys: dict[str, Any]
+) -> None:
+    without = {section: {} for section in keys} | {"synthetic": {"ipc": keys.get("synthetic", {}).get("ipc", 2)}}
+    plain, _ = distilled(digits, tmp_path / "plain", **with_keys(METHODS[name], without))
+    first, pool = distilled(digits, tmp_path / "first", **with_keys(METHODS[name], keys))
+    assert bytes_of(first) != bytes_of(plain)
+    *_, lost = [task for task in pool.done if "segment" in task and "round" in task]
+    more = with_keys(METHODS[name], keys, {"runtime": {"max_lost": 3}})
+    lossy, _ = distilled(digits, tmp_path / "lossy", LocalPool(lose=[lost]), **more)
+    assert bytes_of(lossy) == bytes_of(first), "what is lost on the way is made again"
+    again, idle = distilled(digits, tmp_path / "first", **with_keys(METHODS[name], keys))
+    assert bytes_of(again) == bytes_of(first)
+    assert not [task for task in idle.done if "round" in task]
+
+
+def test_what_acts_from_the_second_segment_on_leaves_one_segment_the_base_matcher(
+    digits: RealRefs, tmp_path: Path
+) -> None:
+    plain, _ = distilled(digits, tmp_path / "plain", **with_keys(ONE, {"matcher": {"scale_lr": True}}))
+    later = {"matcher": {"scale_lr": True, "context": "union", "union_rate": True, "bank_share": 0.5}}
+    later["matcher"] |= {"frontier_share": 0.5}
+    later["matcher"] |= {"budget": "set", "polish": 0.3}
+    made, pool = distilled(digits, tmp_path / "made", **with_keys(ONE, later))
+    assert bytes_of(made) == bytes_of(plain)
+    assert not [task for task in pool.done if task.startswith(("probe", "bank"))]
+
+
+@pytest.mark.parametrize("name", ["idc", "datm"])
+def test_in_the_polish_all_segments_move(digits: RealRefs, tmp_path: Path, name: str) -> None:
+    """One round each of four for two segments, and the last two for both, at states that know both."""
+    keys = {"matcher": {"rounds": 4, "budget": "set", "polish": 0.5}}
+    heard: list[list[int]] = []
+    sections = with_keys(METHODS[name], keys, {"experts": {"cache": str(tmp_path / "experts")}})
+    run = local_run(small(**sections), tmp_path / "run", digits)
+    made = distil(run, train_experts(run), lambda frozen: heard.append([each.pixels.size for each in frozen]))
+    assert isinstance(run.pool, LocalPool)
+    rounds = Counter(task.partition(",")[0] for task in run.pool.done if "round" in task and "step" not in task)
+    of_round = len({task.split(", ")[-1 if name == "datm" else 1] for task in run.pool.done if ", round 0" in task})
+    assert rounds["segment 3"] == 2 * of_round
+    assert rounds["segment 1"] + rounds["segment 2"] == 2 * of_round
+    assert [each.pixels.shape[:2] for each in made.segments] == [(10, 1), (10, 1)]
+    without = with_keys(sections, {"matcher": {"rounds": 2, "polish": 0.0}})
+    before = local_run(small(**without), tmp_path / "before", digits)
+    unpolished = distil(before, train_experts(before))
+    for polished, frozen in zip(made.segments, unpolished.segments, strict=True):
+        assert (polished.pixels != frozen.pixels).any(axis=(2, 3, 4)).all(), "every image of every segment"
+    assert [task for task in run.pool.done if task.startswith(("probe", "bank"))][-2:] == [
+        "bank 0 before segment 3",
+        "bank 1 before segment 3",
+    ]
+    assert len(heard) == 2, "each segment is told once, the last one polished"
+
+
+@pytest.mark.parametrize("name", ["idc", "datm"])
+@pytest.mark.parametrize("init", ["mix", "loop"])
+def test_a_prefix_of_unequal_segments_is_the_smaller_set(
+    digits: RealRefs, tmp_path: Path, name: str, init: str
+) -> None:
+    more = {section: keys for section, keys in METHODS[name].items() if section != "synthetic"}
+    group, window = METHODS[name].get("synthetic", {}), {"policy": "size"}
+    if name == "datm":
+        group = {"group_size": None}
+    sizes = {"ipc": 3, "segments": 2, "sizes": [1, 2], "init": init, **group}
+    nested, _ = distilled(digits, tmp_path / "nested", synthetic=sizes, window=window, **more)
+    alone = {"ipc": 1, "segments": 1, "init": init, **group}
+    small_one, _ = distilled(digits, tmp_path / "small", synthetic=alone, window=window, **more)
+    assert [each.pixels.shape[:2] for each in nested.segments] == [(10, 1), (10, 2)]
+    assert nested.segments[0].pixels.tobytes() == small_one.segments[0].pixels.tobytes()
+
+
 def test_soft_labels_start_as_what_the_experts_say(digits: RealRefs, tmp_path: Path) -> None:
     made, _ = distilled(digits, tmp_path, **WALKS)
     for start, segment in zip(made.starts, made.segments, strict=True):
@@ -124,7 +252,8 @@ def test_a_matcher_is_one_row_and_one_function(
 CHANGES: dict[str, Any] = {
     "networks": 3, "steps": 3, "batch_real": 5, "batch_syn": 3, "lr_img": 0.02, "scale_lr": True, "snapshots": [[1, 2]],
     "perturb": 0.3, "probe_share": 0.7, "inner_samples": 100, "inner_steps": 2, "inner_lr": 0.3, "metric": "l1",
-    "augment": "flip",
+    "augment": "flip", "strata": True, "relative": True, "depth": True, "union_rate": True,
+    "deviation": True, "frontier_share": 0.5,
 }  # fmt: skip
 
 

@@ -137,6 +137,8 @@ def test_soft_labels_that_are_no_numbers_are_refused(digits: RealRefs, tmp_path:
         ({}, 2, 0.76, ""),
         ({"window": {"policy": "all"}}, 10, 0.2, ""),
         ({"window": {"policy": "quantile"}}, 10, 0.2, ""),
+        ({"window": {"policy": "size"}, "synthetic": {"init": "loop"}}, 10, 0.6, "starts"),
+        ({"matcher": {"frontier_share": 0.2}}, 10, 0.6, "windows and real batches"),
         ({**WALKS}, 10, 0.2, "windows and soft labels"),
         ({**WALKS, "window": {"policy": "all"}}, 10, 0.2, "soft labels"),
     ],

@@ -16,7 +16,7 @@ from dasm_ray.method.experts import train_experts
 from dasm_ray.method.match import WALKS as OF_FAMILIES
 from dasm_ray.method.match import match
 from dasm_ray.method.probes import Probes
-from dasm_ray.method.sets import Segment
+from dasm_ray.method.sets import Segment, Target
 from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.store import tensors
 from dasm_ray.store.checkpoints import read_group, write_group
@@ -24,6 +24,12 @@ from dasm_ray.store.place import Place
 
 WIDE = {**WALKS, "trajectory": {**WALKS["trajectory"], "expansion": 1}}
 """Students start at any of the first two epochs, from the first round on."""
+
+
+def everything(digits: RealRefs) -> Target:
+    """A target without a window or a frontier."""
+    counts = digits.counts["train"]
+    return Target([np.arange(count) for count in counts], [np.empty(0, np.int64) for _ in counts])
 
 
 def matched(digits: RealRefs, folder: Path, frozen: list[Segment], **sections: Any) -> tuple[Segment, list[str]]:
@@ -34,9 +40,9 @@ def matched(digits: RealRefs, folder: Path, frozen: list[Segment], **sections: A
     rate = 0.01 if run.config.is_trajectory else None
     logits = np.zeros((10, 1, 10), np.float32) if run.config.learns_labels else None
     start = Segment(np.full((10, 1, 1, 8, 8), 0.5, np.float32), logits, rate)
-    windows = [[np.arange(count) for count in digits.counts["train"]] for _ in range(segment + 1)]
+    targets = [everything(digits)] * (segment + 1)
     probes = Probes(run, segment, experts, frozen)
-    return match(run, segment, start, experts, probes, frozen, windows), notes
+    return match(run, segment, start, experts, probes, frozen, targets), notes
 
 
 def frozen_of(value: float, **more: Any) -> list[Segment]:
@@ -47,7 +53,7 @@ def test_every_family_has_its_way_through_a_segment() -> None:
     assert {base.family for base in MATCHERS.values()} <= set(OF_FAMILIES)
 
 
-@pytest.mark.parametrize(("context", "depends"), [("alone", False), ("residual", True)])
+@pytest.mark.parametrize(("context", "depends"), [("alone", False), ("residual", True), ("union", True)])
 def test_earlier_segments_take_part_where_the_context_says_so(
     digits: RealRefs, tmp_path: Path, context: str, depends: bool
 ) -> None:
@@ -121,10 +127,9 @@ def test_a_student_rate_that_explodes_is_named(digits: RealRefs, tmp_path: Path)
     config = small(**{**WIDE, "trajectory": {**WIDE["trajectory"], "step_size": 1e38}})
     run = local_run(config, tmp_path, digits)
     start = Segment(np.full((10, 2, 1, 8, 8), 0.5, np.float32), np.ones((10, 2, 10), np.float32), 1e38)
-    windows = [[np.arange(count) for count in digits.counts["train"]]]
     experts = train_experts(run)
     with pytest.raises(NonFinite, match=r"^segment 1, round 0, lane \d: .*trajectory\.step_size \(now 1e\+38\)"):
-        match(run, 0, start, experts, Probes(run, 0, experts, []), [], windows)
+        match(run, 0, start, experts, Probes(run, 0, experts, []), [], [everything(digits)])
     assert not list((tmp_path / "segments").glob("*"))
 
 

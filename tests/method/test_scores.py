@@ -19,6 +19,7 @@ from dasm_ray.method.scores import (
     sharded,
     static_name,
     static_scores,
+    target_of,
     validation_scores,
     window_of,
 )
@@ -84,6 +85,23 @@ def test_the_window_is_that_of_each_class_by_itself(digits: RealRefs, tmp_path: 
             known=found.known[mine],
         )
         assert np.array_equal(seen, expected)
+
+
+@pytest.mark.parametrize("keys", [{"synthetic": {"init": "loop"}}, {"matcher": {"frontier_share": 0.2}}])
+def test_the_frontier_is_what_every_probe_misses_and_experts_know_from_the_second_segment_on(
+    digits: RealRefs, tmp_path: Path, keys: dict[str, dict[str, object]]
+) -> None:
+    run = local_run(small(**keys), tmp_path, digits)  # type: ignore[arg-type]
+    found = scored(run)
+    assert found.missed is not None
+    assert found.missed.any()
+    for segment in (0, 1):
+        for label, frontier in enumerate(target_of(run, segment, found).frontier):
+            mine = np.flatnonzero(found.label == label)
+            expected = [place for place, n in enumerate(mine) if segment and found.missed[n] and found.known[n]]
+            assert frontier.tolist() == expected
+    plain = again(run, small())
+    assert not any(map(len, target_of(plain, 1, replace(found, missed=None)).frontier)), "nothing asks for it"
 
 
 def test_where_labels_are_learned_only_images_that_experts_know_are_seen(digits: RealRefs, tmp_path: Path) -> None:

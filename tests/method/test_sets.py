@@ -55,6 +55,8 @@ def test_the_artifact_holds_the_segments_and_where_they_came_from(digits: RealRe
     segments = [Segment(pixels_of(10, 1, 1, 8, 8)), Segment(pixels_of(10, 1, 1, 8, 8) / 2)]
     artifact = distilled_set(run, segments)
     assert artifact.segments.tolist() == [0, 1] * 10
+    unequal = distilled_set(run, [Segment(pixels_of(10, 1, 1, 8, 8)), Segment(pixels_of(10, 3, 1, 8, 8))])
+    assert unequal.segments.tolist() == [0, 1, 1, 1] * 10
     assert np.array_equal(artifact.pixels[1], segments[1].pixels[0, 0])
     assert artifact.provenance["data_digest"] == digits.digest
     some = images_of(artifact, artifact.labels < 3)

@@ -18,7 +18,7 @@ from dasm_ray.core.matching.trajectory import Student
 from dasm_ray.core.networks.network import Network
 from dasm_ray.errors import NonFinite, SessionError, TaskLost
 from dasm_ray.runtime.decoding import RealRefs, load_real
-from dasm_ray.runtime.lanes import LaneRun
+from dasm_ray.runtime.lanes import Guides, LaneRun
 from dasm_ray.runtime.pool import Done, InputLost, Pool, Task
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.worker import Job, Worker
@@ -83,10 +83,10 @@ class Run:
             0,
         )
 
-    def references(self) -> list[Any]:
+    def references(self) -> Guides:
         """The experts, as if from their files."""
         self.read += 1
-        return [self.pool.put(expert) for expert in self.experts]
+        return Guides([self.pool.put(expert) for expert in self.experts])
 
     def by_hand(self) -> SetState:
         """All rounds one lane after another, in this process."""

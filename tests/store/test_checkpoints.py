@@ -103,7 +103,13 @@ def scores_of(n):
         wrong=generator.random(n) < 0.5,
         known=generator.random(n) < 0.5,
         window=generator.random(n) < 0.5,
+        missed=generator.random(n) < 0.5,
     )
+
+
+def test_who_is_missed_by_every_probe_is_kept_where_it_is_asked_for(tmp_path):
+    write_scores(Place(tmp_path), 2, dataclasses.replace(scores_of(5), missed=None), "abc")
+    assert read_scores(Place(tmp_path), 2, "abc").missed is None
 
 
 @pytest.mark.parametrize("n", [0, 1, 257])
@@ -119,7 +125,7 @@ def test_columns_come_back_bit_for_bit(tmp_path, n):
 def test_others_read_the_file_as_parquet(tmp_path):
     write_scores(Place(tmp_path), 0, scores_of(5), "abc")
     table = pq.read_table(tmp_path / "segment_000.parquet")
-    assert table.schema.names == ["label", "index", "dynamic", "static", "wrong", "known", "window"]
+    assert table.schema.names == ["label", "index", "dynamic", "static", "wrong", "known", "window", "missed"]
     assert table.schema.field("static").type == pa.float64()
     assert table.schema.field("window").type == pa.bool_()
 

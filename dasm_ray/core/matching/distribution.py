@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch.nn.functional as F
-from torch import Tensor, arange, nn, zeros
+from torch import Tensor, arange, cat, nn, zeros
 from torch.func import functional_call
 
 from dasm_ray.core.augment import augment
@@ -31,6 +31,16 @@ With all blocks, real images are also told apart by the synthetic means."""
 
 DISCRIMINATION = 0.01
 """The weight of cafe's second loss, a sum over the real batch as in the published code."""
+
+
+LEAST = 1e-8
+"""Added to a variance: one image alone has none, and the root of 0 no gradient."""
+
+
+def spread(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations (..., D) from means and means of squares (..., 2D)."""
+    mean, square = moments.chunk(2, -1)
+    return mean, ((square - mean.square()).clamp_min(0) + LEAST).sqrt()
 
 
 class DistributionMatching:
@@ -51,9 +61,11 @@ class DistributionMatching:
         factor: int,
         momentum: float,
         discrimination: float = DISCRIMINATION,
+        deviation: bool = False,
     ) -> None:
         assert compared in COMPARED, compared
-        self.network, self.compared, self.augment = network, compared, augment
+        assert compared == "hidden" or not deviation, "real images are told apart by means alone"
+        self.network, self.compared, self.augment, self.deviation = network, compared, augment, deviation
         self.momentum, self.discrimination = momentum, discrimination
         _, height, width = network.shape
         self.rows, self.columns = (enlargers(side, factor).to(network.device) for side in (height, width))
@@ -79,14 +91,28 @@ class DistributionMatching:
         return found.view(*front, count, -1)
 
     def means(self, flat: Tensor, pixels: Tensor, label: Tensor, draws: Tensor) -> Tensor:
-        """Mean features (..., D) of stored ``pixels`` (..., m, C, H, W): what earlier segments may add to a step's."""
+        """Mean features (..., D) of stored ``pixels`` (..., m, C, H, W): what earlier segments may add to a step's.
+
+        With ``deviation`` (..., 2D), the means of their squares behind, since these too add up over segments.
+        """
         rows, columns = self.rows.to(pixels.dtype), self.columns.to(pixels.dtype)
         decoded = decode(pixels.flatten(0, -4), rows, columns)
         front = pixels.shape[:-4]
-        return self.features(flat, decoded.view(*front, -1, *pixels.shape[-3:]), draws).mean(-2)
+        return self.moments(self.features(flat, decoded.view(*front, -1, *pixels.shape[-3:]), draws))
+
+    def moments(self, features: Tensor) -> Tensor:
+        """Means (..., D) of ``features`` (..., n, D); with ``deviation`` those of their squares behind (..., 2D)."""
+        return (cat([features, features.square()], -1) if self.deviation else features).mean(-2)
 
     def distance(self, real: Tensor, synthetic: Tensor) -> Tensor:
-        """From real features (..., b, D) to synthetic means (..., D), summed over layers and classes: a scalar."""
+        """From real features (..., b, D) to synthetic ``means``, summed over layers and classes: a scalar.
+
+        With ``deviation`` the squared distance of standard deviations is added to that of means.
+        """
+        if self.deviation:
+            pairs = zip(spread(self.moments(real)), spread(synthetic), strict=True)
+            first, second = ((r - s).square().sum() for r, s in pairs)
+            return first + second
         apart = (real.mean(-2) - synthetic).square().sum()
         return apart + self.discrimination * self.confusion(real, synthetic) if self.compared == "blocks" else apart
 

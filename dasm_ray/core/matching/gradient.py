@@ -14,7 +14,8 @@ What must stay true: both give the same pixels up to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from dasm_ray.core.matching.step import StepInputs, Stepped, descended
 from dasm_ray.core.networks.compiled import maybe_compiled
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.params import Layout
+from dasm_ray.core.window import exact
 
 COMPARED: dict[str, Callable[[torch.Size], bool]] = {
     "convolutions": lambda shape: len(shape) == 4,
@@ -51,27 +53,73 @@ def _cosines(real: Tensor, synthetic: Tensor) -> Tensor:
     return apart.sum()
 
 
+LEAST = 1e-12
+"""Keeps a relative distance finite where the real gradient is 0."""
+
 METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": _squares, "l1": _absolutes, "cos": _cosines}
 """Distances between the real and the synthetic gradient of one weight."""
 
 
-def distance(layout: Layout, compared: str, metric: str, real: Tensor, synthetic: Tensor) -> Tensor:
-    """The distance of two flat gradients (P,), summed over the compared parameters: a scalar."""
-    is_compared, measure = COMPARED[compared], METRICS[metric]
+def left_out(layout: Layout, compared: str, depth: float) -> list[int]:
+    """How many of each parameter's output channels, its first, are not compared.
+
+    All of a parameter that is not, and of those that are the first share ``depth`` of all their elements together,
+    rounded down to whole channels, since a cosine is one channel's.
+    """
+    is_compared = COMPARED[compared]
+    left = math.floor(exact(depth) * sum(shape.numel() for shape in layout.shapes if is_compared(shape)))
+    counts = []
+    for shape in layout.shapes:
+        channel = shape[1:].numel()
+        count = min(shape[0], left // channel) if is_compared(shape) else shape[0]
+        left -= count * channel if is_compared(shape) else 0
+        left = 0 if count < shape[0] else left  # the cut has been reached
+        counts.append(count)
+    return counts
+
+
+def distance(
+    layout: Layout, skipped: Sequence[int], metric: str, relative: bool, real: Tensor, synthetic: Tensor
+) -> Tensor:
+    """The distance of two flat gradients (P,), summed over the compared parameters: a scalar.
+
+    ``skipped``: see ``left_out``. ``relative`` to the length of the real one: sum |d|^2 / (sum |g|^2 + 1e-12) for mse.
+    """
+    measure = METRICS[metric]
     pairs = zip(torch.split(real, layout.sizes), torch.split(synthetic, layout.sizes), layout.shapes, strict=True)
-    return torch.stack([measure(r.view(shape), s.view(shape)) for r, s, shape in pairs if is_compared(shape)]).sum()
+    parts = [
+        (r.view(shape)[count:], s.view(shape)[count:])
+        for (r, s, shape), count in zip(pairs, skipped, strict=True)
+        if count < shape[0]
+    ]
+    apart = torch.stack([measure(r, s) for r, s in parts]).sum()
+    if not relative:
+        return apart
+    return apart / (torch.stack([measure(r, torch.zeros_like(r)) for r, _ in parts]).sum() + LEAST)
 
 
 class GradientMatching:
-    """Gradient matching of one class a step: ``compared`` and ``metric`` are rows of COMPARED and METRICS."""
+    """Gradient matching of one class a step: ``compared`` and ``metric`` are rows of COMPARED and METRICS.
+
+    ``depth``: the first share of what is compared that is left out; ``relative``: see ``distance``.
+    """
 
     at_once = False
     """A step takes one class."""
 
     def __init__(
-        self, network: Network, compared: str, metric: str, augment: str, factor: int, momentum: float
+        self,
+        network: Network,
+        compared: str,
+        metric: str,
+        augment: str,
+        factor: int,
+        momentum: float,
+        depth: float = 0.0,
+        relative: bool = False,
     ) -> None:
-        self.network, self.compared, self.metric = network, compared, metric
+        self.network, self.metric, self.relative = network, metric, relative
+        self.skipped = left_out(network.layout, compared, depth)
         self.augment, self.momentum = augment, momentum
         _, height, width = network.shape
         self.rows, self.columns = (enlargers(side, factor).to(network.device) for side in (height, width))
@@ -107,7 +155,7 @@ class GradientMatching:
 
         def apart(pixels: Tensor) -> Tensor:
             synthetic = share * self.gradient(flat, pixels, label, draws) + inputs.earlier
-            return distance(self.network.layout, self.compared, self.metric, real, synthetic)
+            return distance(self.network.layout, self.skipped, self.metric, self.relative, real, synthetic)
 
         slope, found = grad_and_value(apart)(inputs.pixels)
         return descended(inputs, slope, self.momentum, found)

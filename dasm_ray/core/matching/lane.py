@@ -59,6 +59,18 @@ def draw_start(config: RunConfig, segment: int, round: int, lane: int, experts: 
     return int(who * experts), first + int(when * (last - first))
 
 
+def draw_from_bank(config: RunConfig, segment: int, round: int, lane: int, members: int) -> tuple[int, int] | None:
+    """The member of the bank and the start epoch that a lane draws; None where its student starts on an expert.
+
+    With probability bank_share it is a member, and any epoch before the last start epoch of the segment.
+    """
+    choice, who, when = torch.rand(3, generator=torch_generator(config.seed, "bank", segment, round, lane)).tolist()
+    if not members or choice >= config.bank_share_of(segment):
+        return None
+    _, _, last = config.starts_of(segment)
+    return int(who * members), int(when * last)
+
+
 def start_epochs(config: RunConfig, segment: int, round: int, shift: int) -> tuple[int, int]:
     """The start epochs [first, last) of a round: the range of the recipe as far as it has widened, shifted and cut off
     where no expert reaches M epochs further."""
@@ -99,6 +111,7 @@ def walk_lane(
         torch.tensor(state.log_step, device=device),
         torch.tensor(start, device=device),
         torch.tensor(target, device=device),
+        depth=config.depth_of(where[0]),
     )
     by_images, by_labels = (
         gradient.cpu().numpy().reshape(array.shape)[:, many - own :]

@@ -8,6 +8,7 @@ time; it gives finite numbers or none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +21,7 @@ from torch import Tensor
 from dasm_ray.config.keys import RunConfig, TrainRecipe
 from dasm_ray.core.augment import draw
 from dasm_ray.core.blocks import Blocks
+from dasm_ray.core.matching.batch import draw_from
 from dasm_ray.core.matching.distribution import DistributionMatching
 from dasm_ray.core.matching.gradient import GradientMatching
 from dasm_ray.core.matching.step import StepInputs, Stepped
@@ -29,6 +31,7 @@ from dasm_ray.core.networks.params import perturb
 from dasm_ray.core.networks.samples import RealSamples
 from dasm_ray.core.networks.training import all_finite, train
 from dasm_ray.core.seed import torch_generator
+from dasm_ray.core.window import exact
 from dasm_ray.errors import NonFinite
 
 Windows = Sequence[Sequence[NDArray[np.int64]]]
@@ -58,7 +61,10 @@ class RoundInputs:
 
     ``windows`` of the segments up to this one; ``earlier`` float32 (K, n, C, H, W): all classes' pixels of the frozen
     segments (n may be 0); ``current`` float32 (K, m, C, H, W): this segment as it stood before the round, for the walks
-    that train on the synthetic set; ``experts``: trajectories (E+1, P); ``probes``: parameters (P,).
+    that train on the synthetic set; ``experts``: trajectories (E+1, P); ``probes``: parameters (P,);
+    ``strata``: of each class, which stratum each of its images is in (n_c,), where batches are stratified; ``bank``:
+    snapshots (S, P) of networks that some states are drawn from (none: all are as the base matcher's);
+    ``frontier``: of each class, within-class indices that a share of a real batch is drawn from.
     """
 
     blocks: Blocks
@@ -67,14 +73,18 @@ class RoundInputs:
     current: NDArray[np.float32]
     experts: Sequence[NDArray[np.float32]]
     probes: Sequence[NDArray[np.float32]]
+    strata: Sequence[NDArray[np.int64]] = ()
+    bank: Sequence[NDArray[np.float32]] = ()
+    frontier: Sequence[NDArray[np.int64]] = ()
 
 
-def pixel_rate(config: RunConfig, size: int) -> float:
-    """The step on the pixels: lr_img, scaled by images per class and by image size as in IDC."""
+def pixel_rate(config: RunConfig, size: int, segment: int = 0) -> float:
+    """The step on the pixels of a segment: lr_img, scaled by images per class and by image size as in IDC."""
     if not config.matcher.scale_lr:
         return config.matcher.lr_img
+    images = config.size_up_to(segment) if config.matcher.union_rate else config.size_of(segment)
     base = 28 if size == 28 else 224 if size > 128 else 32
-    return config.matcher.lr_img * (config.segment_ipc / 10) * (size / base) ** 2
+    return config.matcher.lr_img * (images / 10) * (size / base) ** 2
 
 
 class Matching(Protocol):
@@ -92,27 +102,31 @@ class Matching(Protocol):
         ...
 
 
-def _gradients(network: Network, config: RunConfig) -> Matching:
+def _gradients(network: Network, config: RunConfig, segment: int) -> Matching:
     assert config.metric is not None
     factor, momentum = config.synthetic.factor, config.matcher.momentum
-    return GradientMatching(network, config.base.compared, config.metric, config.augment, factor, momentum)
+    depth, relative = config.depth_of(segment), config.matcher.relative
+    return GradientMatching(
+        network, config.base.compared, config.metric, config.augment, factor, momentum, depth, relative
+    )
 
 
-def _distributions(network: Network, config: RunConfig) -> Matching:
+def _distributions(network: Network, config: RunConfig, segment: int) -> Matching:
     factor, momentum = config.synthetic.factor, config.matcher.momentum
-    return DistributionMatching(network, config.base.compared, config.augment, factor, momentum)
+    deviation = config.matcher.deviation and config.base.compared == "hidden"
+    return DistributionMatching(network, config.base.compared, config.augment, factor, momentum, deviation=deviation)
 
 
-FAMILIES: dict[str, Callable[[Network, RunConfig], Matching]] = {
+FAMILIES: dict[str, Callable[[Network, RunConfig, int], Matching]] = {
     "gradient": _gradients,
     "distribution": _distributions,
 }
 """The families whose rounds are distilled here. Trajectories have rounds of their own, see ``core.matching.lane``."""
 
 
-def matching_of(network: Network, config: RunConfig) -> Matching:
-    """The matching step that a configuration asks for."""
-    return FAMILIES[config.base.family](network, config)
+def matching_of(network: Network, config: RunConfig, segment: int = 0) -> Matching:
+    """The matching step that a configuration asks for at a segment."""
+    return FAMILIES[config.base.family](network, config, segment)
 
 
 def distil_round(
@@ -149,15 +163,21 @@ class _Loop:
         self.network = matching.network
         self.pixels = torch.tensor(pixels, device=self.network.device)
         self.velocity = torch.tensor(velocity, device=self.network.device)
-        share = 1 / (where.segment + 1) if self.is_residual else 1.0
-        rate = pixel_rate(config, self.network.shape[1])
+        of_union = config.size_of(where.segment) / config.size_up_to(where.segment)
+        share = of_union if self.is_residual else 1.0
+        rate = pixel_rate(config, self.network.shape[1], where.segment)
         self.settings = torch.tensor([rate, share], device=self.network.device)
         self.slots = max(1, config.matcher.batch_syn // config.synthetic.factor**2)
 
     @property
     def is_residual(self) -> bool:
         """Whether earlier segments take part in what is matched."""
-        return self.config.matcher.context == "residual" and self.where.segment > 0
+        return self.config.matcher.context != "alone" and self.inputs.earlier.shape[1] > 0
+
+    @property
+    def is_union(self) -> bool:
+        """Whether all earlier images take part, so that the whole set is held against this segment's own target."""
+        return self.config.matcher.context == "union"
 
     def match_at_one_network(self, outer: int) -> float:
         """All matching steps of one outer iteration; the mean distance."""
@@ -214,15 +234,23 @@ class _Loop:
                 flat = self._trained_on(flat, generator)
 
     def _start(self, outer: int, generator: torch.Generator) -> Tensor:
-        """A probe with probability probe_share; else a perturbed expert snapshot, or a fresh initialisation."""
+        """A probe or a state of the bank with their probabilities; else an expert snapshot, or a fresh initialisation.
+
+        Snapshots of the bank and of experts are perturbed.
+        """
         matcher, inputs = self.config.matcher, self.inputs
         choice, who, when = torch.rand(3, generator=generator).tolist()
         if choice < matcher.probe_share:
             return torch.tensor(inputs.probes[int(who * len(inputs.probes))], device=self.network.device)
-        if self.config.states != "experts":
+        bank_share = self.config.bank_share_of(self.where.segment)
+        if inputs.bank and choice < matcher.probe_share + bank_share:
+            snapshots = inputs.bank[int(who * len(inputs.bank))]
+            snapshot = snapshots[int(when * len(snapshots))]
+        elif self.config.states == "experts":
+            first, last = self.config.snapshots_of(self.where.segment)
+            snapshot = inputs.experts[int(who * len(inputs.experts))][first + int(when * (last - first))]
+        else:
             return self.network.initial(generator)
-        first, last = self.config.snapshots_of(self.where.segment)
-        snapshot = inputs.experts[int(who * len(inputs.experts))][first + int(when * (last - first))]
         flat = torch.tensor(snapshot, device=self.network.device)
         return perturb(flat, self.network.layout, matcher.perturb, generator)
 
@@ -257,18 +285,32 @@ class _Loop:
     # --- some classes at one state -------------------------------------------------------------------------------
 
     def _anchor(self, flat: Tensor, places: list[int], generator: torch.Generator) -> tuple[Tensor | None, Tensor]:
-        """What stays fixed at one network state: for `residual` one draw and the earlier segments' part of the match.
+        """What stays fixed at one network state: one draw, and the earlier segments' part of the match.
 
-        The sum is computed once per state; keeping its draw for every step there keeps all batches siamese.
+        The part is computed once per state; keeping its draw for every step there keeps all batches siamese. Under
+        `residual` it is estimated from as many slots as a batch holds; under `union` it is that of all, a batch at a
+        time.
         """
         if not self.is_residual:
             return None, self.matching.nothing(flat)
         stored = self.inputs.earlier[[self.where.classes[place] for place in places]]
-        chosen = torch.randperm(stored.shape[1], generator=generator)[: self.slots].sort().values
-        draws = draw(1, generator).to(self.network.device)
-        pixels = torch.from_numpy(stored[:, chosen.numpy()]).to(self.network.device)
-        part = self.matching.mean(flat, self._as_taken(pixels), self._label(places), draws)
+        count = stored.shape[1]
+        if self.is_union:
+            chunks = torch.split(torch.arange(count), self.slots)
+            draws = draw(1, generator).to(self.network.device)
+        else:
+            chunks = (torch.randperm(count, generator=generator)[: self.slots].sort().values,)
+            draws = draw(1, generator).to(self.network.device)
+        means = [self._mean_of(stored[:, chunk.numpy()], flat, places, draws) for chunk in chunks]
+        if len(means) == 1:
+            return draws, (1 - self.settings[1]) * means[0]
+        part = sum(len(chunk) / count * mean for chunk, mean in zip(chunks, means, strict=True))
         return draws, (1 - self.settings[1]) * part
+
+    def _mean_of(self, stored: NDArray[np.float32], flat: Tensor, places: list[int], draws: Tensor) -> Tensor:
+        """What ``stored`` pixels (classes of ``places``, n, C, H, W) have on the synthetic side."""
+        pixels = torch.from_numpy(stored).to(self.network.device)
+        return self.matching.mean(flat, self._as_taken(pixels), self._label(places), draws)
 
     def _match(
         self, flat: Tensor, places: list[int], anchor: tuple[Tensor | None, Tensor], generator: torch.Generator
@@ -304,22 +346,27 @@ class _Loop:
         return of_classes if self.matching.at_once else of_classes[0]
 
     def _real_batch(self, label: int, generator: torch.Generator) -> NDArray[np.int64]:
-        """Global indices (batch_real,) of one class from the window, or in equal parts from all windows so far."""
-        windows = self.inputs.windows[: self.where.segment + 1] if self.is_residual else self.inputs.windows[-1:]
+        """Global indices (batch_real,) of one class from the window, or in equal parts from all windows so far.
+
+        The frontier's share of them is drawn from that, as far as it has images.
+        """
+        is_mixed = self.is_residual and not self.is_union
+        windows = self.inputs.windows[: self.where.segment + 1] if is_mixed else self.inputs.windows[-1:]
         total, parts = self.config.matcher.batch_real, len(windows)
         picked = []
+        if self.config.matcher.frontier_share and len(self.inputs.frontier[label]):
+            frontier = self.inputs.frontier[label]
+            hard = min(math.floor(exact(self.config.matcher.frontier_share) * total), len(frontier))
+            picked.append(draw_from(frontier, hard, generator))
+            total -= hard
         for place, window in enumerate(windows):
             count = total * (place + 1) // parts - total * place // parts
-            picked.append(_draw_from(window[label], count, generator))
+            picked.append(draw_from(window[label], count, generator, self._strata_of(label)))
         first = int(self.inputs.blocks.starts[label])
         return np.concatenate(picked) + first
 
+    def _strata_of(self, label: int) -> NDArray[np.int64] | None:
+        return self.inputs.strata[label] if self.config.matcher.strata else None
+
     def _label(self, places: list[int]) -> Tensor:
         return torch.tensor(self.where.classes[places[0]], device=self.network.device)
-
-
-def _draw_from(window: NDArray[np.int64], count: int, generator: torch.Generator) -> NDArray[np.int64]:
-    """``count`` members of a window: without repetition as long as it lasts."""
-    passes = [torch.randperm(len(window), generator=generator) for _ in range(-(-count // len(window)))]
-    chosen = torch.cat([*passes, torch.empty(0, dtype=torch.int64)])[:count].numpy()
-    return np.take(window, chosen)

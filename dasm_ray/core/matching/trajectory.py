@@ -28,6 +28,7 @@ from dasm_ray.core.augment import augment, draw
 from dasm_ray.core.derivatives import grad, grads, vjp
 from dasm_ray.core.networks.compiled import maybe_compiled
 from dasm_ray.core.networks.network import Network
+from dasm_ray.core.window import exact
 
 KEPT_BYTES = 1 << 27
 """Memory for parameter vectors along a walk: 100 of a ConvNet-3 of width 128."""
@@ -109,9 +110,17 @@ class Student:
 
 
 def unrolled(
-    student: Student, plan: Plan, images: Tensor, labels: Tensor, log_step: Tensor, start: Tensor, target: Tensor
+    student: Student,
+    plan: Plan,
+    images: Tensor,
+    labels: Tensor,
+    log_step: Tensor,
+    start: Tensor,
+    target: Tensor,
+    depth: float = 0.0,
 ) -> Gradients:
     """The reference: autograd through all steps, eagerly. Arguments as in ``adjoint``."""
+    first = left_out(depth, len(start))
     leaves = [tensor.detach().requires_grad_() for tensor in (images, labels, log_step)]
     images, labels, log_step = leaves
     flat = start.detach().requires_grad_()
@@ -120,7 +129,7 @@ def unrolled(
         loss = student.loss(flat, seen, labels[chosen], len(chosen))
         (gradient,) = torch.autograd.grad(loss, flat, create_graph=True)
         flat = flat - log_step.exp() * gradient
-    distance = (flat - target).square().sum() / (start - target).square().sum()
+    distance = (flat - target)[first:].square().sum() / (start - target)[first:].square().sum()
     found = torch.autograd.grad(distance, leaves, allow_unused=True)
     return Gradients(
         distance.detach(),
@@ -137,12 +146,14 @@ def adjoint(
     start: Tensor,
     target: Tensor,
     kept: int | None = None,
+    depth: float = 0.0,
 ) -> Gradients:
     """The distance of a student to an expert after the steps of ``plan``, and its gradients.
 
     images (n, C, H, W) as the network sees them, before augmentation; labels (n, K); log_step (): logarithm of the
     student's learning rate; start, target (P,): the expert's snapshots t and t+M. ``kept`` bounds the parameter
     vectors that are alive at once (unset: as many as KEPT_BYTES hold); the steps between two are taken once more.
+    ``depth``: the first share of the parameters, which the distance leaves out.
     """
     step = log_step.exp()
     steps = len(plan.strategies)
@@ -157,16 +168,18 @@ def adjoint(
         if t % spacing == 0:
             kept_flats.append(flat)
         flat = student.forward(flat, *batch(t), step)
-    length = (start - target).square().sum()
-    distance = (flat - target).square().sum() / length
+    first = left_out(depth, len(start))
+    length = (start - target)[first:].square().sum()
+    distance = (flat - target)[first:].square().sum() / length
     multiplier = 2 * (flat - target) / length
+    multiplier[:first] = 0
 
     by_images, by_labels, by_log_step = torch.zeros_like(images), torch.zeros_like(labels), torch.zeros_like(step)
-    for first in reversed(range(0, steps, spacing)):
+    for begin in reversed(range(0, steps, spacing)):
         flats = [kept_flats.pop()]
-        for t in range(first, min(first + spacing, steps) - 1):
+        for t in range(begin, min(begin + spacing, steps) - 1):
             flats.append(student.forward(flats[-1], *batch(t), step))
-        for t in reversed(range(first, first + len(flats))):
+        for t in reversed(range(begin, begin + len(flats))):
             before = flats.pop()
             by_log_step -= (multiplier * (before - flat)).sum()  # a dL/da = -a phi
             chosen, draws, strategy = plan.batches[t], plan.draws[t], plan.strategies[t]
@@ -176,6 +189,11 @@ def adjoint(
             by_labels.index_add_(0, chosen, by_label)
             flat = before
     return Gradients(distance, by_images, by_labels, by_log_step)
+
+
+def left_out(depth: float, parameters: int) -> int:
+    """How many parameters, the first, a distance of trajectories leaves out."""
+    return math.floor(exact(depth) * parameters)
 
 
 def spacing_for(steps: int, kept: int) -> int:

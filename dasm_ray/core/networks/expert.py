@@ -90,6 +90,31 @@ def train_expert(
         yield so_far
 
 
+def continued(
+    network: Network,
+    samples: RealSamples,
+    recipe: Experts,
+    flat: torch.Tensor,
+    epochs: Sequence[float],
+    generator: torch.Generator,
+    name: str = "a continued probe",
+) -> NDArray[np.float32]:
+    """A network ``flat`` (P,) goes on along the real images by the experts' ``recipe``: snapshots (len(epochs), P).
+
+    ``epochs``, ascending, are when they are taken, rounded to steps; at 0 it is ``flat`` itself. NonFinite, which calls
+    it ``name``, where it diverges.
+    """
+    of_epoch = max(1, len(samples) // min(recipe.batch, len(samples)))
+    when = [round(epoch * of_epoch) for epoch in epochs]
+    found = {0: flat.cpu().numpy()}
+    flatness = (recipe.rho, recipe.alpha)
+    training = train(network, samples, recipe, steps=when[-1], generator=generator, flat=flat, flatness=flatness)
+    for state in Watch(name, "experts", recipe).over(training, when[-1]):
+        if state.steps in when:
+            found[state.steps] = state.flat.cpu().numpy()
+    return np.stack([found[steps] for steps in when])
+
+
 def expert_labels(
     network: Network, experts: Sequence[torch.Tensor], real: RealSamples, images: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:

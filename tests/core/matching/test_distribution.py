@@ -265,3 +265,61 @@ def test_the_compiled_step_is_the_same_mathematics(compared: str, front: tuple[i
     assert compiled.fallbacks == []
     for ours, theirs in zip(found, plain.step(inputs), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+# --- deviations ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+@pytest.mark.parametrize("earlier", [0, 4])
+def test_deviations_are_those_of_all_segments_together(factor: int, earlier: int) -> None:
+    """Means and standard deviations over every training image of the union, feature by feature, image by image."""
+    network = network_of()
+    inputs = in_double(inputs_of(network, "hidden", (2,)))
+    matching = DistributionMatching(network, "hidden", "color_crop_flip", factor, 0.0, deviation=True)
+    frozen = torch.rand(2, earlier, *SHAPE, generator=torch_generator("frozen"), dtype=torch.float64)
+    share = 3 / (3 + earlier)
+    settings = torch.tensor([0.3, share], dtype=torch.float64)
+    part = torch.zeros((), dtype=torch.float64)
+    if earlier:
+        part = (1 - share) * matching.means(inputs.flat, frozen, inputs.label, inputs.draws)
+    stepped = matching.step(inputs._replace(earlier=part, settings=settings, velocity=torch.zeros_like(inputs.pixels)))
+
+    rows, columns = (enlargers(size, factor).double() for size in SHAPE[1:])
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (MEAN, STD))
+    pixels = inputs.pixels.clone().requires_grad_()
+    total = torch.zeros((), dtype=torch.float64)
+    for label in range(2):
+
+        def seen(image: Tensor, own: Tensor = inputs.draws[label : label + 1]) -> Tensor:
+            view = augment(((image - mean) / std)[None], own, "color_crop_flip")[0]
+            return layers_of(network, inputs.flat, view, "hidden")[0]
+
+        slots = [*frozen[label], *pixels[label]]
+        decoded = [image for slot in slots for image in decode(slot[None], rows, columns)]
+        both = [[seen(image) for image in images] for images in (inputs.images[label], decoded)]
+        for feature in range(sum(WIDTHS["hidden"])):
+            found = []
+            for images in both:
+                average = sum(image[feature] for image in images) / len(images)
+                variance = sum((image[feature] - average) ** 2 for image in images) / len(images)
+                found.append((average, (variance + 1e-8) ** 0.5))
+            total = total + sum((real - synthetic) ** 2 for real, synthetic in zip(*found, strict=True))
+    (slope,) = torch.autograd.grad(total, pixels)
+    assert float(stepped.distance) == pytest.approx(float(total.detach()), rel=1e-7)
+    assert (stepped.velocity - slope).norm() <= 1e-5 * slope.norm()
+
+
+def test_one_image_alone_has_no_deviation_and_a_finite_gradient() -> None:
+    network = network_of()
+    inputs = in_double(inputs_of(network, "hidden", (2,)))
+    matching = DistributionMatching(network, "hidden", "none", 1, 0.0, deviation=True)
+    stepped = matching.step(
+        inputs._replace(
+            pixels=inputs.pixels[:, :1],
+            velocity=inputs.velocity[:, :1] * 0,
+            earlier=torch.zeros((), dtype=torch.float64),
+        )
+    )
+    assert bool(stepped.velocity.isfinite().all())
+    assert bool(stepped.velocity.any())

@@ -12,7 +12,7 @@ from torch import Tensor
 from dasm_ray.config.keys import AUGMENTATIONS, Model
 from dasm_ray.core.augment import augment, draw
 from dasm_ray.core.decode import decode, enlargers
-from dasm_ray.core.matching.gradient import COMPARED, METRICS, GradientMatching
+from dasm_ray.core.matching.gradient import COMPARED, METRICS, GradientMatching, distance, left_out
 from dasm_ray.core.matching.step import StepInputs
 from dasm_ray.core.networks import compiled
 from dasm_ray.core.networks.network import Network
@@ -25,6 +25,19 @@ ALL = "_".join(AUGMENTATIONS)
 
 def network_of(norm: str = "instance", compile: bool = False) -> Network:
     return Network(Model(width=4, depth=2, norm=norm), SHAPE, CLASSES, MEAN, STD, compile=compile)  # type: ignore[arg-type]
+
+
+def kept_of(network: Network, compared: str, depth: float) -> list[list[bool]]:
+    """Of each parameter, which output channels are compared: counted one element after another."""
+    is_compared = [len(shape) == 4 or (compared == "weights" and len(shape) == 2) for shape in network.layout.shapes]
+    total = sum(shape.numel() for shape, yes in zip(network.layout.shapes, is_compared, strict=True) if yes)
+    kept, seen = [], 0
+    for shape, yes in zip(network.layout.shapes, is_compared, strict=True):
+        kept.append([])
+        for _ in range(shape[0]):
+            seen += shape[1:].numel() * yes
+            kept[-1].append(yes and seen > depth * total)
+    return kept
 
 
 def inputs_of(network: Network, dtype: torch.dtype = torch.float64, share: float = 1.0) -> StepInputs:
@@ -40,7 +53,14 @@ def inputs_of(network: Network, dtype: torch.dtype = torch.float64, share: float
 
 
 def by_double_loop(
-    network: Network, compared: str, metric: str, strategy: str, factor: int, inputs: StepInputs
+    network: Network,
+    compared: str,
+    metric: str,
+    strategy: str,
+    factor: int,
+    inputs: StepInputs,
+    depth: float = 0.0,
+    relative: bool = False,
 ) -> tuple[Tensor, float]:
     """The distance's gradient with respect to the pixels (m, C, H, W), image by image and weight by weight."""
     flat, pixels, _, images, label, draws, earlier, settings = inputs
@@ -60,14 +80,15 @@ def by_double_loop(
     rows, columns = (enlargers(size, factor).to(flat.dtype) for size in SHAPE[1:])
     decoded = [image for slot in pixels for image in decode(slot[None], rows, columns)]
     synthetic = settings[1] * mean_gradient(decoded, True) + earlier
-    total = torch.zeros((), dtype=flat.dtype)
+    total, length = torch.zeros((), dtype=flat.dtype), torch.zeros((), dtype=flat.dtype)
     place = 0
-    for shape in network.layout.shapes:
+    for shape, kept in zip(network.layout.shapes, kept_of(network, compared, depth), strict=True):
         r, s = (g[place : place + shape.numel()].reshape(shape) for g in (real, synthetic))
         place += shape.numel()
-        if (compared == "convolutions" and len(shape) != 4) or len(shape) < 2:
-            continue
-        for row_r, row_s in zip(r, s, strict=True):
+        for row_r, row_s, is_kept in zip(r, s, kept, strict=True):
+            if not is_kept:
+                continue
+            length = length + (row_r**2 if metric == "mse" else row_r.abs()).sum()
             row_r, row_s = row_r.flatten(), row_s.flatten()
             if metric == "mse":
                 total = total + ((row_r - row_s) ** 2).sum()
@@ -75,6 +96,7 @@ def by_double_loop(
                 total = total + (row_r - row_s).abs().sum()
             else:
                 total = total + 1 - row_r @ row_s / (row_r.norm() * row_s.norm() + 1e-6)
+    total = total / (length + 1e-12) if relative else total
     (slope,) = torch.autograd.grad(total, pixels)
     return slope, float(total.detach())
 
@@ -92,6 +114,44 @@ def test_a_step_equals_the_double_loop(compared: str, metric: str, factor: int, 
     expected = 0.5 * inputs.velocity + slope
     assert (velocity - expected).norm() <= 1e-6 * slope.norm()
     assert torch.equal(pixels, inputs.pixels - inputs.settings[0] * velocity)
+
+
+@pytest.mark.parametrize("compared", COMPARED)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("depth", [0.0, 0.25, 0.5, 0.75])
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_step_without_shallow_weights_in_units_of_the_real_gradient_equals_the_double_loop(
+    compared: str, metric: str, depth: float, relative: bool
+) -> None:
+    network = network_of()
+    inputs = inputs_of(network, share=0.5)
+    relative = relative and metric != "cos"
+    matching = GradientMatching(network, compared, metric, ALL, 2, 0.0, depth, relative)
+    slope, distance = by_double_loop(network, compared, metric, ALL, 2, inputs, depth, relative)
+    _, velocity, found = matching.step(inputs)
+    assert float(found) == pytest.approx(distance, rel=1e-9)
+    assert (velocity - slope).norm() <= 1e-6 * slope.norm()
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.1, 0.25, 0.5, 0.75, 0.999])
+def test_what_is_left_out_is_the_first_share_in_whole_channels(depth: float) -> None:
+    """Two convolutions of 4 x 27 and 4 x 36 elements, and a classifier of 4 x 36."""
+    layout = network_of().layout
+    skipped = left_out(layout, "weights", depth)
+    total = sum(shape.numel() for shape in layout.shapes if len(shape) > 1)
+    dropped = sum(
+        count * shape[1:].numel() for count, shape in zip(skipped, layout.shapes, strict=True) if len(shape) > 1
+    )
+    assert depth * total - 36 <= dropped <= depth * total
+    assert all(count == shape[0] for count, shape in zip(skipped, layout.shapes, strict=True) if len(shape) < 2)
+
+
+def test_a_relative_distance_to_a_real_gradient_of_nothing_is_finite() -> None:
+    layout = network_of().layout
+    nothing = torch.zeros(sum(layout.sizes), dtype=torch.float64)
+    skipped = left_out(layout, "convolutions", 0.0)
+    apart = distance(layout, skipped, "mse", True, nothing, nothing + 1)
+    assert float(apart) == pytest.approx((4 * 27 + 4 * 36) / 1e-12)
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch", "group", "none"])

@@ -5,7 +5,6 @@ What must stay true: the residual step is held against plain autograd on the uni
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +18,7 @@ from toy import COUNTS, FIRST, SHAPE, WatchedBlocks, config_of, generator, toy_a
 
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.core.augment import augment
-from dasm_ray.core.matching.round import Assignment, RoundInputs, _draw_from, distil_round, matching_of, pixel_rate
+from dasm_ray.core.matching.round import Assignment, RoundInputs, distil_round, matching_of, pixel_rate
 from dasm_ray.core.matching.step import StepInputs, Stepped
 from dasm_ray.core.networks.network import Network
 from dasm_ray.errors import NonFinite
@@ -241,6 +240,50 @@ def test_a_probe_share_in_between_mixes_and_zero_never_asks() -> None:
     assert not probes & set(run(config_of(networks=20), inputs=replace(inputs, probes=[])).flats)
 
 
+def bank_of(network: Network) -> list[NDArray[np.float32]]:
+    """Two members of the bank of three different snapshots."""
+    return [
+        torch.stack([network.initial(generator(500 + 10 * member + when)) for when in range(3)]).numpy()
+        for member in range(2)
+    ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_share_of_the_states_is_of_the_bank(method: dict[str, Any]) -> None:
+    network = toy_network()
+    inputs = replace(round_inputs(network, 1), bank=bank_of(network))
+    expected = {snapshot.tobytes() for member in inputs.bank for snapshot in member}
+    config = config_of(**(method | {"bank_share": 1.0, "probe_share": 0.0, "perturb": 0.0, "networks": 30, "steps": 1}))
+    assert set(run(config, 1, inputs=inputs).flats) == expected, "each is reached, no other is"
+    half = run(
+        config_of(**(method | {"bank_share": 0.5, "probe_share": 0.2, "networks": 60, "steps": 1})), 1, inputs=inputs
+    )
+    probes = {probe.tobytes() for probe in inputs.probes}
+    states = [step.flat.numpy().tobytes() for step in half.steps]
+    assert 0.05 < sum(state in probes for state in states) / len(states) < 0.4
+    if not config_of(**method).matcher.perturb:
+        assert 0.3 < sum(state in expected for state in states) / len(states) < 0.7
+
+
+def test_without_a_bank_its_share_of_the_states_is_the_base_matchers() -> None:
+    inputs = round_inputs(toy_network())
+    plain = run(config_of(networks=10), inputs=inputs)
+    shared = run(config_of(networks=10, bank_share=0.7), inputs=inputs)
+    assert shared.pixels.tobytes() == plain.pixels.tobytes()
+
+
+def test_states_of_the_bank_are_perturbed_as_the_experts_are() -> None:
+    network = toy_network()
+    inputs = replace(round_inputs(network, 1), bank=bank_of(network))
+    for state in run(config_of(networks=4, perturb=0.2, bank_share=1.0), 1, inputs=inputs).flats:
+        near = min(
+            float(np.linalg.norm(np.frombuffer(state, np.float32) - snapshot) / np.linalg.norm(snapshot))
+            for member in inputs.bank
+            for snapshot in member
+        )
+        assert 0 < near <= 0.2
+
+
 def test_a_perturbed_state_lies_its_length_away_from_a_snapshot() -> None:
     network = toy_network()
     inputs = round_inputs(network)
@@ -387,17 +430,31 @@ def test_a_residual_batch_is_an_equal_mixture_of_all_windows_so_far(batch: int, 
         assert tuple(sum(index in window[label] for index in inside) for window in (FIRST, SECOND, THIRD)) == parts
 
 
-def test_members_of_a_window_repeat_only_when_it_is_used_up() -> None:
-    window = np.array([3, 5, 8, 13, 21])
-    for seed in range(5):
-        few = _draw_from(window, 4, generator(seed)).tolist()
-        assert len(set(few)) == 4
-        many = _draw_from(window, 13, generator(seed)).tolist()
-        assert len(many) == 13
-        assert set(many[:5]) == set(many[5:10]) == set(window.tolist())
-        assert max(Counter(many).values()) == 3
-    assert _draw_from(window, 0, generator()).tolist() == []
-    assert len({tuple(_draw_from(window, 5, generator(seed))) for seed in range(10)}) > 1
+@pytest.mark.parametrize(("share", "hard"), [(0.0, 0), (0.25, 1), (0.5, 2), (0.74, 2), (1.0, 3)])
+def test_a_share_of_a_batch_is_of_the_frontier_as_far_as_it_has_images(share: float, hard: int) -> None:
+    frontier = [np.array([0, 2, 6])] * 2 + [np.empty(0, np.int64), np.array([0, 2, 6])]  # apart from the window
+    made = run(
+        config_of(networks=9, frontier_share=share), inputs=replace(round_inputs(toy_network()), frontier=frontier)
+    )
+    for indices, label in zip(made.taken, CLASSES * 9, strict=True):
+        inside = [index - STARTS[label] for index in indices]
+        assert len(inside) == 4
+        assert sum(index in frontier[label] for index in inside) == hard
+        assert len(set(inside)) == 4
+    none = replace(round_inputs(toy_network()), frontier=[np.empty(0, np.int64)] * 4)
+    plain = run(config_of(networks=2)).pixels
+    assert run(config_of(networks=2, frontier_share=share), inputs=none).pixels.tobytes() == plain.tobytes()
+
+
+def test_stratified_batches_hold_one_image_of_each_stratum_of_the_window() -> None:
+    strata = [np.arange(count) % 4 for count in COUNTS]
+    inputs = replace(round_inputs(toy_network()), strata=strata)
+    made = run(config_of(networks=12, strata=True, batch_real=4), inputs=inputs)
+    for indices, label in zip(made.taken, CLASSES * 12, strict=True):
+        inside = [index - STARTS[label] for index in indices]
+        assert set(inside) <= set(FIRST[label])
+        assert sorted(strata[label][inside]) in ([0, 0, 1, 3], [0, 1, 1, 3], [0, 1, 3, 3]), "2 is not in the window"
+    assert len({tuple(indices) for indices in made.taken}) > 6
 
 
 # --- synthetic batches, residual -------------------------------------------------------------------------------------
@@ -412,6 +469,53 @@ def test_a_step_moves_no_more_slots_than_the_batch_holds() -> None:
         config_of(ipc=10, networks=20, batch_syn=8, factor=2), pixels=pixels, inputs=round_inputs(toy_network(), ipc=5)
     )
     assert (many.pixels != pixels).any(axis=(2, 3, 4)).all(), "in time every slot has its turn"
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+@pytest.mark.parametrize("batch_syn", [8, 12, 200], ids=["chunks", "a chunk left over", "one chunk"])
+def test_a_union_step_matches_all_segments_by_their_size_to_its_own_target(factor: int, batch_syn: int) -> None:
+    """Segments of 3, 2 and 2 images: distance and gradient by autograd twice through all of them, in float64."""
+    network = toy_network()
+    config = config_of(
+        ipc=7, segments=3, sizes=(3, 2, 2), networks=1, context="union", factor=factor, batch_syn=batch_syn
+    )
+    inputs, pixels = replace(round_inputs(network, 2), earlier=pixels_of(4, 5, 50)), pixels_of(2, 2, 1)
+    made = run(config, 2, inputs=inputs, pixels=pixels)
+    for place, label in enumerate(CLASSES):
+        assert {index - STARTS[label] for index in made.taken[place]} <= set(THIRD[label])
+        flat, draws = made.steps[place].flat.double().requires_grad_(), made.steps[place].draws
+        own = torch.tensor(pixels[place]).double().requires_grad_()
+        tiles = _tiles(torch.cat([torch.tensor(inputs.earlier[label]).double(), own]), factor)
+        real = torch.tensor(toy_blocks().take(np.array(made.taken[place])))
+        gradients = [
+            _conv_gradient(
+                network, flat, augment(network.normalise(images.double() / scale), draws, config.augment), label
+            )
+            for images, scale in ((real, 255), (tiles, 1))
+        ]
+        distance = (gradients[0].detach() - gradients[1]).square().sum()
+        (slope,) = torch.autograd.grad(distance, own)
+        np.testing.assert_allclose(made.velocity[place], slope.numpy(), atol=2e-4 * float(slope.abs().max()))
+
+
+def test_a_union_of_means_is_the_mean_of_the_union() -> None:
+    """dm: real means against the mean features of all images of all segments, in float64."""
+    network = toy_network()
+    config = config_of(name="dm", ipc=7, segments=3, sizes=(3, 2, 2), networks=1, context="union", batch_syn=2)
+    inputs, pixels = replace(round_inputs(network, 2), earlier=pixels_of(4, 5, 50)), pixels_of(2, 2, 1)
+    made = run(config, 2, inputs=inputs, pixels=pixels)
+    (step,) = made.steps
+    matching = matching_of(network, config)
+    total = 0.0
+    for place, label in enumerate(CLASSES):
+        union = torch.cat([torch.tensor(inputs.earlier[label]), torch.tensor(pixels[place])]).double()
+        real = step.images[place].double() / 255
+        means = [
+            sum(matching.features(step.flat.double(), image[None], step.draws) for image in images) / len(images)  # type: ignore[attr-defined]
+            for images in (real, union)
+        ]
+        total += float((means[0] - means[1]).square().sum())
+    assert made.distances == pytest.approx([total], rel=1e-4)
 
 
 @pytest.mark.parametrize("factor", [1, 2])
@@ -505,6 +609,13 @@ def test_the_rate_is_scaled_by_images_a_class_and_image_size(size: int, segment_
     config = config_of(ipc=2 * segment_ipc, lr_img=0.005)
     assert pixel_rate(config, size) == pytest.approx(0.005 * times)
     assert pixel_rate(config_of(ipc=2 * segment_ipc, lr_img=0.005, scale_lr=False), size) == 0.005
+
+
+@pytest.mark.parametrize(("segment", "alone", "union"), [(0, 0.3, 0.3), (1, 0.2, 0.5), (2, 0.5, 1.0)])
+def test_the_rate_may_be_that_of_all_segments_so_far(segment: int, alone: float, union: float) -> None:
+    sizes = {"ipc": 10, "segments": 3, "sizes": (3, 2, 5), "lr_img": 0.005}
+    assert pixel_rate(config_of(**sizes), 32, segment) == pytest.approx(0.005 * alone)
+    assert pixel_rate(config_of(union_rate=True, **sizes), 32, segment) == pytest.approx(0.005 * union)
 
 
 def test_the_rate_reaches_the_step() -> None:

@@ -59,6 +59,23 @@ def test_the_adjoint_is_autograd_through_all_steps(soft: bool, steps: int, singl
     assert float(reference.log_step.abs()) > 0
 
 
+@pytest.mark.parametrize("depth", [0.25, 0.75])
+def test_the_first_share_of_the_parameters_may_be_left_out(depth: float) -> None:
+    student = student_of()
+    inputs = problem(student)
+    plan = planned(7, 3, 5, "none", False, generator(5))
+    ours, reference = adjoint(student, plan, *inputs, depth=depth), unrolled(student, plan, *inputs, depth=depth)
+    for name in Gradients._fields:
+        assert apart(getattr(ours, name), getattr(reference, name)) <= 1e-9, name
+    flat, (images, labels, log_step, start, target) = inputs[3], inputs
+    for chosen in plan.batches:
+        flat = student.forward(flat, images[chosen], labels[chosen], log_step.exp())
+    first = int(depth * len(flat))
+    by_hand = sum(float(flat[i] - target[i]) ** 2 for i in range(first, len(flat)))
+    by_hand /= sum(float(start[i] - target[i]) ** 2 for i in range(first, len(flat)))
+    assert float(ours.distance) == pytest.approx(by_hand, rel=1e-9)
+
+
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
 def test_it_holds_for_every_normalisation(norm: str) -> None:
     student = student_of(norm=norm)

@@ -11,7 +11,7 @@ import torch
 from toy import COUNTS, toy_blocks, toy_network
 
 from dasm_ray.config.keys import Experts
-from dasm_ray.core.networks.expert import Trajectory, spread, train_expert
+from dasm_ray.core.networks.expert import Trajectory, continued, spread, train_expert
 from dasm_ray.core.networks.reading import accuracy, mean_loss, statistics_of
 from dasm_ray.core.networks.samples import RealSamples
 from dasm_ray.core.networks.training import train
@@ -125,3 +125,26 @@ def test_whether_a_trajectory_holds_numbers() -> None:
         spoiled = array.copy()
         spoiled.flat[-1] = np.inf
         assert not replace(whole, **{name: spoiled}).is_finite
+
+
+# --- a probe goes on -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.1])
+def test_a_probe_goes_on_by_the_recipe_of_experts_and_is_kept_on_its_way(rho: float) -> None:
+    """One epoch is 5 steps: an eighth of it is 1 step, a quarter 1, a half 2."""
+    network, recipe = toy_network(), RECIPE.model_copy(update={"rho": rho, "alpha": 0.4})
+    samples, probe = RealSamples(network, toy_blocks()), network.initial(torch_generator("probe"))
+    found = continued(network, samples, recipe, probe, (0, 0.125, 0.25, 0.5, 1, 2), torch_generator("on"))
+    states = [probe, *(state.flat for state in train(
+        network, samples, recipe, steps=2 * STEPS, generator=torch_generator("on"), flat=probe, flatness=(rho, 0.4),
+    ))]  # fmt: skip
+    assert STEPS == 5
+    np.testing.assert_array_equal(found, torch.stack([states[step] for step in (0, 1, 1, 2, 5, 10)]).numpy())
+
+
+def test_a_probe_that_diverges_on_its_way_is_named() -> None:
+    network = toy_network()
+    samples, recipe = RealSamples(network, toy_blocks()), RECIPE.model_copy(update={"lr": 1e20})
+    with pytest.raises(NonFinite, match=r"^probe 1, between steps 0 and 45: the training diverged .*lower experts.lr"):
+        continued(network, samples, recipe, network.initial(torch_generator(0)), (0, 9), torch_generator(1), "probe 1")
