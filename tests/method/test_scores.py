@@ -153,5 +153,5 @@ def test_scores_of_validation_images_lie_beside_the_experts(digits: RealRefs, tm
     assert later.pool.done == []
     as_training = replace(run, real=replace(digits, splits={**digits.splits, "train": digits.splits["val"]},
                                             counts={**digits.counts, "train": digits.counts["val"]}))  # fmt: skip
-    same, _ = sharded(as_training, Worker.score_statically, "static scores", experts.snapshots)
+    same, *_ = sharded(as_training, Worker.score_statically, "static scores", experts.snapshots)
     assert same.tobytes() == found.tobytes(), "as training images would be scored"

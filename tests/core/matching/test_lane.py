@@ -235,10 +235,10 @@ def test_a_rate_that_was_learned_to_be_nothing_is_none() -> None:
 def test_a_share_of_the_students_starts_on_the_bank() -> None:
     plain = config_of()
     config = plain.model_copy(update={"matcher": plain.matcher.model_copy(update={"bank_share": 0.4})})
-    drawn = [draw_from_bank(config, 1, round, lane, 2) for round in range(20) for lane in range(20)]
+    drawn = [draw_from_bank(config, 0, round, lane, 2) for round in range(20) for lane in range(20)]
     from_bank = [each for each in drawn if each is not None]
     assert 0.3 < len(from_bank) / len(drawn) < 0.5
-    _, _, last = config.starts_of(1)
+    _, _, last = config.starts_of(0)
     assert set(from_bank) == {(who, when) for who in range(2) for when in range(last)}
-    assert {draw_from_bank(config, 1, 0, lane, 0) for lane in range(20)} == {None}, "there is no bank"
-    assert {draw_from_bank(plain, 1, 0, lane, 2) for lane in range(20)} == {None}
+    assert {draw_from_bank(config, 0, 0, lane, 0) for lane in range(20)} == {None}, "there is no bank"
+    assert {draw_from_bank(plain, 0, 0, lane, 2) for lane in range(20)} == {None}
