@@ -6,9 +6,9 @@ INSTALLED := $(VENV)/.installed
 PYTHON_FOR_TESTS = RAY_AUTH_MODE=disabled $(BIN)/python
 TEST = $(PYTHON_FOR_TESTS) -m pytest
 
-# Files are dealt to so many processes, those of whole runs first, since they take longest.
+# Files are dealt to so many processes, a file to one of them, since its tests share what takes long to make.
 JOBS ?= 2
-ALL = -n $(JOBS) --dist loadfile --no-loadscope-reorder tests/test_same_bytes.py tests/test_pipeline.py tests/runtime tests
+ALL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # The first interpreter that is new enough and able to make an environment; `make PYTHON=/path/to/python3` overrides it.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 python; do \
