@@ -296,7 +296,8 @@ def sweep(plan: Sweep, run: str | None = None, *, resume: bool = False) -> Swept
 
     folder = Place(run or f"runs/{plan.name}")
     with claimed_sweep(folder, plan.definition, resume=resume) as place, contextlib.ExitStack() as own:
-        if any(not find(place, trial.number).is_over for trial in plan.trials):
+        is_over = all(find(place, trial.number).is_over for trial in plan.trials)
+        if not is_over:
             trials.check_images(plan)
             with Progress() as progress:
                 session = own.enter_context(Session.open(plan.trials[0].config.runtime, progress.note))
@@ -311,8 +312,9 @@ def sweep(plan: Sweep, run: str | None = None, *, resume: bool = False) -> Swept
         config = trials.config_in(place, plan.trials[best.trial])
         everyone = config.model_copy(update={"runtime": config.runtime.model_copy(update={"workers": None})})
         swept = Swept(place, lines, title, distill(everyone, trial_place(place, best.trial)))
-        with Progress() as progress:
-            _draw_page(place, progress.note)
+        if not is_over:
+            with Progress() as progress:
+                _draw_page(place, progress.note)
         return swept
 
 
