@@ -24,6 +24,7 @@ from commands import digest_in, end, finished, kill_a_worker, killed, started, w
 from outages import Proxy
 
 import dasm_ray
+from dasm_ray.store import claims
 from dasm_ray.store.place import Place
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -300,6 +301,8 @@ def test_every_command_on_an_object_store(recipe: Path, expected: str, uri: str,
     process = started(recipe, run)
     wait_for(process, lambda: seen_in(run, "segments/segment_001_*"), "a checkpoint of the second segment")
     end(killed(process))
+    ended(started(recipe, run), 2, "in use by another run")  # nobody can see from elsewhere that it is dead
+    time.sleep(claims.STALE_SECONDS)
     finished(started(recipe, run))
     assert stored_digest(run) == expected
     assert expected in said("evaluate", run, "--set", "evaluate.seeds=2").stdout
