@@ -25,6 +25,7 @@ from outages import Proxy
 
 import dasm_ray
 from dasm_ray.store import claims
+from dasm_ray.store.artifact import digest
 from dasm_ray.store.place import Place
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -306,7 +307,7 @@ def test_every_command_on_an_object_store(recipe: Path, expected: str, uri: str,
     finished(started(recipe, run))
     assert stored_digest(run) == expected
     assert expected in said("evaluate", run, "--set", "evaluate.seeds=2").stdout
-    assert dasm_ray.load(run).digest == expected
+    assert digest(dasm_ray.load(run).artifact) == expected
 
     compared = at(uri, "compared")
     said("compare", str(recipe), "--run", compared, "--select", "random", "--set", "evaluate.rows=[distilled, random]")
