@@ -13,13 +13,16 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dasm_ray.plain import Tree
 from dasm_ray.report.chronicle import Stage, Work
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = {
     "ink": "#010203",
@@ -65,7 +68,7 @@ WIDTH = 5.4
 MOST_CLASSES = 24
 """Classes that a figure tells apart by name; of more, the ones with the largest figures."""
 
-Draw = Callable[[Any], None]
+Draw = Callable[["Axes"], None]
 
 
 def svg(draw: Draw, height: float, says: str) -> str:
@@ -123,7 +126,7 @@ def _renamed(inside: str, prefix: str) -> str:
 def accuracies(rows: Sequence[tuple[str, float, float | None, bool]]) -> str:
     """Rows of a table: name, mean and spread in %, and whether it is the one that the page is about."""
 
-    def draw(axes: Any) -> None:
+    def draw(axes: Axes) -> None:
         for y, (_, mean, spread, is_own) in enumerate(rows):
             colour = ACCENT if is_own else MUTED
             if spread:
@@ -151,7 +154,7 @@ def against(
 ) -> str:
     """Accuracy in % against something that is counted: points (x, mean, spread) by series, and level lines by name."""
 
-    def draw(axes: Any) -> None:
+    def draw(axes: Axes) -> None:
         for (name, points), style in zip(series.items(), _styles(), strict=False):
             xs, ys = [point[0] for point in points], [point[1] for point in points]
             axes.errorbar(
@@ -193,7 +196,7 @@ def window_paths(shares: NDArray[np.float64]) -> str:
     """The window of each segment over all real images from easy to hard: ``shares`` (segments, bins) in [0, 1]."""
     segments, bins = shares.shape
 
-    def draw(axes: Any) -> None:
+    def draw(axes: Axes) -> None:
         edges = np.linspace(0, 100, bins + 1)
         for segment, of_bins in enumerate(shares):
             for left, right, share in zip(edges[:-1], edges[1:], of_bins, strict=True):
@@ -218,7 +221,7 @@ def window_paths(shares: NDArray[np.float64]) -> str:
 def difficulty(dynamic: NDArray[np.float64], in_window: NDArray[np.bool_], segment: int) -> str:
     """How hard every real image is under the probe before ``segment``, and which of them the segment may see."""
 
-    def draw(axes: Any) -> None:
+    def draw(axes: Axes) -> None:
         top = max(float(np.quantile(dynamic, 0.99)), float(dynamic.min()) + 1e-9)
         edges = np.linspace(float(dynamic.min()), top, 41)
         clipped = np.minimum(dynamic, top)
@@ -238,7 +241,7 @@ def still_wrong(names: Sequence[str], shares: NDArray[np.float64]) -> str:
     """What the probe gets wrong of every class before each segment: ``shares`` (segments, classes) in [0, 1]."""
     shown = sorted(np.argsort(-shares[-1], kind="stable")[:MOST_CLASSES].tolist())
 
-    def draw(axes: Any) -> None:
+    def draw(axes: Axes) -> None:
         for y, label in enumerate(shown):
             mine = 100 * shares[:, label]
             axes.plot([mine.min(), mine.max()], [y, y], color=LINE, linewidth=1.5, zorder=1)
@@ -262,7 +265,7 @@ def still_wrong(names: Sequence[str], shares: NDArray[np.float64]) -> str:
     )
 
 
-def _legend_above(axes: Any) -> None:
+def _legend_above(axes: Axes) -> None:
     """The legend where it covers nothing."""
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderpad=0, handlelength=1.2)
 
@@ -279,7 +282,7 @@ def lines(
 ) -> str:
     """Curves by name, the later the stronger."""
 
-    def draw(axes: Any) -> None:
+    def draw(axes: Axes) -> None:
         for place, (name, points) in enumerate(series.items()):
             strength = 1.0 if len(series) == 1 else 0.35 + 0.65 * place / (len(series) - 1)
             xs, ys = [point[0] for point in points], [point[1] for point in points]
@@ -290,7 +293,7 @@ def lines(
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.grid(axis="y", color=LINE, linewidth=0.6)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
         if 1 < len(series) <= 6:
             _legend_above(axes)
 
@@ -305,10 +308,10 @@ def timeline(work: Sequence[Work], stages: Sequence[Stage], resumed: Sequence[fl
     rows = sorted({task.worker for task in work})
     unit, size = unit_of(seconds)
 
-    def bar(axes: Any, start: float, end: float, y: float, colour: str, alpha: float, height: float = 0.62) -> None:
+    def bar(axes: Axes, start: float, end: float, y: float, colour: str, alpha: float, height: float = 0.62) -> None:
         axes.barh(y, max((end - start) / size, 0.002 * seconds / size), height, start / size, color=colour, alpha=alpha)
 
-    def draw(axes: Any) -> None:
+    def draw(axes: Axes) -> None:
         for place, stage in enumerate(stages):
             bar(axes, stage.start, stage.end, 0, SECOND, 0.75 if place % 2 else 0.45)
             if stage.end - stage.start > 0.09 * seconds:

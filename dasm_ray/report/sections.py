@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import yaml
@@ -343,11 +342,11 @@ def _identity(run: Gathered) -> Iterator[tuple[str, str]]:
 
 def _yaml(run: Gathered) -> str:
     """The configuration as a recipe, without what says where it was run."""
-    tree = {"name": run.name, **_plain(result_keys(run.config))}
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=100)
+    named = {"name": run.name, **result_keys(run.config)}
+    return yaml.safe_dump(_plain(named), sort_keys=False, allow_unicode=True, width=100)
 
 
-def _plain(value: Plain) -> Any:
+def _plain(value: Plain) -> object:
     """Tuples as lists, and no key that is unset."""
     if isinstance(value, Mapping):
         return {name: _plain(each) for name, each in value.items() if each is not None}
