@@ -10,6 +10,7 @@ import ast
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -471,6 +472,17 @@ def test_a_circle_is_seen() -> None:
 def test_every_sub_package_has_its_empty_init() -> None:
     folders = {path.parent for path in PACKAGE.rglob("*.py")}
     assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+def test_a_wheel_holds_every_sub_package() -> None:
+    """They are named one by one, since the recipes join them from elsewhere; one that is forgotten is in no wheel."""
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in PACKAGE.rglob("__init__.py")}
+    assert sorted(setup["packages"]) == sorted({*folders, "dasm_ray.configs"})
+    assert [name for name in setup["package-dir"].values() if not (ROOT / name).is_dir()] == []
+    patterns = setup["package-data"]["dasm_ray.configs"]
+    held = {path for pattern in patterns for path in (ROOT / "configs").glob(pattern)}
+    assert held == {path for path in (ROOT / "configs").rglob("*") if path.is_file()}
 
 
 def twin(path: str) -> str:

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 
 from dasm_ray.config import plain_yaml
 from dasm_ray.config.keys import RunConfig, Section
+from dasm_ray.config.recipes import located
 from dasm_ray.config.rules import contradictions
 from dasm_ray.config.shown import escaped, masked
 from dasm_ray.errors import ConfigError
@@ -40,9 +41,11 @@ SHORT.maxlevel, SHORT.maxstring, SHORT.maxother, SHORT.maxlong = 3, 120, 120, 12
 def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> RunConfig:
     """Reads a YAML recipe (None: all defaults), applies ``a.b=c`` overrides, and returns the checked configuration.
 
+    ``path``: a file, or as text the name of a recipe that comes with the package, such as ``digits``.
+
     Raises ConfigError with one sentence for each problem found.
     """
-    tree = {} if path is None else plain_yaml.read_file(path)
+    tree = {} if path is None else plain_yaml.read_file(located(path, "recipe"))
     apply_overrides(tree, overrides)
     return parse_config(tree)
 

@@ -76,7 +76,9 @@ def read_file(path: str | Path) -> Tree:
             data = file.read(MOST_BYTES + 1)
         return read_mapping(data.decode("utf-8"), source)
     except FileNotFoundError:
-        raise ConfigError(f"{source}: there is no such file; configs/ holds the recipes") from None
+        raise ConfigError(
+            f"{source}: there is no such file; `dasm-ray recipes` lists those that come by name"
+        ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{source}: cannot be read (byte {error.start} is no UTF-8)") from None
     except (OSError, ValueError) as error:

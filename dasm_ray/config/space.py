@@ -22,6 +22,7 @@ from dasm_ray.config import plain_yaml
 from dasm_ray.config.digests import digest_of, result_keys
 from dasm_ray.config.keys import Natural, Number, RunConfig, Section, Text, Whole
 from dasm_ray.config.parsing import apply_overrides, field_of, meet, parse_config, sentences_of, set_key
+from dasm_ray.config.recipes import located
 from dasm_ray.config.shown import escaped, masked
 from dasm_ray.errors import ConfigError
 from dasm_ray.plain import Plain, Tree
@@ -107,7 +108,7 @@ class SweepFile(Section):
     name: Annotated[StrictStr, Field(pattern=r"^\w[\w.-]*$", max_length=200)] = Field(
         description="names the default folder, runs/NAME"
     )
-    recipe: Text = Field(description="the config that is changed, relative to the sweep file")
+    recipe: Text = Field(description="the config that is changed: a name, or a path from the sweep file")
     set: dict[StrictStr, Plain] = Field({}, description="keys of the recipe changed for all trials")
     space: Annotated[dict[StrictStr, Values], Field(min_length=1)] = Field(description="what to try, by key")
     samples: Whole = Field(1, le=MOST_TRIALS, description="draws; each is crossed with all grids")
@@ -145,14 +146,14 @@ class Sweep:
 
 
 def load_sweep(path: str | Path, overrides: Iterable[str] = (), workers: int | None = None) -> Sweep:
-    """Reads a sweep file and lists its trials; ``overrides`` (``a.b=c``) hold for all of them.
+    """Reads a sweep, a file or a shipped name, and lists its trials; ``overrides`` (``a.b=c``) hold for all of them.
 
     Raises ConfigError with one sentence for each problem found, in the file or in any of its trials.
     """
-    overrides = list(overrides)
+    overrides, name = list(overrides), name_of(path)
+    path = located(path, "sweep")
     file = _parsed(path, {"workers": workers} if workers is not None else {})
-    name = name_of(path)
-    tree = plain_yaml.read_file(Path(path).parent / file.recipe)
+    tree = plain_yaml.read_file(located(file.recipe, "recipe", path.parent))
     for key, value in file.set.items():
         set_key(tree, key, value, f"{name}: set.{escaped(key)}")
     changed = [*file.set, *(override.partition("=")[0].strip() for override in overrides)]

@@ -29,6 +29,7 @@ from dasm_ray.config.designs import (
 from dasm_ray.config.digests import digest_of, result_keys
 from dasm_ray.config.keys import Natural, RunConfig, Section, Text, Whole, one_of
 from dasm_ray.config.parsing import apply_overrides, field_of, meet, parse_config, sentences_of, set_key
+from dasm_ray.config.recipes import located
 from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.config.shown import escaped
 from dasm_ray.config.space import name_of
@@ -89,7 +90,7 @@ class StudyFile(Section):
     name: Annotated[StrictStr, Field(pattern=r"^\w[\w.-]*$", max_length=100)] = Field(
         description="names the default folder, runs/NAME"
     )
-    recipe: Text = Field(description="the config that arms change, relative to the study file")
+    recipe: Text = Field(description="the config that arms change: a name, or a path from the study file")
     set: Keys = Field({}, description="keys of the recipe changed for all arms; an arm may change them again")
     arms: Annotated[dict[Name, ArmFile], Field(max_length=200)] = Field({}, description="by name")
     screen: Screen | None = Field(None, description="more arms, generated from factors")
@@ -162,11 +163,12 @@ class Study:
 
 
 def load_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
-    """Reads a study file and lists its arms; ``overrides`` (``a.b=c``) hold for all of them.
+    """Reads a study, a file or a shipped name, and lists its arms; ``overrides`` (``a.b=c``) hold for all of them.
 
     Raises ConfigError with one sentence for each problem found, in the file or in any of its arms.
     """
     overrides, name = list(overrides), name_of(path)
+    path = located(path, "study")
     file = _parsed(path)
     screened, generated = _generated(file.screen)
     arms = {**file.arms, **generated}
@@ -174,7 +176,7 @@ def load_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
     problems = list(_misplaced(file, arms, generated, given))
     if problems:
         raise ConfigError(*(f"{name}: {problem}" for problem in problems))
-    tree = plain_yaml.read_file(Path(path).parent / file.recipe)
+    tree = plain_yaml.read_file(located(file.recipe, "recipe", path.parent))
     _change(tree, file.set, f"{name}: set")
     apply_overrides(tree, overrides)
     ipcs = file.ipc or (parse_config(tree).synthetic.ipc,)

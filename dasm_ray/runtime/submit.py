@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from dasm_ray.config.recipes import Kind, is_shipped
 from dasm_ray.errors import ConfigError, ResourceError, SessionError
 
 COMMANDS = (
@@ -85,14 +86,20 @@ def is_shared(place: str) -> bool:
     return "://" in place or place.startswith("/")
 
 
+LISTED: dict[str, Kind] = {"configs": "recipe", "sweeps": "sweep", "studies": "study"}
+"""Arguments of several files, and of which kind these are."""
+
+
+def known_configs(given: Given) -> list[tuple[Kind, str]]:
+    """The recipes, sweeps or studies that can be read here; an absolute path is one of the cluster's own."""
+    one: list[tuple[Kind, str]] = [("recipe", given["config"])] if "config" in given else []
+    several = [(kind, name) for argument, kind in LISTED.items() for name in given.get(argument, ())]
+    return [(kind, name) for kind, name in [*one, *several] if not is_shared(name)]
+
+
 def sent_configs(given: Given) -> list[str]:
-    """The recipes, sweeps or studies that go along with the folder; an absolute path is one of the cluster's own."""
-    named = (
-        [given["config"]]
-        if "config" in given
-        else list(given.get("configs", given.get("sweeps", given.get("studies", ()))))
-    )
-    return [name for name in named if not is_shared(name)]
+    """Those that go along with the folder; what comes with the package is there already."""
+    return [name for kind, name in known_configs(given) if not is_shipped(name, kind)]
 
 
 def check_address(address: str) -> None:

@@ -114,6 +114,14 @@ def test_recipes_of_the_folder_are_sent_and_others_are_the_clusters() -> None:
     assert jobs.sent_configs({"path": "s3://b/r"}) == []
 
 
+def test_what_comes_with_the_package_is_read_here_and_not_sent() -> None:
+    given = {"sweeps": ("digits", "a.yaml", "/opt/b.yaml")}
+    assert jobs.known_configs(given) == [("sweep", "digits"), ("sweep", "a.yaml")]
+    assert jobs.sent_configs(given) == ["a.yaml"]
+    assert jobs.sent_configs({"config": "digits"}) == []
+    assert jobs.sent_configs({"config": "mine"}) == ["mine"]
+
+
 def test_only_a_url_is_the_address_of_a_job_server() -> None:
     for good in ("http://127.0.0.1:8265", "https://rays.example.com/cluster", "http://[::1]:8265"):
         jobs.check_address(good)
