@@ -90,6 +90,34 @@ def recipes(name: str | None, kind: Kind) -> None:
         click.echo("\n".join(listing()) if name is None else text_of(name, kind), nl=name is None)
 
 
+@main.command("config")
+@click.argument("key", required=False)
+@click.option("--markdown", is_flag=True, help="Print the page docs/config.md.")
+@click.option(
+    "--schema",
+    type=click.Choice(["recipe", "sweep", "study"]),
+    is_flag=False,
+    flag_value="recipe",
+    help="Print a JSON schema for editors, of a recipe unless another kind of file is named.",
+)
+def keys_of(key: str | None, markdown: bool, schema: Kind | None) -> None:
+    """Say what the keys of a recipe mean.
+
+    KEY: one key or one section; all of them without it. Meaning, default, values, and which matchers read it.
+    """
+    with _reporting_errors():
+        from dasm_ray.config import reference
+
+        if (key is not None) + markdown + (schema is not None) > 1:
+            raise ConfigError("config: give one of KEY, --markdown and --schema")
+        if schema:
+            click.echo(json.dumps(reference.schema(schema), indent=2, ensure_ascii=False))
+        elif markdown:
+            click.echo(reference.markdown(), nl=False)
+        else:
+            click.echo("\n".join(reference.lines(key)).lstrip("\n"))
+
+
 @main.command()
 @click.argument("config")
 @SET

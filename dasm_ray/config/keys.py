@@ -7,12 +7,12 @@ byte of the result; a field that cannot (how many workers, where they are) is ma
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field, StrictBool, StrictStr
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from dasm_ray.config.matchers import MATCHERS, BaseMatcher, States
 from dasm_ray.config.selections import SELECTIONS
@@ -37,6 +37,16 @@ Number = Annotated[float, pydantic.BeforeValidator(_no_bool), Field(allow_inf_na
 """A finite float. YAML reads 5e-3 as text, so text that spells a number is one; true and false are not."""
 
 
+class Told:
+    """Tells the JSON schema what a function checks: the keywords that ``say`` gives when the schema is made."""
+
+    def __init__(self, say: Callable[[], Tree]) -> None:
+        self._say = say
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: pydantic.GetJsonSchemaHandler) -> Tree:
+        return {**handler(core), **self._say()}
+
+
 def one_of(table: Iterable[str]) -> pydantic.AfterValidator:
     """Accepts the names of a table, as it stands when a value is checked."""
 
@@ -48,6 +58,11 @@ def one_of(table: Iterable[str]) -> pydantic.AfterValidator:
         return value
 
     return pydantic.AfterValidator(check)
+
+
+def listed(table: Iterable[str]) -> Told:
+    """The same for the JSON schema."""
+    return Told(lambda: {"enum": list(table)})
 
 
 Count = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
@@ -91,7 +106,12 @@ def _check_strategy(value: str) -> str:
     return value
 
 
-Strategy = Annotated[StrictStr, pydantic.AfterValidator(_check_strategy)]
+def _strategies() -> Tree:
+    names = "|".join(AUGMENTATIONS)
+    return {"pattern": f"^(none|({names})(_({names}))*)$"}
+
+
+Strategy = Annotated[StrictStr, pydantic.AfterValidator(_check_strategy), Told(_strategies)]
 
 NORMS: dict[str, tuple[str, ...]] = {
     "convnet": ("instance", "batch", "group", "none"),
@@ -114,87 +134,124 @@ class Section(pydantic.BaseModel):
 class Data(Section):
     """The real images."""
 
-    name: Text = Field("digits", description="a named set, or `parquet` or `folder` with `path`")
-    path: Text | None = Field(None, description="folder or URI of the files", json_schema_extra=NOT_IN_RESULT)
+    name: Text = Field(
+        "digits",
+        description="The set: a named one such as digits, mnist or cifar10, or `folder` or `parquet` for files of "
+        "your own at `path`.",
+    )
+    path: Text | None = Field(
+        None,
+        description="Folder or URI where the files of the set lie; unset for sets that are built in.",
+        json_schema_extra=NOT_IN_RESULT,
+    )
     download: StrictBool = Field(
-        False, description="fetch a torchvision set into `path`", json_schema_extra=NOT_IN_RESULT
+        False, description="Fetch a set that torchvision knows into `path`.", json_schema_extra=NOT_IN_RESULT
     )
     image_size: Whole | None = Field(
-        None, le=4096, description="resize and centre-crop to this square; unset: sizes must agree"
+        None,
+        le=4096,
+        description="Scale every image and cut its centre to a square of so many pixels a side; unset: images must "
+        "agree in size.",
     )
     ground: Annotated[StrictStr, Field(pattern=r"^(white|black|#[0-9a-fA-F]{6})$")] | None = Field(
         None,
-        description="colour that transparent images are laid on: white (unset), black or #rrggbb",
+        description="Colour that transparent images are laid on: white, black or #rrggbb; unset: white.",
         json_schema_extra=ONLY_IF_SET,
     )
-    zca: Positive | None = Field(None, description="epsilon of ZCA whitening after normalisation; unset: none")
+    zca: Positive | None = Field(
+        None,
+        description="Epsilon of ZCA whitening after normalisation, in units of the variance of the pixels; unset: "
+        "images are not whitened.",
+    )
     val_share: Annotated[Number, Field(gt=0, lt=0.5)] = Field(
-        0.1, description="share of the training split held out by content hash"
+        0.1,
+        description="Share of the training images that is held out for validation, by a hash of their content, where "
+        "the set has no such split.",
     )
     test_share: Annotated[Number, Field(gt=0, lt=0.5)] = Field(
-        0.2, description="the same for sets that come without a test split"
+        0.2,
+        description="Share of the training images that is held out for the test, in the same way, where the set has "
+        "no such split.",
     )
 
 
-Arch = Annotated[StrictStr, one_of(NORMS)]
+Arch = Annotated[StrictStr, one_of(NORMS), listed(NORMS)]
 
 
 class Model(Section):
     """The network that is matched, probed and evaluated."""
 
-    arch: Arch = Field("convnet", description="a row of core.networks.zoo.ARCHITECTURES")
+    arch: Arch = Field("convnet", description="The architecture of the network.")
     width: Whole = Field(
-        128, le=10_000, description="channels of every block (convnet; the others have widths of their own)"
+        128,
+        le=10_000,
+        description="Channels of every block of a ConvNet; the other architectures have widths of their own.",
     )
     depth: Annotated[int, Field(ge=1, le=8, strict=True)] | None = Field(
-        None, description="blocks (convnet only); unset: from the image size"
+        None,
+        description="Blocks of a ConvNet, each of which halves the image; unset: as many as leave 4 pixels a side.",
     )
     norm: Literal["instance", "batch", "group", "none"] = Field(
-        "instance", description="normalisation of every block; a row of NORMS says which the arch takes"
+        "instance",
+        description="The normalisation of every block: convnet takes any, resnet18 and vgg11 instance or batch, the "
+        "others none.",
     )
 
 
 class Synthetic(Section):
     """The shape of the synthetic set."""
 
-    ipc: Whole = Field(10, le=100_000, description="stored images per class, over all segments")
-    segments: Whole = Field(2, le=1000, description="K: slices of the set that are distilled one after another")
-    factor: Whole = Field(1, le=64, description="multi-formation f: a stored image holds f*f training images")
+    ipc: Whole = Field(10, le=100_000, description="Stored images per class, over all segments.")
+    segments: Whole = Field(2, le=1000, description="K: how many slices of the set are distilled one after another.")
+    factor: Whole = Field(
+        1, le=64, description="Multi-formation f: a stored image holds f times f smaller training images."
+    )
     sizes: tuple[Count, ...] | None = Field(
         None,
         max_length=1000,
-        description="stored images per class of each segment, adding up to ipc; unset: equal ones",
+        description="Stored images per class of each segment, which add up to ipc; unset: all segments are equally "
+        "large.",
         json_schema_extra=ONLY_IF_SET,
     )
     init: Literal["mix", "real", "noise", "loop"] = Field(
         "mix",
-        description="mix: f*f downsized real images a slot, drawn from the window; real: one a slot; loop: as mix, but "
-        "chosen: nearest to k-means centres, then what probes get wrong and experts right, easiest first",
+        description="What images start from: mix, f times f downsized real images of the window; real, one real "
+        "image; noise; loop, as mix but chosen: the images nearest to k-means centres, then what probes "
+        "get wrong and experts right, easiest first.",
     )
-    group_size: Count | None = Field(None, description="classes that one task works on; unset: all classes in 2 groups")
+    group_size: Count | None = Field(
+        None, description="Classes that one task works on; unset: all classes in two groups."
+    )
 
 
 class TrainRecipe(Section):
     """How a network is trained by SGD."""
 
-    epochs: Count = Field(20, description="passes over the data")
-    batch: Count = Field(128, description="samples a step")
-    lr: Positive = Field(0.01, description="learning rate")
-    momentum: Momentum = Field(0.9, description="of SGD")
-    weight_decay: NotNegative = Field(5e-4, description="L2 penalty")
-    augment: Strategy = Field("color_crop", description="drawn anew for each sample")
-    single: StrictBool = Field(False, description="one augmentation of the strategy a step (DSA's mode S); off: all")
-    cutmix: Share = Field(0.5, description="probability of CutMix a step")
+    epochs: Count = Field(20, description="Passes over the data.")
+    batch: Count = Field(128, description="Images a step.")
+    lr: Positive = Field(0.01, description="Learning rate of SGD.")
+    momentum: Momentum = Field(0.9, description="Momentum of SGD.")
+    weight_decay: NotNegative = Field(5e-4, description="L2 penalty of SGD.")
+    augment: Strategy = Field("color_crop", description="Augmentations, drawn anew for each image.")
+    single: StrictBool = Field(
+        False, description="Draw one augmentation of those a step (DSA's mode S) instead of all."
+    )
+    cutmix: Share = Field(0.5, description="Probability of CutMix, a step.")
 
 
 class Experts(TrainRecipe):
     """Networks trained on the real data: their snapshots are the states to match at, and they teach the windows."""
 
-    count: Whole = Field(4, le=10_000, description="independent trainings")
-    rho: NotNegative = Field(0.0, description="radius of sharpness-aware training (FTD: GSAM, adaptive); 0: plain SGD")
-    alpha: NotNegative = Field(0.3, description="GSAM's weight of the perpendicular gradient; only with rho")
+    count: Whole = Field(4, le=10_000, description="Independent trainings on the real images.")
+    rho: NotNegative = Field(
+        0.0,
+        description="Radius of sharpness-aware training (FTD: adaptive GSAM), relative to each weight; 0: plain SGD.",
+    )
+    alpha: NotNegative = Field(0.3, description="GSAM's weight of the perpendicular gradient.")
     cache: Text | None = Field(
-        None, description="folder shared by runs; unset: RUN/experts", json_schema_extra=NOT_IN_RESULT
+        None,
+        description="Folder or URI of experts that several runs share; unset: RUN/experts.",
+        json_schema_extra=NOT_IN_RESULT,
     )
 
 
@@ -209,95 +266,116 @@ POLISH_BANK = 0.5
 class Matcher(Section):
     """The base matcher: what is compared at which network state, and how the pixels move."""
 
-    name: Annotated[StrictStr, one_of(MATCHERS)] = Field(
+    name: Annotated[StrictStr, one_of(MATCHERS), listed(MATCHERS)] = Field(
         "idc",
-        description="gradients: idc, dc, dsa; distributions: dm, cafe; trajectories: mtt, datm (learns soft labels)",
+        description="The base matcher. Gradients: idc, dc, dsa; distributions: dm, cafe; trajectories: mtt, datm "
+        "(learns soft labels).",
     )
     network: Literal["experts", "train"] | None = Field(
         None,
-        description="idc: states from experts (unset), or a net trained on real data inside the loop; "
-        "dm: fresh networks (unset), or experts",
+        description="Where network states come from: for idc, experts (unset) or a network trained on real images "
+        "inside the loop; for dm, fresh networks (unset) or experts.",
     )
     metric: Literal["mse", "l1", "cos"] | None = Field(
-        None, description="gradient distance; unset: idc mse, dc and dsa cos"
+        None, description="Distance of gradients; unset: mse for idc, cos for dc and dsa."
     )
     relative: StrictBool = Field(
         False,
-        description="gradient distance (mse, l1) in units of the real gradient's length",
+        description="Measure the distance of gradients in units of the real gradient's length.",
         json_schema_extra=ONLY_IF_SET,
     )
     deviation: StrictBool = Field(
         False,
-        description="dm: match standard deviations of features beside their means",
+        description="Match the standard deviations of features beside their means.",
         json_schema_extra=ONLY_IF_SET,
     )
     depth: StrictBool = Field(
         False,
-        description="gradients, trajectories: leave out the first share of what is compared, shallow weights: 0 below "
-        "n_k f^2 = 10 images a class, .25 below 150, .5 below 500, then .75",
+        description="Leave out the first share of what is compared, shallow weights: none below 10 images a class "
+        "that networks are trained with, a quarter below 150, half below 500, then three quarters.",
         json_schema_extra=ONLY_IF_SET,
     )
     augment: Strategy = Field(
         "color_crop_cutout",
-        description="gradients: one draw for both batches (dc: none); trajectories: a draw an image",
+        description="Augmentations while matching: gradients and distributions share one draw between real and "
+        "synthetic images, trajectories draw anew for each image; dc has none.",
     )
-    rounds: Count = Field(10, description="gradients: tasks per group and segment; trajectories: steps on the set")
+    rounds: Count = Field(
+        10, description="Rounds of distillation: tasks per group and segment; for trajectories, steps on the whole set."
+    )
     budget: Literal["segment", "set"] = Field(
         "segment",
-        description="what `rounds` are of: each segment, or the whole set, whose segments share them by size",
+        description="What `rounds` counts: those of each segment, or those of the whole set, which segments share by "
+        "their size.",
         json_schema_extra=ONLY_IF_SET,
     )
     polish: Annotated[Number, Field(ge=0, lt=1)] = Field(
         0.0,
-        description="last share of all rounds, in which the images of all segments move, half of the states being of a "
-        "bank that knows all; 0 where the set's first segments are to be sets of their own",
+        description="Last share of all rounds, in which the images of all segments move together; leave it at 0 where"
+        " the first segments are to be smaller sets of their own.",
         json_schema_extra=ONLY_IF_SET,
     )
-    networks: Count = Field(10, description="network states (outer iterations) a round")
-    steps: Count = Field(1, description="matching steps per class at one network state")
-    batch_real: Count = Field(64, description="real images of one class a step")
+    networks: Count = Field(10, description="Network states that one round goes through.")
+    steps: Count = Field(1, description="Matching steps per class at one network state.")
+    batch_real: Count = Field(64, description="Real images of one class a matching step.")
     frontier_share: Share = Field(
         0.0,
-        description="share of a real batch that is of the frontier, what every probe gets wrong and experts right",
+        description="Share of a real batch that is drawn from the frontier: images that every probe gets wrong and "
+        "experts get right.",
         json_schema_extra=ONLY_IF_SET,
     )
     strata: StrictBool = Field(
         False,
-        description="real batches hold one image of each of batch_real k-means strata of the class (expert features)",
+        description="Fill a real batch with one image of each of `batch_real` k-means strata of its class, by "
+        "features of experts.",
         json_schema_extra=ONLY_IF_SET,
     )
-    batch_syn: Count = Field(128, description="most decoded synthetic images of one class a step")
-    lr_img: Positive = Field(5e-3, description="pixel step at ipc 10 and base size, scaled as in IDC")
-    scale_lr: StrictBool = Field(True, description="scale lr_img by (ipc/10)(size/base)^2")
+    batch_syn: Count = Field(128, description="Most decoded synthetic images of one class a matching step.")
+    lr_img: Positive = Field(
+        5e-3,
+        description="Step of SGD on the pixels, which lie in [0, 1]; with scale_lr, the step at 10 images a class of "
+        "the base size.",
+    )
+    scale_lr: StrictBool = Field(
+        True,
+        description="Scale lr_img by (ipc / 10) (size / base)², as IDC does; the base size is 28 or 32 pixels, and 224 "
+        "above 128 pixels.",
+    )
     union_rate: StrictBool = Field(
         False,
-        description="scale_lr: by the images per class of all segments so far, so one moves as in a set of that size",
+        description="Scale lr_img by the images per class of all segments so far, so that an image moves as in a set "
+        "of that size.",
         json_schema_extra=ONLY_IF_SET,
     )
-    momentum: Momentum = Field(0.5, description="of SGD on the pixels")
+    momentum: Momentum = Field(0.5, description="Momentum of SGD on the pixels.")
     snapshots: tuple[tuple[Natural, Count], ...] = Field(
         ((0, 4),),
         max_length=1000,
-        description="experts: range [first, last) of epochs per segment; the last row holds for the rest",
+        description="Epochs [first, last) of the experts' snapshots, last left out, a row for each segment; the last "
+        "row holds for the rest.",
     )
     perturb: NotNegative = Field(
-        0.0, description="experts: length of the filter-normalised random step away from a snapshot"
+        0.0, description="Length of a random step away from a snapshot, in units of each filter's own length."
     )
-    probe_share: Share = Field(0.0, description="share of network states started from the probe")
+    probe_share: Share = Field(0.0, description="Share of the network states that begin at the probe.")
     bank_share: Share = Field(
         0.0,
-        description="share of network states (of students, for trajectories) from the bank: probes that go on along "
-        "all real images; before there are probes, experts",
+        description="Share of the network states (of students, for trajectories) that are of the bank: probes that go"
+        " on along all real images; before there are probes, experts.",
         json_schema_extra=ONLY_IF_SET,
     )
     context: Literal["alone", "residual", "union"] = Field(
         "alone",
-        description="what segment k is matched with: nothing; some of the earlier images, its target all windows so "
-        "far; or union: all earlier images, by their number, its target its own window",
+        description="What segment k is matched with: alone, nothing; residual, some of the earlier images, its target"
+        " all windows so far; union, all earlier images by their number, its target its own window.",
     )
-    inner_samples: Count = Field(500, description="idc with network train: real samples of one pass between steps")
-    inner_steps: Count = Field(10, description="dc, dsa: steps on the synthetic set between matching steps")
-    inner_lr: Positive = Field(0.01, description="learning rate of the network inside the loop")
+    inner_samples: Count = Field(
+        500, description="Real images that the network inside the loop is trained on between two steps."
+    )
+    inner_steps: Count = Field(
+        10, description="Steps of the network inside the loop on the synthetic set between two matching steps."
+    )
+    inner_lr: Positive = Field(0.01, description="Learning rate of the network inside the loop.")
 
 
 StartRow = Annotated[tuple[Natural, Count, Count], Field(description="first, open, last")]
@@ -306,66 +384,88 @@ StartRow = Annotated[tuple[Natural, Count, Count], Field(description="first, ope
 class Trajectory(Section):
     """Matching of trajectories (mtt, datm): a student's walk on the synthetic set, and how the set learns from it."""
 
-    steps: Count = Field(80, description="N: SGD steps of a student")
-    epochs: Count = Field(2, description="M: epochs of the expert that the student is to make up for")
-    batch: Count = Field(100, description="synthetic images a student step")
+    steps: Count = Field(80, description="N: SGD steps of a student.")
+    epochs: Count = Field(2, description="M: epochs of the expert that a student is to make up for.")
+    batch: Count = Field(100, description="Synthetic images a step of a student.")
     lanes: Whole = Field(
-        1, le=10_000, description="draws of (expert, start) a round, averaged; what can run in parallel"
+        1,
+        le=10_000,
+        description="Draws of (expert, start epoch) a round, whose gradients are averaged; so many workers can be "
+        "busy at once.",
     )
     starts: tuple[StartRow, ...] = Field(
         ((0, 10, 19),),
         max_length=1000,
-        description="start epochs per segment: drawn from [first, open), which widens to [first, last) over "
-        "`expansion` rounds; the last row holds for the rest",
+        description="Start epochs of a segment, a row [first, open, last] for each: drawn from [first, open), which "
+        "widens to [first, last) over `expansion` rounds; the last row holds for the rest.",
     )
-    expansion: Count = Field(1000, description="rounds until the range of start epochs is at its widest")
+    expansion: Count = Field(1000, description="Rounds until the range of start epochs is at its widest.")
     by_probe: StrictBool = Field(
-        True, description="later segments: shift the range to where the experts' loss is the probe's"
+        True, description="In later segments, shift the range to where the experts' loss is the probe's."
     )
-    single: StrictBool = Field(True, description="one augmentation of the strategy a step (DSA's mode S); off: all")
-    lr_img: Positive = Field(100.0, description="step on the normalised pixels")
-    lr_label: Positive = Field(2.0, description="step on the label logits; only datm")
-    label_momentum: Momentum = Field(0.9, description="of SGD on the label logits")
-    lr_step: NotNegative = Field(1e-5, description="step on the logarithm of the student's rate")
-    step_size: Positive = Field(0.01, description="the student's rate to begin with")
-    threshold: Positive = Field(1.0, description="draws whose distance is above it are left out")
-    patience: Count = Field(200, description="rounds in a row without a usable draw before the run stops")
+    single: StrictBool = Field(
+        True, description="Draw one augmentation of matcher.augment a step (DSA's mode S) instead of all."
+    )
+    lr_img: Positive = Field(100.0, description="Step of SGD on the pixels, in normalised units.")
+    lr_label: Positive = Field(2.0, description="Step of SGD on the logits of the labels.")
+    label_momentum: Momentum = Field(0.9, description="Momentum of SGD on the logits of the labels.")
+    lr_step: NotNegative = Field(
+        1e-5, description="Step of SGD on the logarithm of the student's learning rate; 0 keeps that rate."
+    )
+    step_size: Positive = Field(0.01, description="The student's learning rate to begin with.")
+    threshold: Positive = Field(
+        1.0,
+        description="Leave out draws whose distance is above it; 1 is as far from the expert as where the student "
+        "began.",
+    )
+    patience: Count = Field(200, description="Rounds in a row without a usable draw before the run stops.")
 
 
 class Window(Section):
     """Which real samples a segment may see."""
 
     policy: Literal["all", "quantile", "frontier", "trim", "size"] = Field(
-        "frontier", description="a row of core.window.POLICIES"
+        "frontier",
+        description="Which real images of a class a segment may see: all; quantile, a sliding range of difficulties; "
+        "frontier, what the probe gets wrong and experts right, filled up with the easiest; trim, without"
+        " the easiest in the end; size, trimmed by the size of the set so far.",
     )
-    w_min: Annotated[Number, Field(gt=0, le=1)] = Field(0.5, description="frontier: least share of a class")
-    width: Annotated[Number, Field(gt=0, le=1)] = Field(0.6, description="quantile: width of the sliding window")
-    trim: Annotated[Number, Field(ge=0, lt=1)] = Field(0.15, description="trim: share dropped by the last segment")
+    w_min: Annotated[Number, Field(gt=0, le=1)] = Field(0.5, description="Least share of a class that a window holds.")
+    width: Annotated[Number, Field(gt=0, le=1)] = Field(
+        0.6, description="Share of a class that the sliding window holds."
+    )
+    trim: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        0.15,
+        description="Share of a class, its easiest images, that is dropped by the last segment; earlier ones drop "
+        "less.",
+    )
 
 
 class Score(Section):
     """The difficulty of real samples under the probe, and the static one under the experts."""
 
-    dynamic: Literal["loss", "el2n", "margin", "grand"] = Field("loss", description="under the probe")
-    static: Literal["loss", "el2n", "margin", "grand", "forgetting"] = Field(
-        "el2n", description="over expert snapshots"
+    dynamic: Literal["loss", "el2n", "margin", "grand"] = Field(
+        "loss", description="Difficulty of a real image under the probe."
     )
-    early: Count = Field(3, description="expert epochs that the static score is averaged over")
+    static: Literal["loss", "el2n", "margin", "grand", "forgetting"] = Field(
+        "el2n", description="Difficulty of a real image under the snapshots of the experts."
+    )
+    early: Count = Field(3, description="First epochs of the experts that the static difficulty is averaged over.")
     shards: Whole | None = Field(
         None,
         le=100_000,
-        description="tasks a scoring is cut into; unset: one a worker",
+        description="Tasks that scoring all real images is cut into; unset: one for each worker.",
         json_schema_extra=NOT_IN_RESULT,
     )
-    batch: Count = Field(500, description="samples a forward pass")
+    batch: Count = Field(500, description="Images a forward pass.")
 
 
 class Probe(TrainRecipe):
     """Networks trained on the segments so far; their mean says what is still hard."""
 
-    epochs: Count = Field(200, description="passes over the segments so far")
-    batch: Count = Field(64, description="samples a step")
-    members: Whole = Field(2, le=1000, description="networks of the ensemble")
+    epochs: Count = Field(200, description="Passes over the segments so far.")
+    batch: Count = Field(64, description="Images a step.")
+    members: Whole = Field(2, le=1000, description="Networks of the ensemble, whose mean is the probe.")
 
 
 ROWS = ("distilled", "initial", "random", *SELECTIONS, "full")
@@ -375,37 +475,42 @@ ROWS = ("distilled", "initial", "random", *SELECTIONS, "full")
 class Evaluate(TrainRecipe):
     """The fair table: every row trained alike, checkpoints chosen on validation data, the test set read once."""
 
-    epochs: Count = Field(1000, description="passes over the decoded synthetic set; other small sets get as many steps")
-    full_epochs: Count | None = Field(None, description="passes over the full data; unset: as many as `epochs`")
-    batch: Count = Field(64, description="samples a step")
-    seeds: Whole = Field(3, le=10_000, description="trainings per row")
+    epochs: Count = Field(
+        1000, description="Passes over the decoded synthetic set; the other small sets get as many steps."
+    )
+    full_epochs: Count | None = Field(None, description="Passes over the full data; unset: as many as `epochs`.")
+    batch: Count = Field(64, description="Images a step.")
+    seeds: Whole = Field(3, le=10_000, description="Trainings for each row of the table.")
     base_seed: Natural | None = Field(
         None,
-        description="where trainings and random rows start; unset: the run's. Runs that set it alike share these rows",
+        description="The first seed of trainings and of random rows, which runs that set it alike share; unset: the "
+        "run's own seed.",
         json_schema_extra=ONLY_IF_SET,
     )
     cache: Text | None = Field(
         None,
-        description="folder of outcomes shared by runs; unset: RUN/report/cells",
+        description="Folder or URI of outcomes that several runs share; unset: RUN/report/cells.",
         json_schema_extra=NOT_IN_RESULT,
     )
-    checkpoints: Whole = Field(5, le=10_000, description="times that a training looks at the validation split")
-    rows: tuple[Annotated[StrictStr, one_of(ROWS)], ...] = Field(
+    checkpoints: Whole = Field(
+        5, le=10_000, description="Times that a training looks at the validation images; the best checkpoint is tested."
+    )
+    rows: tuple[Annotated[StrictStr, one_of(ROWS), listed(ROWS)], ...] = Field(
         ("distilled", "initial", "random", "herding", "k_center", "full"),
-        description="rows of the table; of the selection methods the best on validation is shown",
+        description="Rows of the table; of the ways to select real images, the best on validation is shown.",
     )
 
 
 class ArchRecipe(Section):
     """How a network other than the run's own is trained on a set, where it differs from `evaluate`."""
 
-    epochs: Count | None = Field(None, description="as in evaluate")
-    batch: Count | None = Field(None, description="as in evaluate")
-    lr: Positive | None = Field(None, description="as in evaluate")
-    momentum: Momentum | None = Field(None, description="as in evaluate")
-    weight_decay: NotNegative | None = Field(None, description="as in evaluate")
-    augment: Strategy | None = Field(None, description="as in evaluate")
-    cutmix: Share | None = Field(None, description="as in evaluate")
+    epochs: Count | None = Field(None, description="As epochs of evaluate; unset: the same.")
+    batch: Count | None = Field(None, description="As batch of evaluate; unset: the same.")
+    lr: Positive | None = Field(None, description="As lr of evaluate; unset: the same.")
+    momentum: Momentum | None = Field(None, description="As momentum of evaluate; unset: the same.")
+    weight_decay: NotNegative | None = Field(None, description="As weight_decay of evaluate; unset: the same.")
+    augment: Strategy | None = Field(None, description="As augment of evaluate; unset: the same.")
+    cutmix: Share | None = Field(None, description="As cutmix of evaluate; unset: the same.")
 
 
 class Runtime(Section):
@@ -414,39 +519,55 @@ class Runtime(Section):
     workers: Whole | None = Field(
         None,
         le=10_000,
-        description="most workers; unset: one per GPU, else one per core",
+        description="Most worker processes; unset: one for each GPU, else one for each core. The result does not "
+        "depend on it.",
         json_schema_extra=NOT_IN_RESULT,
     )
-    cpus_per_worker: Whole = Field(1, le=10_000, description="cores, and so torch threads, of one worker")
+    cpus_per_worker: Whole = Field(
+        1, le=10_000, description="Cores of one worker, which are its threads; they touch the result by rounding."
+    )
     gpus_per_worker: NotNegative | None = Field(
-        None, le=1000, description="GPUs of one worker, fractions allowed; unset: 1 where there are GPUs"
+        None,
+        le=1000,
+        description="GPUs of one worker, a share of one or a whole number; unset: 1 where there are GPUs, else 0.",
     )
     memory_per_worker: Positive | None = Field(
         None,
         le=1_000_000,
-        description="GiB of a host's memory that one worker is sure of; unset: none is set aside",
+        description="GiB of a machine's memory that one worker is sure of; unset: none is set aside.",
         json_schema_extra=NOT_IN_RESULT,
     )
     device: Literal["cpu", "cuda"] | None = Field(
-        None, description="where workers compute; unset: on their GPUs, on the CPU where they have none"
+        None, description="Where workers compute; unset: on their GPUs, or on the CPU where they have none."
     )
     address: Text | None = Field(
-        None, description="a running Ray cluster; unset: a local one", json_schema_extra=NOT_IN_RESULT
+        None,
+        description="host:port of a running Ray cluster; unset: a Ray of the run's own, on this machine.",
+        json_schema_extra=NOT_IN_RESULT,
     )
     compile: StrictBool | None = Field(
-        None, description="compile the steps; off: the eager reference; unset: where networks are large enough to pay"
+        None,
+        description="Compile the steps instead of running them eagerly; unset: where networks are large enough for it"
+        " to pay.",
     )
-    max_lost: Count = Field(3, description="times that one task may be lost", json_schema_extra=NOT_IN_RESULT)
+    max_lost: Count = Field(
+        3,
+        description="Times that one task may be lost, with its worker or machine, before the run stops.",
+        json_schema_extra=NOT_IN_RESULT,
+    )
     task_minutes: Positive = Field(
-        60, le=1_000_000, description="longest time that one task may take", json_schema_extra=NOT_IN_RESULT
+        60,
+        le=1_000_000,
+        description="Longest time of one task, in minutes, before it counts as lost.",
+        json_schema_extra=NOT_IN_RESULT,
     )
     checkpoint_seconds: NotNegative = Field(
-        20, le=1e9, description="least time between checkpoints", json_schema_extra=NOT_IN_RESULT
+        20, le=1e9, description="Least time between two checkpoints, in seconds.", json_schema_extra=NOT_IN_RESULT
     )
     idle_seconds: NotNegative = Field(
         60,
         le=1e9,
-        description="a worker with nothing to do for this long is given back",
+        description="Time after which a worker without work is given back, in seconds.",
         json_schema_extra=NOT_IN_RESULT,
     )
 
@@ -455,9 +576,9 @@ class RunConfig(Section):
     """A run of distillation, whole."""
 
     name: Annotated[StrictStr, Field(pattern=r"^\w[\w.-]*$", max_length=200)] = Field(
-        "run", description="names the default run directory, runs/NAME", json_schema_extra=NOT_IN_RESULT
+        "run", description="Names the default run directory, runs/NAME.", json_schema_extra=NOT_IN_RESULT
     )
-    seed: Natural = Field(0, description="every random number of the run follows from it")
+    seed: Natural = Field(0, description="Every random number of the run follows from it.")
     data: Data = Data()
     model: Model = Model()
     synthetic: Synthetic = Synthetic()
@@ -469,7 +590,9 @@ class RunConfig(Section):
     probe: Probe = Probe()
     evaluate: Evaluate = Evaluate()
     networks: dict[Arch, ArchRecipe] = Field(
-        {}, description="how `compare` trains other architectures on a set, by name", json_schema_extra=NOT_IN_RESULT
+        {},
+        description="How `compare` trains other architectures on a set, by the name of the architecture.",
+        json_schema_extra=NOT_IN_RESULT,
     )
     runtime: Runtime = Runtime()
 

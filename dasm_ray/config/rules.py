@@ -5,7 +5,8 @@ What must stay true: whatever is accepted here can be run, and a key that is set
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pydantic
 
@@ -144,6 +145,53 @@ def _of_the_table(config: RunConfig) -> Iterator[str]:
 # --- keys that nothing reads -------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Condition:
+    """When a key has a meaning beside another key: in words, as a test, and in words where it has none."""
+
+    when: str
+    holds: Callable[[RunConfig], bool]
+    otherwise: Callable[[RunConfig], str]
+
+
+def _under_policy(policy: str) -> Condition:
+    return Condition(
+        f"window.policy {policy}",
+        lambda config: config.window.policy == policy,
+        lambda config: f"for window.policy {config.window.policy}",
+    )
+
+
+CONDITIONS: dict[str, Condition] = {
+    "model.width": Condition(
+        "model.arch convnet",
+        lambda config: config.model.arch == "convnet",
+        lambda config: f"for {config.model.arch}, which has widths of its own",
+    ),
+    "experts.alpha": Condition(
+        "experts.rho above 0", lambda config: config.experts.rho > 0, lambda config: "while experts.rho is 0"
+    ),
+    "score.early": Condition(
+        "score.static other than forgetting",
+        lambda config: config.score.static != "forgetting",
+        lambda config: "for score.static forgetting, which counts all epochs",
+    ),
+    "matcher.relative": Condition(
+        "matcher.metric mse or l1",
+        lambda config: config.metric != "cos",
+        lambda config: "for the metric cos, which has no unit as it is",
+    ),
+    "matcher.union_rate": Condition(
+        "matcher.scale_lr true",
+        lambda config: config.matcher.scale_lr,
+        lambda config: "while matcher.scale_lr is false",
+    ),
+    "window.w_min": _under_policy("frontier"),
+    "window.width": _under_policy("quantile"),
+    "window.trim": _under_policy("trim"),
+}
+
+
 def _without_meaning(config: RunConfig) -> Iterator[str]:
     """A sentence for each key that differs from its default and has no meaning beside the others."""
     changed = set(_changed(config))
@@ -154,9 +202,9 @@ def _without_meaning(config: RunConfig) -> Iterator[str]:
         meant = MEANT.get(key)
         hint = f"{meant} is meant, or leave it out" if meant and _has_meaning(config, meant) else "leave the key out"
         yield f"{key}: has no meaning for {_described(config, key, matcher)}; {hint}"
-    for key, (has_meaning, why) in _conditions(config).items():
-        if key in changed and not has_meaning:
-            yield f"{key}: has no meaning {why}; leave the key out"
+    for key, condition in CONDITIONS.items():
+        if key in changed and not condition.holds(config):
+            yield f"{key}: has no meaning {condition.otherwise(config)}; leave the key out"
 
 
 def _changed(config: RunConfig) -> Iterator[str]:
@@ -181,18 +229,3 @@ def _described(config: RunConfig, key: str, matcher: str) -> str:
         return matcher
     set_to = "unset" if config.matcher.network is None else config.matcher.network
     return f"{matcher} with matcher.network {set_to}"
-
-
-def _conditions(config: RunConfig) -> dict[str, tuple[bool, str]]:
-    """Keys that have a meaning only beside another key: whether they have, and the words where not."""
-    policy, arch = config.window.policy, config.model.arch
-    return {
-        "model.width": (arch == "convnet", f"for {arch}, which has widths of its own"),
-        "experts.alpha": (config.experts.rho > 0, "while experts.rho is 0"),
-        "score.early": (config.score.static != "forgetting", "for score.static forgetting, which counts all epochs"),
-        "matcher.relative": (config.metric != "cos", "for the metric cos, which has no unit as it is"),
-        "matcher.union_rate": (config.matcher.scale_lr, "while matcher.scale_lr is false"),
-        "window.w_min": (policy == "frontier", f"for window.policy {policy}"),
-        "window.width": (policy == "quantile", f"for window.policy {policy}"),
-        "window.trim": (policy == "trim", f"for window.policy {policy}"),
-    }

@@ -27,7 +27,7 @@ from dasm_ray.config.designs import (
     plackett_burman,
 )
 from dasm_ray.config.digests import digest_of, result_keys
-from dasm_ray.config.keys import Natural, RunConfig, Section, Text, Whole, one_of
+from dasm_ray.config.keys import Natural, RunConfig, Section, Text, Whole, listed, one_of
 from dasm_ray.config.parsing import apply_overrides, field_of, meet, parse_config, sentences_of, set_key
 from dasm_ray.config.recipes import located
 from dasm_ray.config.selections import SELECTIONS
@@ -56,7 +56,7 @@ class ArmFile(Section):
     """An arm as it is written: the recipe under changes, or real images."""
 
     set: Keys = Field({}, description="keys of the recipe changed for this arm")
-    select: Annotated[StrictStr, one_of(SELECTED)] | None = Field(
+    select: Annotated[StrictStr, one_of(SELECTED), listed(SELECTED)] | None = Field(
         None, description="real images instead: random, a selection, or full for all of them"
     )
     take: Literal["distilled", "initial"] = Field(
