@@ -119,6 +119,25 @@ def keys_of(key: str | None, markdown: bool, schema: Kind | None) -> None:
 
 
 @main.command()
+@click.argument("path")
+@click.option("--to", "target", metavar="FILE", help="The new recipe. [default: NAME.yaml, after the folder's name]")
+def init(path: str, target: str | None) -> None:
+    """Write a recipe for a set of one's own, to be read and changed.
+
+    PATH: a folder in which each class of images has a folder, or Parquet files. The recipe says why each value was
+    chosen. Nothing is overwritten.
+    """
+    with _reporting_errors():
+        from dasm_ray.config.fitting import next_steps, recipe_for, write_new
+        from dasm_ray.store.datasets.survey import survey
+
+        facts = survey(path)
+        file = target or f"{facts.name}.yaml"
+        write_new(file, recipe_for(facts))
+        click.echo("\n".join([*facts.found, f"written to {file}; next:", *next_steps(file)]))
+
+
+@main.command()
 @click.argument("config")
 @SET
 @click.option("--png", metavar="FILE", help="Also draw the first images of each class, a row per class.")

@@ -110,6 +110,12 @@ def _looked_at(shards: tuple[Shard, ...]) -> Iterator[tuple[str, Opened]]:
             return
 
 
+def sizes_looked_at(source: Source) -> set[tuple[int, int]]:
+    """(width, height) of a few training images, upright."""
+    with quietly():
+        return {opened.image.size for _, opened in _looked_at(source.shards["train"])}
+
+
 def _with_notes(source: Source, data: Data) -> Source:
     """Says which keys have no effect on the set."""
     usual, notes = Data(), []
