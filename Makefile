@@ -14,10 +14,10 @@ ALL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 python; do \
 	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test check lint slow bench clean
+.PHONY: demo test check lint slow bench docs clean
 
 demo: $(INSTALLED)  ## the embedded default, end to end
-	$(BIN)/dasm-ray distill configs/digits.yaml
+	$(BIN)/dasm-ray distill digits
 
 test: $(INSTALLED)
 	$(TEST) $(ALL)
@@ -36,8 +36,12 @@ slow: $(INSTALLED)  ## the tests that take minutes
 bench: $(INSTALLED)  ## one table against plain twins, JSON beside it; make bench BENCH='--rows match --width 32,128'
 	@$(PYTHON_FOR_TESTS) tests/benchmarks/bench.py $(BENCH)
 
+docs: $(INSTALLED)  ## the pages of docs/ as a site, in site/; every warning is an error
+	$(BIN)/dasm-ray config --markdown > docs/config.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 clean:  ## back to a fresh checkout; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find dasm_ray tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is the last thing made, so an interrupted installation is taken up again.

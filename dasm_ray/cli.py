@@ -44,6 +44,11 @@ def recipe(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def example(line: str) -> str:
+    """What the help of a command ends with."""
+    return f"\b\nExample: dasm-ray {line}"
+
+
 class Commands(click.Group):
     """The commands, on standard streams that may fail: a sentence for stdout, nothing for stderr."""
 
@@ -70,19 +75,23 @@ class Commands(click.Group):
             raise
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.group(
+    cls=Commands,
+    epilog=example("distill digits"),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+)
 @click.version_option(package_name="dasm-ray")
 def main() -> None:
     """Compress a labelled image set into a small synthetic one that trains a network about as well."""
 
 
-@main.command()
+@main.command(epilog=example("recipes digits > mine.yaml"))
 @click.argument("name", required=False)
 @click.option("--kind", type=click.Choice(["recipe", "sweep", "study"]), default="recipe", show_default=True)
 def recipes(name: str | None, kind: Kind) -> None:
-    """List the recipes, sweeps and studies that come by name, or print one.
+    """List the recipes that come by name, or print one.
 
-    What each is for, minutes, test accuracy and data. Every command takes a name in place of a file.
+    What each recipe, sweep and study is for, minutes, test accuracy, data. Commands take a name in place of a file.
     """
     with _reporting_errors():
         from dasm_ray.config.recipes import listing, text_of
@@ -90,7 +99,7 @@ def recipes(name: str | None, kind: Kind) -> None:
         click.echo("\n".join(listing()) if name is None else text_of(name, kind), nl=name is None)
 
 
-@main.command("config")
+@main.command("config", epilog=example("config matcher.lr_img"))
 @click.argument("key", required=False)
 @click.option("--markdown", is_flag=True, help="Print the page docs/config.md.")
 @click.option(
@@ -118,14 +127,14 @@ def keys_of(key: str | None, markdown: bool, schema: Kind | None) -> None:
             click.echo("\n".join(reference.lines(key)).lstrip("\n"))
 
 
-@main.command()
+@main.command(epilog=example("init photos --to photos.yaml"))
 @click.argument("path")
 @click.option("--to", "target", metavar="FILE", help="The new recipe. [default: NAME.yaml, after the folder's name]")
 def init(path: str, target: str | None) -> None:
-    """Write a recipe for a set of one's own, to be read and changed.
+    """Write a first recipe for a set of one's own.
 
     PATH: a folder in which each class of images has a folder, or Parquet files. The recipe says why each value was
-    chosen. Nothing is overwritten.
+    chosen; read it and change it. Nothing is overwritten.
     """
     with _reporting_errors():
         from dasm_ray.config.fitting import next_steps, recipe_for, write_new
@@ -137,7 +146,7 @@ def init(path: str, target: str | None) -> None:
         click.echo("\n".join([*facts.found, f"written to {file}; next:", *next_steps(file)]))
 
 
-@main.command()
+@main.command(epilog=example("data digits --png sheet.png"))
 @click.argument("config")
 @SET
 @click.option("--png", metavar="FILE", help="Also draw the first images of each class, a row per class.")
@@ -161,13 +170,13 @@ def data(config: str, overrides: tuple[str, ...], png: str | None) -> None:
             click.echo(f"drawn to {png}")
 
 
-@main.command()
+@main.command(epilog=example("distill digits --set synthetic.ipc=4 --workers 2"))
 @recipe
 def distill(config: str, run: str | None, overrides: tuple[str, ...], workers: int | None, address: str | None) -> None:
     """Distil a real set and evaluate the result.
 
-    CONFIG is a recipe such as configs/digits.yaml. The synthetic set is written to RUN/synthetic, the table to
-    RUN/report. Stopped or killed, the same command goes on from the last checkpoint.
+    CONFIG is a recipe: a file, or a name that `dasm-ray recipes` lists. The synthetic set is written to RUN/synthetic,
+    the table to RUN/report. Stopped or killed, the same command goes on from the last checkpoint.
     """
     with _reporting_errors():
         settings = _config(config, overrides, workers, address)
@@ -178,7 +187,7 @@ def distill(config: str, run: str | None, overrides: tuple[str, ...], workers: i
         _print_table(pipeline.distill(settings, run))
 
 
-@main.command()
+@main.command(epilog=example("experts cifar10_ipc10_cpu --set data.path=/data/cifar10"))
 @recipe
 def experts(config: str, run: str | None, overrides: tuple[str, ...], workers: int | None, address: str | None) -> None:
     """Train the experts of a config, or find them trained.
@@ -196,7 +205,7 @@ def experts(config: str, run: str | None, overrides: tuple[str, ...], workers: i
             click.echo(line)
 
 
-@main.command()
+@main.command(epilog=example("estimate digits --set synthetic.ipc=10"))
 @click.argument("config")
 @SET
 @WORKERS
@@ -216,7 +225,7 @@ def estimate(config: str, overrides: tuple[str, ...], workers: int | None, addre
             click.echo(line)
 
 
-@main.command()
+@main.command(epilog=example("score digits --run runs/digits"))
 @recipe
 def score(config: str, run: str | None, overrides: tuple[str, ...], workers: int | None, address: str | None) -> None:
     """Score how hard every real image is before the first segment.
@@ -233,7 +242,7 @@ def score(config: str, run: str | None, overrides: tuple[str, ...], workers: int
             click.echo(line)
 
 
-@main.command()
+@main.command(epilog=example("select digits --method herding"))
 @recipe
 @click.option(
     "--method",
@@ -265,7 +274,7 @@ def select(
         click.echo(f"{place}\ndigest {digest}")
 
 
-@main.command()
+@main.command(epilog=example("compare mnist_dm mnist_dsa --ipc 1,10 --run runs/mnist"))
 @click.argument("configs", metavar="CONFIG...", nargs=-1, required=True)
 @click.option("--ipc", "ipcs", metavar="N,N", help="Images per class. [default: the first config's]")
 @click.option("--select", "selections", metavar="A,B", default="random,herding,k_center", show_default=True)
@@ -316,7 +325,7 @@ def compare(
         click.echo(f"comparison: {table.place}")
 
 
-@main.command()
+@main.command(epilog=example("sweep digits --set seed=1"))
 @click.argument("sweeps", metavar="SWEEP...", nargs=-1, required=True)
 @click.option("--run", metavar="DIR", help="Folder of the sweep. [default: runs/NAME of the file]")
 @SET
@@ -333,9 +342,9 @@ def sweep(
 ) -> None:
     """Try values of config keys, by Ray Tune.
 
-    SWEEP is a file such as configs/sweeps/digits.yaml. Every trial is a run of its own; validation chooses, and only
-    the best is evaluated on the test set. Killed, the same command with --resume runs what is left. Several files are
-    done one after another. --set changes all trials.
+    SWEEP is a file, or a name that `dasm-ray recipes` lists. Every trial is a run of its own; validation chooses, and
+    only the best is evaluated on the test set. Killed, the same command with --resume runs what is left. Several files
+    are done one after another. --set changes all trials.
     """
     with _reporting_errors("the same command with --resume goes on where it was stopped"):
         from dasm_ray.config.space import load_sweep
@@ -357,7 +366,7 @@ def sweep(
             _print_table(done.best)
 
 
-@main.command()
+@main.command(epilog=example("study digits --workers 2"))
 @click.argument("studies", metavar="STUDY...", nargs=-1, required=True)
 @click.option("--run", metavar="DIR", help="Folder of the study. [default: runs/NAME of the file]")
 @SET
@@ -372,7 +381,7 @@ def study(
 ) -> None:
     """Set arms of one recipe against one another, pair by pair.
 
-    STUDY is a file such as configs/studies/digits.yaml: arms, sizes, distillation seeds, perhaps a screen of factors.
+    STUDY is a file, or a name that `dasm-ray recipes` lists: arms, sizes, distillation seeds, a screen of factors.
     Prints paired differences and main effects with their standard errors; RUN has them in study.md and results.json, a
     row for every training in trainings.parquet. Stopped or killed, the same command goes on. Several files are done
     one after another. --set changes all arms. `docs/studies.md` says how to read one.
@@ -398,7 +407,7 @@ def study(
             click.echo(f"study: {done.place}")
 
 
-@main.command()
+@main.command(epilog=example("relabel runs/digits --to soft"))
 @click.argument("path")
 @click.option("--to", "target", metavar="DIR", required=True, help="A new folder.")
 @SET
@@ -421,7 +430,7 @@ def relabel(path: str, target: str, overrides: tuple[str, ...], workers: int | N
         click.echo(f"{place}\ndigest {digest}")
 
 
-@main.command()
+@main.command(epilog=example("evaluate runs/digits --set evaluate.seeds=5"))
 @click.argument("path")
 @SET
 @WORKERS
@@ -441,7 +450,7 @@ def evaluate(path: str, overrides: tuple[str, ...], workers: int | None, address
         _print_table(pipeline.evaluate(path, changes))
 
 
-@main.command()
+@main.command(epilog=example("incremental runs/digits --steps 5"))
 @click.argument("path")
 @click.option("--steps", type=int, default=5, show_default=True, metavar="N", help="Parts that the classes come in.")
 @SET
@@ -470,7 +479,7 @@ def incremental(path: str, steps: int, overrides: tuple[str, ...], workers: int 
         Console().print(grid("class-incremental learning", columns, rows, caption))
 
 
-@main.command()
+@main.command(epilog=example("rank runs/digits --width 8,16 --depth 1,2"))
 @click.argument("path")
 @click.option("--width", "widths", metavar="N,N", default="8,16,32", show_default=True)
 @click.option("--depth", "depths", metavar="N,N", default="1,2", show_default=True)
@@ -512,7 +521,7 @@ def rank(
             click.echo(f"Spearman's correlation of {name} with full: {said}")
 
 
-@main.command()
+@main.command(epilog=example("report runs/digits"))
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option("--to", "target", metavar="FILE", help="The page. [default: RUN/report/index.html of a single RUN]")
 def report(runs: tuple[str, ...], target: str | None) -> None:
@@ -520,7 +529,7 @@ def report(runs: tuple[str, ...], target: str | None) -> None:
 
     RUN: a run directory, a comparison or a sweep, finished or not. The page holds all it shows: what was found in the
     data, the table, the images, how the method went on, time, bytes, and how to get it again. Several runs stand
-    against size and time. Example: dasm-ray report runs/digits
+    against size and time.
     """
     with _reporting_errors("the same command draws the page again"):
         from dasm_ray.report.webpage import report as written
@@ -528,7 +537,7 @@ def report(runs: tuple[str, ...], target: str | None) -> None:
         click.echo(f"page {written(runs, target)}")
 
 
-@main.command()
+@main.command(epilog=example("inspect runs/digits --png sheet.png"))
 @click.argument("path")
 @click.option("--png", metavar="FILE", help="Also draw the stored images, a row per class.")
 def inspect(path: str, png: str | None) -> None:
@@ -546,7 +555,7 @@ def inspect(path: str, png: str | None) -> None:
             click.echo(f"drawn to {png}")
 
 
-@main.command()
+@main.command(epilog=example("export runs/digits --to out --format pt"))
 @click.argument("path")
 @click.option("--to", "target", metavar="DIR", required=True, help="A new folder.")
 @click.option(
@@ -581,7 +590,10 @@ def export(path: str, target: str, kind: str, labels: str | None, normalise: str
             click.echo(line)
 
 
-@main.command(context_settings={"allow_interspersed_args": False})  # what follows COMMAND is its own
+@main.command(
+    epilog=example("submit distill digits --run /shared/runs/digits"),
+    context_settings={"allow_interspersed_args": False},
+)  # what follows COMMAND is its own
 @click.option(
     "--address",
     metavar="URL",
@@ -630,7 +642,7 @@ def submit(address: str, name: str | None, install: bool, no_wait: bool, words: 
         sys.exit(code)
 
 
-@main.command()
+@main.command(epilog=example("doctor --address 10.0.0.5:6379"))
 @ADDRESS
 def doctor(address: str | None) -> None:
     """Compare this machine and every node: versions, GPUs, memory, disk.

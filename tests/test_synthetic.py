@@ -1,4 +1,4 @@
-"""The finished set in PyTorch: what `load` gives, the transform of test images, other forms, the loop of the README."""
+"""The finished set in PyTorch: what `load` gives, the transform of test images, other forms, the loop of the docs."""
 
 from __future__ import annotations
 
@@ -413,8 +413,8 @@ def test_an_option_that_cannot_be_meant(run: Path, tmp_path: Path, options: dict
     assert not (tmp_path / "out").exists()
 
 
-def test_the_loop_of_the_readme_runs(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (Path(__file__).parents[1] / "README.md").read_text()
+def test_the_loop_of_the_docs_runs(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "using.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (run.parent / "runs").mkdir()
     run.rename(run.parent / "runs" / "digits")

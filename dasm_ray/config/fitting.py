@@ -130,9 +130,8 @@ def _lines(facts: Facts) -> Iterator[str]:
 
 def _matcher(facts: Facts, epochs: int, augment: str, segments: int) -> Iterator[str]:
     classes = len(facts.per_class)
-    kind = "dm" if classes > MANY_CLASSES else "idc"
     yield "matcher:"
-    if kind == "dm":
+    if classes > MANY_CLASSES:
         yield f"  name: dm # features, all classes of a group at once, since there are {classes} classes"
         yield "  rounds: 4"
         yield "  networks: 100"

@@ -421,10 +421,14 @@ class Trajectory(Section):
     patience: Count = Field(200, description="Rounds in a row without a usable draw before the run stops.")
 
 
+WINDOWS = ["all", "quantile", "frontier", "trim", "size"]
+"""Names of the rows of core.window.POLICIES."""
+
+
 class Window(Section):
     """Which real samples a segment may see."""
 
-    policy: Literal["all", "quantile", "frontier", "trim", "size"] = Field(
+    policy: Annotated[StrictStr, one_of(WINDOWS), listed(WINDOWS)] = Field(
         "frontier",
         description="Which real images of a class a segment may see: all; quantile, a sliding range of difficulties; "
         "frontier, what the probe gets wrong and experts right, filled up with the easiest; trim, without"
