@@ -537,6 +537,22 @@ def report(runs: tuple[str, ...], target: str | None) -> None:
         click.echo(f"page {written(runs, target)}")
 
 
+@main.command(epilog=example("watch runs/digits --until-done"))
+@click.argument("run")
+@click.option("--port", metavar="N", type=int, default=8000, show_default=True, help="0: any that is free.")
+@click.option("--until-done", is_flag=True, help="End once the run has its table.")
+def watch(run: str, port: int, until_done: bool) -> None:
+    """Serve the page of a run on this machine, drawn anew as it goes on.
+
+    RUN: a run directory, a comparison or a sweep, perhaps one that another command works on. Only this machine is
+    answered. The nearest real images are left to `report`, since looking for them takes time.
+    """
+    with _reporting_errors("the run itself goes on"):
+        from dasm_ray.report.watching import watch as serve
+
+        serve(run, port=port, until_done=until_done, say=lambda text: click.echo(text, err=True))
+
+
 @main.command(epilog=example("inspect runs/digits --png sheet.png"))
 @click.argument("path")
 @click.option("--png", metavar="FILE", help="Also draw the stored images, a row per class.")

@@ -46,10 +46,13 @@ def report(paths: Sequence[str | Place], to: str | None = None) -> Place:
     return target
 
 
-def webpage(places: Sequence[Place]) -> str:
-    """The page of the runs, comparisons or sweeps in ``places``."""
+def webpage(places: Sequence[Place], *, looks_at_data: bool = True) -> str:
+    """The page of the runs, comparisons or sweeps in ``places``.
+
+    ``looks_at_data``: off, the nearest real images are left out, which take as long as decoding all of them.
+    """
     found = [run for place in places for run in runs_in(place)]
-    few = len(found) <= MOST_BESIDE
+    few = looks_at_data and len(found) <= MOST_BESIDE
     runs = [run for place in places for run in gather_all(place, looks_at_data=few)]
     parts = [sections(run, f"r{place}", ROOM // len(runs)) for place, run in enumerate(runs)]
     if found == list(places) and len(found) == 1:
