@@ -45,7 +45,9 @@ from dasm_ray.store.artifact import digest, read_artifact, write_artifact
 from dasm_ray.store.checked import write_checked_json
 from dasm_ray.store.datasets.catalogue import first_pictures
 from dasm_ray.store.findings import (
+    RESULTS,
     STUDY_COLUMNS,
+    TRAININGS,
     claimed_comparison,
     claimed_study,
     claimed_sweep,
@@ -278,13 +280,16 @@ def study(plan: Study, run: str | None = None) -> Studied:
             known = Laboratory(open_run, plan, lambda known: _keep_study(place, plan, known, tested)).work()
         if all(tried.failed for tried in known):
             raise RunFailure(f"{place}: no arm could be finished; {place / 'study.md'} says why")
+        if plan.config.runtime.page and any(tried.folder for tried in known):
+            with Progress() as progress:
+                _draw_page(place, progress.note)
         return Studied(place, differences.summary(plan, known, tested))
 
 
 def _keep_study(place: Place, plan: Study, known: list[Tried], tested: int) -> None:
     found = differences.summary(plan, known, tested)
-    write_trainings(place / "trainings.parquet", rows_of(known), STUDY_COLUMNS)
-    write_checked_json(place / "results.json", found)
+    write_trainings(place / TRAININGS, rows_of(known), STUDY_COLUMNS)
+    write_checked_json(place / RESULTS, found)
     (place / "study.md").write_text(differences.markdown(found))
 
 
@@ -407,7 +412,7 @@ def _reported(run: Run, rows: list[Row], stamp: str, own: str) -> Result:
 
 
 def _draw_page(place: Place, note: Callable[[str], None]) -> None:
-    """Draws the page of a run, a comparison or a sweep. What it costs is seconds; it costs no finished run its end."""
+    """Draws the page of a run, a comparison, a study or a sweep; that it fails costs nothing finished its end."""
     try:
         note(f"page {report([place])}")
     except Exception as error:
