@@ -603,7 +603,8 @@ def doctor(address: str | None) -> None:
 def _config(path: str, overrides: tuple[str, ...], workers: int | None, address: str | None) -> RunConfig:
     from dasm_ray.config.parsing import load_config
 
-    return load_config(path, _with_options(overrides, workers, address))
+    config = load_config(path, _with_options(overrides, workers, address))
+    return _checking().settled(config) if config.runtime.precision == "auto" else config
 
 
 def _starting(config: RunConfig, doing: str) -> None:

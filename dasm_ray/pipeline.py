@@ -36,7 +36,7 @@ from dasm_ray.report.page import draw_rows
 from dasm_ray.report.standings import Line
 from dasm_ray.report.table import Row, from_json
 from dasm_ray.report.webpage import report
-from dasm_ray.runtime.opening import check_relabelling, open_checked
+from dasm_ray.runtime.opening import check_relabelling, open_checked, settled
 from dasm_ray.runtime.pool import task
 from dasm_ray.runtime.progress import Progress, clock_text
 from dasm_ray.runtime.session import Session
@@ -115,7 +115,7 @@ def distill(config: RunConfig, run: str | Place | None = None) -> Result:
 
     Raises a DasmError; an interrupted run goes on when it is called again.
     """
-    with RunDir.open(run or f"runs/{config.name}", config) as record:
+    with RunDir.open(run or f"runs/{config.name}", settled(config)) as record:
         finished = _finished(record)
         if finished is not None:
             return finished
@@ -178,7 +178,7 @@ def experts(config: RunConfig, run: str | None = None) -> list[str]:
 
 def estimate(config: RunConfig) -> list[str]:
     """What ``config`` will take on the workers that are there: a line a fact. Measures a few steps; writes nothing."""
-    with connected(config, Place(f"runs/{config.name}"), only_measures=True) as run:
+    with connected(settled(config), Place(f"runs/{config.name}"), only_measures=True) as run:
         found, workers = measured(run), run.session.workers
     lines = [
         f"{stage.name:24} {clock_text(stage.wall(workers))} on {workers} worker{'s' * (workers > 1)}, "
@@ -252,7 +252,7 @@ def compare(
     ``ipcs`` and ``networks`` (ARCH or ARCH:NORM) unset: those of the first recipe. Sets and cells that are on disk are
     not computed again, so it goes on where it was stopped.
     """
-    plan = Plan(ipcs, selections, labels, networks)
+    configs, plan = [settled(config) for config in configs], Plan(ipcs, selections, labels, networks)
     check(configs, plan)
     with claimed_comparison(Place(run or "runs/comparison")) as place:
         with connected(configs[0], place) as open_run:
