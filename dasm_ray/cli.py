@@ -527,9 +527,9 @@ def rank(
 def report(runs: tuple[str, ...], target: str | None) -> None:
     """Draw a run, or several side by side, as one HTML page.
 
-    RUN: a run directory, a comparison or a sweep, finished or not. The page holds all it shows: what was found in the
-    data, the table, the images, how the method went on, time, bytes, and how to get it again. Several runs stand
-    against size and time.
+    RUN: a run directory, a comparison, a study or a sweep, finished or not. The page holds all it shows: what was found
+    in the data, the table, the images, how the method went on, time, bytes, and how to get it again. Several runs
+    stand against size and time.
     """
     with _reporting_errors("the same command draws the page again"):
         from dasm_ray.report.webpage import report as written
@@ -544,8 +544,8 @@ def report(runs: tuple[str, ...], target: str | None) -> None:
 def watch(run: str, port: int, until_done: bool) -> None:
     """Serve the page of a run on this machine, drawn anew as it goes on.
 
-    RUN: a run directory, a comparison or a sweep, perhaps one that another command works on. Only this machine is
-    answered. The nearest real images are left to `report`, since looking for them takes time.
+    RUN: a run directory, a comparison, a study or a sweep, perhaps one that another command works on. Only this machine
+    is answered. The nearest real images are left to `report`, since looking for them takes time.
     """
     with _reporting_errors("the run itself goes on"):
         from dasm_ray.report.watching import watch as serve
@@ -693,7 +693,8 @@ def doctor(address: str | None) -> None:
 def _config(path: str, overrides: tuple[str, ...], workers: int | None, address: str | None) -> RunConfig:
     from dasm_ray.config.parsing import load_config
 
-    return load_config(path, _with_options(overrides, workers, address))
+    config = load_config(path, _with_options(overrides, workers, address))
+    return _checking().settled(config) if config.runtime.precision == "auto" else config
 
 
 def _starting(config: RunConfig, doing: str) -> None:

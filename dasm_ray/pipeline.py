@@ -36,7 +36,7 @@ from dasm_ray.report.page import draw_rows
 from dasm_ray.report.standings import Line
 from dasm_ray.report.table import Row, from_json
 from dasm_ray.report.webpage import report
-from dasm_ray.runtime.opening import check_relabelling, open_checked
+from dasm_ray.runtime.opening import check_relabelling, open_checked, settled
 from dasm_ray.runtime.pool import task
 from dasm_ray.runtime.progress import Progress, clock_text
 from dasm_ray.runtime.session import Session
@@ -45,7 +45,9 @@ from dasm_ray.store.artifact import digest, read_artifact, write_artifact
 from dasm_ray.store.checked import write_checked_json
 from dasm_ray.store.datasets.catalogue import first_pictures
 from dasm_ray.store.findings import (
+    RESULTS,
     STUDY_COLUMNS,
+    TRAININGS,
     claimed_comparison,
     claimed_study,
     claimed_sweep,
@@ -113,7 +115,7 @@ def distill(config: RunConfig, run: str | Place | None = None) -> Result:
 
     Raises a DasmError; an interrupted run goes on when it is called again.
     """
-    with RunDir.open(run or f"runs/{config.name}", config) as record:
+    with RunDir.open(run or f"runs/{config.name}", settled(config)) as record:
         finished = _finished(record)
         if finished is not None:
             return finished
@@ -130,9 +132,10 @@ def _distilled(run: Run) -> Result:
     sets = {"distilled": flattened(made.segments), "initial": flattened(made.starts)}
     rows = evaluate_rows(run, sets, run.config.synthetic.factor, experts, cells_place(run))
     result = _reported(run, rows, stamp, config_digest(run.config))
-    run.progress.stage("page", 1)
-    _draw_page(run.place, run.progress.note)
-    run.progress.advance()
+    if run.config.runtime.page:
+        run.progress.stage("page", 1)
+        _draw_page(run.place, run.progress.note)
+        run.progress.advance()
     return result
 
 
@@ -156,7 +159,7 @@ def _stages(config: RunConfig) -> int:
     of_method = [matcher.strata, *[matcher.bank_share > 0] * (segments - 1)]
     of_polish = [config.rounds_of(segments) > 0] * len(("probes", "bank", "distil"))
     of_set = of_segments * segments - without_probes + sum(of_method) + sum(of_polish)
-    return before_segments + of_set + len(read) + len(("evaluate", "page"))
+    return before_segments + of_set + len(read) + len(("evaluate", *["page"] * config.runtime.page))
 
 
 def experts(config: RunConfig, run: str | None = None) -> list[str]:
@@ -175,7 +178,7 @@ def experts(config: RunConfig, run: str | None = None) -> list[str]:
 
 def estimate(config: RunConfig) -> list[str]:
     """What ``config`` will take on the workers that are there: a line a fact. Measures a few steps; writes nothing."""
-    with connected(config, Place(f"runs/{config.name}"), only_measures=True) as run:
+    with connected(settled(config), Place(f"runs/{config.name}"), only_measures=True) as run:
         found, workers = measured(run), run.session.workers
     lines = [
         f"{stage.name:24} {clock_text(stage.wall(workers))} on {workers} worker{'s' * (workers > 1)}, "
@@ -249,7 +252,7 @@ def compare(
     ``ipcs`` and ``networks`` (ARCH or ARCH:NORM) unset: those of the first recipe. Sets and cells that are on disk are
     not computed again, so it goes on where it was stopped.
     """
-    plan = Plan(ipcs, selections, labels, networks)
+    configs, plan = [settled(config) for config in configs], Plan(ipcs, selections, labels, networks)
     check(configs, plan)
     with claimed_comparison(Place(run or "runs/comparison")) as place:
         with connected(configs[0], place) as open_run:
@@ -258,8 +261,9 @@ def compare(
             rows = Comparison(open_run, configs, plan).rows(stem)
         title = f"{configs[0].data.name}; {configs[0].evaluate.seeds} seeds"
         keep_table(place, stem, rows, title, tested, shown)
-        with Progress() as progress:
-            _draw_page(place, progress.note)
+        if configs[0].runtime.page:
+            with Progress() as progress:
+                _draw_page(place, progress.note)
         return Table(place, rows, title, tested)
 
 
@@ -276,13 +280,16 @@ def study(plan: Study, run: str | None = None) -> Studied:
             known = Laboratory(open_run, plan, lambda known: _keep_study(place, plan, known, tested)).work()
         if all(tried.failed for tried in known):
             raise RunFailure(f"{place}: no arm could be finished; {place / 'study.md'} says why")
+        if plan.config.runtime.page and any(tried.folder for tried in known):
+            with Progress() as progress:
+                _draw_page(place, progress.note)
         return Studied(place, differences.summary(plan, known, tested))
 
 
 def _keep_study(place: Place, plan: Study, known: list[Tried], tested: int) -> None:
     found = differences.summary(plan, known, tested)
-    write_trainings(place / "trainings.parquet", rows_of(known), STUDY_COLUMNS)
-    write_checked_json(place / "results.json", found)
+    write_trainings(place / TRAININGS, rows_of(known), STUDY_COLUMNS)
+    write_checked_json(place / RESULTS, found)
     (place / "study.md").write_text(differences.markdown(found))
 
 
@@ -312,7 +319,7 @@ def sweep(plan: Sweep, run: str | None = None, *, resume: bool = False) -> Swept
         config = trials.config_in(place, plan.trials[best.trial])
         everyone = config.model_copy(update={"runtime": config.runtime.model_copy(update={"workers": None})})
         swept = Swept(place, lines, title, distill(everyone, trial_place(place, best.trial)))
-        if not is_over:
+        if config.runtime.page and not is_over:
             with Progress() as progress:
                 _draw_page(place, progress.note)
         return swept
@@ -405,7 +412,7 @@ def _reported(run: Run, rows: list[Row], stamp: str, own: str) -> Result:
 
 
 def _draw_page(place: Place, note: Callable[[str], None]) -> None:
-    """Draws the page of a run, a comparison or a sweep. What it costs is seconds; it costs no finished run its end."""
+    """Draws the page of a run, a comparison, a study or a sweep; that it fails costs nothing finished its end."""
     try:
         note(f"page {report([place])}")
     except Exception as error:

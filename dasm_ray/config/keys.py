@@ -554,6 +554,12 @@ class Runtime(Section):
         description="Compile the steps instead of running them eagerly; unset: where networks are large enough for it"
         " to pay.",
     )
+    precision: Literal["float32", "bf16", "auto"] = Field(
+        "float32",
+        description="What convolutions take in: float32; bf16, inputs rounded to 8 bits of mantissa and added up in "
+        "float32; auto, bf16 where the machine computes so and the network is large enough to gain.",
+        json_schema_extra=ONLY_IF_SET,
+    )
     max_lost: Count = Field(
         3,
         description="Times that one task may be lost, with its worker or machine, before the run stops.",
@@ -574,6 +580,16 @@ class Runtime(Section):
         description="Time after which a worker without work is given back, in seconds.",
         json_schema_extra=NOT_IN_RESULT,
     )
+    page: StrictBool = Field(
+        True,
+        description="Draw the page of what is finished, in some seconds; off: only `dasm-ray report` draws it.",
+        json_schema_extra=NOT_IN_RESULT,
+    )
+
+    def rounding(self, device: str) -> tuple[str | int | bool | None, ...]:
+        """What the last bits of a training on ``device`` depend on beside its recipe; a later key counts once set."""
+        later = () if self.precision == "float32" else (self.precision,)
+        return (self.cpus_per_worker, self.compile, device, *later)
 
 
 class RunConfig(Section):

@@ -35,7 +35,7 @@ FOOTER = "Drawn by dasm-ray on {} UTC from the files of the run. This page holds
 def report(paths: Sequence[str | Place], to: str | None = None) -> Place:
     """Writes the page of the runs in ``paths``, and returns where it is: ``to``, or in the folder of a single path.
 
-    A path is a run directory, finished or not, a comparison or a sweep. Raises a UserError for anything else.
+    A path is a run directory, finished or not, a comparison, a study or a sweep. Raises a UserError for anything else.
     """
     if len(paths) > 1 and to is None:
         raise ConfigError(f"--to: there are {len(paths)} runs, and the page of several lies in none; name its file")
@@ -47,7 +47,7 @@ def report(paths: Sequence[str | Place], to: str | None = None) -> Place:
 
 
 def webpage(places: Sequence[Place], *, looks_at_data: bool = True) -> str:
-    """The page of the runs, comparisons or sweeps in ``places``.
+    """The page of the runs, comparisons, studies or sweeps in ``places``.
 
     ``looks_at_data``: off, the nearest real images are left out, which take as long as decoding all of them.
     """

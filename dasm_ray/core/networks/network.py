@@ -41,15 +41,20 @@ class Network:
         device: str = "cpu",
         compile: bool | None = None,
         whitening: Whitening | None = None,
+        precision: str = "float32",
     ) -> None:
-        """``compile`` unset: where a step is large enough that compiling it, some 20 s, pays within a run."""
+        """``compile`` unset: where a step is large enough that compiling it, some 20 s, pays within a run.
+
+        ``precision``: float32, or bf16 for the inputs of convolutions, see ``convnet.Conv2d``.
+        """
         self.model, self.shape, self.classes = model, shape, classes
         self.mean, self.std = mean, std
         self.whitening = None if whitening is None else whitening.to(device)
         self.device = device
         is_large = device != "cpu" or model.width * shape[1] * shape[2] >= WORTH_COMPILING
         self.compile = is_large if compile is None else compile
-        self.module = build(model, shape, classes).to(device)  # holds no values of its own
+        self.inside = {"float32": None, "bf16": torch.bfloat16}[precision]
+        self.module = build(model, shape, classes, self.inside, device)  # holds no values of its own
         self.layout = Layout.of(self.module)
         self.read = self._reader()
         self._train_steps: dict[tuple[str, bool], Callable[..., tuple[Tensor, Tensor, Tensor]]] = {}
@@ -113,7 +118,7 @@ class Network:
 
     def _reader(self) -> Callable[[Tensor, dict[str, Tensor], Tensor], tuple[Tensor, Tensor]]:
         """(flat, statistics, images (n, C, H, W) normalised) to logits (n, K) and last hidden layer (n, d)."""
-        frozen = build(self.model, self.shape, self.classes).to(self.device).eval()
+        frozen = build(self.model, self.shape, self.classes, self.inside, self.device).eval()
 
         def forward(flat: Tensor, statistics: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
             values = {**self.layout.unflatten(flat), **statistics}
