@@ -24,6 +24,7 @@ from dasm_ray.errors import ConfigError, RunFailure
 from dasm_ray.method.choices import choices, random_choice
 from dasm_ray.method.dasm import distil
 from dasm_ray.method.estimate import estimate as measured
+from dasm_ray.method.estimate import work_ahead
 from dasm_ray.method.experts import soft_labels, train_experts
 from dasm_ray.method.probes import Probes
 from dasm_ray.method.run import Run, begun, check_against_data, connected, opened, run_all
@@ -125,7 +126,7 @@ def distill(config: RunConfig, run: str | Place | None = None) -> Result:
 
 def _distilled(run: Run) -> Result:
     """The steps of a run: experts, segments, artifact, table."""
-    run.progress.expect(_stages(run.config))
+    run.progress.expect(_stages(run.config), work_ahead(run))
     experts = train_experts(run)
     made = distil(run, experts)
     stamp = write_artifact(run.place / "synthetic", distilled_set(run, made.segments))

@@ -77,6 +77,39 @@ def estimate(run: Run) -> Estimate:
     )
 
 
+def work_ahead(run: Run) -> dict[str, float]:
+    """What the large stages of a run take, by their titles and in their order: images, of matching steps and trainings.
+
+    Images of experts and of the table are trained on alike; what an image takes while matching is known by measuring.
+    """
+    config, classes = run.config, run.classes
+    count = int(run.real.counts["train"].sum())
+    _, steps = _evaluation(config, classes, count, 1.0)
+    distilling = {f"distil {run.of(stage)}": 1.0 * _images_of(config, classes, stage) for stage in _stages(config)}
+    return {
+        "experts": float(config.experts.count * steps_for(count, config.experts) * config.experts.batch),
+        **distilling,
+        "evaluate": steps * config.evaluate.batch,
+    }
+
+
+def _stages(config: RunConfig) -> range:
+    """The segments, and the polish where there is one."""
+    segments = config.synthetic.segments
+    return range(segments + (config.rounds_of(segments) > 0))
+
+
+def _images_of(config: RunConfig, classes: int, stage: int) -> int:
+    """Images of all matching steps of a segment, or of the polish."""
+    rounds, synthetic, matcher = config.rounds_of(stage), config.synthetic, config.matcher
+    if config.is_trajectory:
+        steps = rounds * config.trajectory.lanes * config.trajectory.steps
+        return steps * min(config.trajectory.batch, classes * synthetic.ipc)
+    tiles, most = synthetic.factor**2, max(1, matcher.batch_syn // synthetic.factor**2)
+    a_step = matcher.batch_real + min(most, config.size_of(stage)) * tiles
+    return rounds * matcher.networks * matcher.steps * classes * a_step
+
+
 class Work(NamedTuple):
     """What distilling a set takes, whatever the machine.
 
@@ -90,18 +123,13 @@ class Work(NamedTuple):
 
 def work_of(config: RunConfig, classes: int) -> Work:
     """The work of all segments of a configuration, and of the polish."""
-    synthetic, matcher = config.synthetic, config.matcher
-    rounds = {stage: config.rounds_of(stage) for stage in range(synthetic.segments + 1)}
+    matcher = config.matcher
+    stages = range(config.synthetic.segments + 1)
+    rounds = sum(config.rounds_of(stage) for stage in stages)
+    images = sum(_images_of(config, classes, stage) for stage in stages)
     if config.is_trajectory:
-        steps = sum(rounds.values()) * config.trajectory.lanes * config.trajectory.steps
-        return Work(steps, steps * min(config.trajectory.batch, classes * synthetic.ipc))
-    tiles, most = synthetic.factor**2, max(1, matcher.batch_syn // synthetic.factor**2)
-    a_round = matcher.networks * matcher.steps * classes
-    images = sum(
-        count * a_round * (matcher.batch_real + min(most, config.size_of(stage)) * tiles)
-        for stage, count in rounds.items()
-    )
-    return Work(sum(rounds.values()) * a_round, images)
+        return Work(rounds * config.trajectory.lanes * config.trajectory.steps, images)
+    return Work(rounds * matcher.networks * matcher.steps * classes, images)
 
 
 def _parallel(config: RunConfig, classes: int) -> int:

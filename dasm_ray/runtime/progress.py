@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from rich.console import Console, Group, RenderableType
@@ -51,6 +51,16 @@ class _Stage:
     def count(self) -> str:
         return f"{self.done}/{self.total}"
 
+    @property
+    def share(self) -> float:
+        """What is done of it, from 0 to 1."""
+        return min(1.0, self.done / max(self.total, 1))
+
+    @property
+    def fresh(self) -> float:
+        """The share that was done since it began: what was done before a resume took no time now."""
+        return max(0, self.done - self.before) / max(self.total, 1)
+
     def rate(self, now: float) -> float:
         """Samples a second so far; 0 while unknown."""
         return self.samples / (now - self.start) if now > self.start else 0.0
@@ -69,6 +79,52 @@ class _Stage:
     def numbers(self) -> str:
         """The latest metrics."""
         return "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+
+
+LIKE = {"evaluate": "experts"}
+"""Stages whose work is of the kind of another's, by which they are timed until they have begun."""
+
+
+@dataclass
+class _Ahead:
+    """The work of a whole run: of each large stage, by its title and in their order, so much in units of its kind.
+
+    Stages of one name are of one kind, and so are those that are ``LIKE`` one another. Small stages are left out.
+    """
+
+    work: Mapping[str, float]
+    spent: dict[str, float] = field(default_factory=dict)  # seconds by kind
+    made: dict[str, float] = field(default_factory=dict)  # work by kind in these seconds
+    over: int = 0  # stages of these that are over, or were passed over
+
+    def end(self, stage: _Stage, now: float) -> None:
+        """Takes a stage into account that is over."""
+        name, made = stage.name, stage.fresh * self.work.get(stage.title, 0.0)
+        if stage.title in self.work:
+            self.over = list(self.work).index(stage.title) + 1
+        if made:
+            self.spent[name] = self.spent.get(name, 0.0) + now - stage.start
+            self.made[name] = self.made.get(name, 0.0) + made
+
+    def left(self, stage: _Stage, now: float) -> float | None:
+        """Seconds to the end of the run at the speeds so far; None while one of them is unknown."""
+        titles, seconds = list(self.work), 0.0
+        for title in titles[titles.index(stage.title) if stage.title in titles else self.over :]:
+            share = 1 - stage.share if title == stage.title else 1.0
+            pace = self._pace(title.partition(" ")[0], stage, now)
+            if share and pace is None:
+                return None
+            seconds += share * self.work[title] * (pace or 0.0)
+        return seconds
+
+    def _pace(self, name: str, stage: _Stage, now: float) -> float | None:
+        """Seconds a unit of a kind; None while unknown."""
+        spent, made = self.spent.get(name, 0.0), self.made.get(name, 0.0)
+        if stage.name == name:
+            spent, made = spent + now - stage.start, made + stage.fresh * self.work.get(stage.title, 0.0)
+        if made:
+            return spent / made
+        return self._pace(LIKE[name], stage, now) if name in LIKE else None
 
 
 class Progress:
@@ -93,6 +149,7 @@ class Progress:
         self._workers = self._lost = 0
         self._said = 0.0
         self._began, self._expected, self._ended = clock(), 0, 0
+        self._ahead = _Ahead({})
         self._bars: _Bars | None = None
         if _can_draw(self._console) if live is None else live:
             self._bars = _Bars(self._console, clock, self._picture)
@@ -108,10 +165,15 @@ class Progress:
         """Someone else who gets each fact from now on."""
         self._listeners.append(events)
 
-    def expect(self, stages: int) -> None:
-        """So many stages are to come, which the overall bar counts."""
+    def expect(self, stages: int, work: Mapping[str, float] | None = None) -> None:
+        """So many stages are to come, which the overall bar counts.
+
+        ``work``: what the large ones among them take, by title and in their order, from which the time left of the
+        whole run follows: in any unit, the same for stages of one name and for those that are LIKE one another.
+        """
         self._end_stage()
         self._began, self._expected, self._ended = self._clock(), stages, 0
+        self._ahead = _Ahead(work or {})
 
     def stage(self, name: str, total: int, detail: str = "", *, done: int = 0) -> None:
         """Begins a stage of ``total`` tasks, of which ``done`` are done already; ends the one before."""
@@ -182,6 +244,7 @@ class Progress:
             return
         self._ended += 1
         now = self._clock()
+        self._ahead.end(stage, now)
         self._tell(kind="stage_end", stage=stage.name, detail=stage.detail, done=stage.done, seconds=now - stage.start)
         took = clock_text(now - stage.start)
         self._print(", ".join(part for part in (f"{stage.title}: {stage.count} in {took}", stage.speed(now)) if part))
@@ -193,7 +256,11 @@ class Progress:
             return
         now = self._said = self._clock()
         left = stage.left(now)
-        parts = (f"{stage.title}: {stage.count}", self._crew(), stage.speed(now), f"{left} left" if left else "")
+        of_run = self._left_of_run(stage, now)
+        parts = (
+            *(f"{stage.title}: {stage.count}", self._crew(), stage.speed(now), f"{left} left" if left else ""),
+            f"{of_run} of the run" if of_run else "",
+        )
         self._print(", ".join(part for part in (*parts, stage.numbers()) if part))
 
     def _print(self, text: str) -> None:
@@ -219,9 +286,15 @@ class Progress:
     def _overall(self, bars: _Bars, stage: _Stage, now: float) -> RichTask:
         """The bar of the whole: stages that are done, and what is done of this one."""
         number, expected = min(self._ended + 1, self._expected), self._expected
-        done = min(self._ended + stage.done / max(stage.total, 1), expected)
-        count = f"stage {number} of {expected}"
-        return bars.row("all", done, expected, count, "", "", clock_text(now - self._began))
+        done = min(self._ended + stage.share, expected)
+        count, left = f"stage {number} of {expected}", self._left_of_run(stage, now)
+        took = clock_text(now - self._began)
+        return bars.row("all", done, expected, count, "", *((took, f"{left} left") if left else ("", took)))
+
+    def _left_of_run(self, stage: _Stage, now: float) -> str:
+        """Time to the end of the whole run at the speeds so far; empty while unknown."""
+        left = self._ahead.left(stage, now) if self._ahead.work else None
+        return "" if left is None else clock_text(left)
 
 
 class _Bars(RichProgress):

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from local_pool import WALKS, local_run, small
 
-from dasm_ray.method.estimate import Stage, estimate, work_of
+from dasm_ray.method.dasm import distil
+from dasm_ray.method.estimate import Stage, estimate, work_ahead, work_of
+from dasm_ray.method.experts import train_experts
 from dasm_ray.runtime.decoding import RealRefs
 
 
@@ -54,3 +56,19 @@ def test_work_is_counted_step_by_step() -> None:
     assert work_of(config, 10) == (steps, images)
     walks = small(**WALKS)
     assert work_of(walks, 10) == (2 * 2 * 2 * 3, 2 * 2 * 2 * 3 * 10)
+
+
+def test_the_work_ahead_is_told_by_the_titles_of_the_stages(digits: RealRefs, tmp_path: Path) -> None:
+    """Under another title a stage would not be timed."""
+    config = small(matcher={"polish": 0.5, "rounds": 2, "networks": 1, "scale_lr": False, "snapshots": [[0, 3]]})
+    run = local_run(config, tmp_path, digits)
+    told: list[dict[str, Any]] = []
+    run.progress.listen(lambda **event: told.append(event))
+    distil(run, train_experts(run))
+    ahead = work_ahead(run)
+    titles = [f"{event['stage']} {event['detail']}".strip() for event in told if event["kind"] == "stage"]
+    assert [title for title in titles if title in ahead] == list(ahead)[:-1]
+    assert list(ahead) == ["experts", "distil segment 1 of 2", "distil segment 2 of 2", "distil polish", "evaluate"]
+    assert sum(images for title, images in ahead.items() if "distil" in title) == work_of(config, 10).images
+    training = int(digits.counts["train"].sum())
+    assert ahead["experts"] == 2 * (3 * training // 128) * 128

@@ -140,6 +140,47 @@ def test_the_overall_bar_counts_stages_and_what_is_done_of_this_one(clock: Clock
     assert max(len(overall), len(line)) <= 80
 
 
+def test_the_overall_bar_says_how_long_the_run_takes_still(clock: Clock) -> None:
+    """From the speeds so far, kind by kind; while the speed of one is unknown nothing is said."""
+    progress, console = live(clock)
+    work = {"experts": 100.0, "distil segment 1 of 2": 40.0, "distil segment 2 of 2": 60.0, "evaluate": 300.0}
+    with progress:
+        progress.expect(6, work)
+        progress.stage("experts", 2)
+        clock.now += 50
+        progress.advance(1)
+        assert "left" not in picture(progress, console)[0], "how long matching takes is not known yet"
+        clock.now += 50
+        progress.advance(1)  # 1 s a unit
+        progress.stage("scores", 1)
+        clock.now += 10
+        progress.stage("distil", 4, "segment 1 of 2")
+        assert "left" not in picture(progress, console)[0]
+        clock.now += 20
+        progress.advance(1)  # 2 s a unit: 30 + 60 of them are left, and 300 of evaluation, as experts 1 s each
+        overall = picture(progress, console)[0]
+        assert overall.split()[-7:] == ["stage", "3", "of", "6", "2:10", "8:00", "left"]
+        progress.advance(3)
+        progress.stage("probes", 1, "segment 2 of 2")
+        clock.now += 1000  # a small stage; 4 distilled in 20 s: 0.5 s a unit, 40 units of the first segment are done
+        assert picture(progress, console)[0].split()[-2:] == ["5:30", "left"]
+        progress.stage("evaluate", 10)
+        clock.now += 30
+        progress.advance(5)  # its own speed counts at once: 30 s for 150
+        assert picture(progress, console)[0].split()[-2:] == ["0:30", "left"]
+        assert max(map(len, picture(progress, console))) <= 80
+
+
+def test_a_log_says_how_long_the_run_takes_still(clock: Clock) -> None:
+    progress, file = plain(clock)
+    with progress:
+        progress.expect(2, {"experts": 10.0, "evaluate": 30.0})
+        progress.stage("experts", 10, done=5)  # a resume: what was there took no time
+        clock.now += 15
+        progress.advance(1)
+    assert file.getvalue().splitlines()[1] == "experts: 6/10, 1:00 left, 8:30 of the run"
+
+
 def test_more_stages_than_were_expected_do_no_harm(clock: Clock) -> None:
     progress, console = live(clock)
     with progress:
