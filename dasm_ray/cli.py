@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.errors import ConfigError, DasmError
@@ -37,9 +38,21 @@ WORKERS = click.option("--workers", metavar="N", type=int, help="Most workers. T
 ADDRESS = click.option("--address", metavar="HOST:PORT", help="A running Ray cluster. [default: RAY_ADDRESS or local]")
 
 
+def named(kind: Kind) -> Callable[..., list[CompletionItem]]:
+    """What a shell completes: names of shipped files, else paths."""
+
+    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from dasm_ray.config.recipes import shipped
+
+        names = [CompletionItem(name) for name in shipped(kind) if name.startswith(incomplete)]
+        return names or [CompletionItem(incomplete, type="file")]
+
+    return complete
+
+
 def recipe(command: Callable[..., None]) -> Callable[..., None]:
     """The options of every command that takes a config."""
-    for option in (ADDRESS, WORKERS, SET, RUN, click.argument("config")):
+    for option in (ADDRESS, WORKERS, SET, RUN, click.argument("config", shell_complete=named("recipe"))):
         command = option(command)
     return command
 
@@ -147,7 +160,7 @@ def init(path: str, target: str | None) -> None:
 
 
 @main.command(epilog=example("data digits --png sheet.png"))
-@click.argument("config")
+@click.argument("config", shell_complete=named("recipe"))
 @SET
 @click.option("--png", metavar="FILE", help="Also draw the first images of each class, a row per class.")
 def data(config: str, overrides: tuple[str, ...], png: str | None) -> None:
@@ -206,7 +219,7 @@ def experts(config: str, run: str | None, overrides: tuple[str, ...], workers: i
 
 
 @main.command(epilog=example("estimate digits --set synthetic.ipc=10"))
-@click.argument("config")
+@click.argument("config", shell_complete=named("recipe"))
 @SET
 @WORKERS
 @ADDRESS
@@ -275,7 +288,7 @@ def select(
 
 
 @main.command(epilog=example("compare mnist_dm mnist_dsa --ipc 1,10 --run runs/mnist"))
-@click.argument("configs", metavar="CONFIG...", nargs=-1, required=True)
+@click.argument("configs", shell_complete=named("recipe"), metavar="CONFIG...", nargs=-1, required=True)
 @click.option("--ipc", "ipcs", metavar="N,N", help="Images per class. [default: the first config's]")
 @click.option("--select", "selections", metavar="A,B", default="random,herding,k_center", show_default=True)
 @click.option("--labels", metavar="A,B", default="hard", show_default=True, help="hard, soft: those of the experts.")
@@ -326,7 +339,7 @@ def compare(
 
 
 @main.command(epilog=example("sweep digits --set seed=1"))
-@click.argument("sweeps", metavar="SWEEP...", nargs=-1, required=True)
+@click.argument("sweeps", shell_complete=named("sweep"), metavar="SWEEP...", nargs=-1, required=True)
 @click.option("--run", metavar="DIR", help="Folder of the sweep. [default: runs/NAME of the file]")
 @SET
 @click.option("--workers", metavar="N", type=int, help="Workers of one trial. [default: the file's]")
@@ -367,7 +380,7 @@ def sweep(
 
 
 @main.command(epilog=example("study digits --workers 2"))
-@click.argument("studies", metavar="STUDY...", nargs=-1, required=True)
+@click.argument("studies", shell_complete=named("study"), metavar="STUDY...", nargs=-1, required=True)
 @click.option("--run", metavar="DIR", help="Folder of the study. [default: runs/NAME of the file]")
 @SET
 @WORKERS

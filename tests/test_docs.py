@@ -22,8 +22,10 @@ from PIL import Image
 from dasm_ray.cli import main
 from dasm_ray.config import keys, matchers
 from dasm_ray.config.keys import Data
-from dasm_ray.config.parsing import field_of
+from dasm_ray.config.parsing import field_of, load_config
 from dasm_ray.config.recipes import Kind, shipped
+from dasm_ray.config.space import load_sweep
+from dasm_ray.config.study import load_study
 from dasm_ray.core import window
 from dasm_ray.core.networks import zoo
 from dasm_ray.method.dasm import distil
@@ -132,6 +134,18 @@ def test_the_examples_of_extending_do_what_they_say(beside_a_run: Path, digits: 
     assert (done.exit_code, done.stdout.split()) == (0, list("0123456789"))
 
 
+@pytest.mark.parametrize("page", [page for page in READ if blocks_of(page, "yaml")], ids=name_of)
+def test_a_recipe_sweep_or_study_of_a_page_is_accepted(page: Path, tmp_path: Path) -> None:
+    """Kubernetes' own files are not ours to read."""
+    for number, block in enumerate(blocks_of(page, "yaml")):
+        if "apiVersion:" in block:
+            continue
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(block)
+        load = load_sweep if "\nspace:" in block else load_study if "\narms:" in block else load_config
+        assert load(file)
+
+
 # --- command lines -----------------------------------------------------------------------------------------------
 
 ARGUMENTS: dict[str, Kind] = {"config": "recipe", "configs": "recipe", "sweeps": "sweep", "studies": "study"}
@@ -200,6 +214,23 @@ def test_every_command_line_of_a_page_is_one(page: Path) -> None:
 )
 def test_a_wrong_line_is_seen(line: str) -> None:
     assert faults_of(line)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("dasm-ray dist", ["plain,distill"]),
+        ("dasm-ray distill dig", ["plain,digits"]),
+        ("dasm-ray study mnist", ["plain,mnist_confirm", "plain,mnist_screen"]),
+        ("dasm-ray distill ./di", ["file,./di"]),
+        ("dasm-ray inspect --p", ["plain,--png"]),
+    ],
+)
+def test_a_shell_is_told_how_a_line_goes_on(words: str, found: list[str]) -> None:
+    """As docs/commands.md says: by a variable in the environment, which click reads."""
+    environment = {"_DASM_RAY_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    done = CliRunner().invoke(main, [], prog_name="dasm-ray", env=environment)
+    assert (done.exit_code, done.stdout.split()) == (0, found)
 
 
 @pytest.mark.parametrize("name", [None, *main.commands])
