@@ -90,6 +90,7 @@ def _follow(place: Place, page: _Page, seen: Plain, until_done: bool, say: Say) 
                 said = str(error)
                 say(f"the page cannot be drawn now, and the last one stays: {said}")
         drawn_at = time.monotonic()
+    time.sleep(REDRAW_SECONDS)  # a browser that asks again gets the last page, not a closed port
 
 
 def _drawn(place: Place) -> str:
