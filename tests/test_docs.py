@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from local_pool import local_run, small
 from PIL import Image
 
+import dasm_ray
 from dasm_ray.cli import main
 from dasm_ray.config import keys, matchers
 from dasm_ray.config.keys import Data
@@ -45,8 +46,24 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-def blocks_of(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+NOT_RUN = "<!-- not run: "
+"""Stands, with a reason, before a block that takes long or needs what is not here; it is only looked at."""
+
+
+def blocks_of(page: Path, language: str, *, is_run: bool = True) -> list[str]:
+    return blocks_in(page.read_text("utf-8"), language, is_run=is_run)
+
+
+def blocks_in(text: str, language: str, *, is_run: bool = True) -> list[str]:
+    found = re.finditer(rf"(?P<before>^[^\n]*\n)?^```{language}\n(?P<code>.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [each["code"] for each in found if (each["before"] or "").startswith(NOT_RUN) != is_run]
+
+
+def test_blocks_are_found_and_those_told_apart_that_are_not_run() -> None:
+    text = f"```python\na\n```\n\n{NOT_RUN}an hour -->\n```python\nb\n```\n```sh\nc\n```\nwords\n```python\nd\n```\n"
+    assert blocks_in(text, "python") == ["a\n", "d\n"]
+    assert blocks_in(text, "python", is_run=False) == ["b\n"]
+    assert blocks_in(text, "sh") == ["c\n"]
 
 
 # --- code --------------------------------------------------------------------------------------------------------
@@ -102,6 +119,15 @@ def run_blocks(page: Path) -> dict[str, Any]:
 @pytest.mark.usefixtures("tables", "beside_a_run")
 def test_the_code_of_a_page_runs(page: Path) -> None:
     assert run_blocks(page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_code_that_is_not_run_could_be(page: Path) -> None:
+    """It is Python, and what it takes from the package is there."""
+    for block in blocks_of(page, "python", is_run=False):
+        compile(block, name_of(page), "exec")
+        named = set(re.findall(r"dasm_ray\.(\w+)", block))
+        assert [name for name in named if not hasattr(dasm_ray, name)] == []
 
 
 @pytest.mark.usefixtures("tables")
