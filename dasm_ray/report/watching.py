@@ -66,11 +66,13 @@ def watch(path: str, *, port: int = 8000, until_done: bool = False, say: Say = l
     if until_done and runs_in(place) != [place]:
         raise ConfigError(f"--until-done: {place} holds several runs, whose number may grow; watch one of them")
     page = _Page()
-    seen = _stamp(place)
-    page.put(_drawn(place), is_last=_is_done(place))
-    with _serving(page, port) as address:
-        say(f"watching {place} at {address}; Ctrl-C ends it, and not the run")
-        _follow(place, page, seen, until_done, say)
+    with _listening(page, port) as server:  # first, since a port in use is known at once
+        seen = _stamp(place)
+        page.put(_drawn(place), is_last=_is_done(place))
+        with _answering(server):
+            address = f"http://{LOOPBACK}:{server.server_address[1]}/"
+            say(f"watching {place} at {address}; Ctrl-C ends it, and not the run")
+            _follow(place, page, seen, until_done, say)
 
 
 def _follow(place: Place, page: _Page, seen: Plain, until_done: bool, say: Say) -> None:
@@ -122,8 +124,8 @@ def _of_log(run: Place) -> Plain:
 
 
 @contextmanager
-def _serving(page: _Page, port: int) -> Iterator[str]:
-    """A server of the page in a thread of its own, and its address."""
+def _listening(page: _Page, port: int) -> Iterator[ThreadingHTTPServer]:
+    """A server of the page that has its port."""
     try:
         server = ThreadingHTTPServer((LOOPBACK, port), _handler(page))
     except OverflowError:
@@ -133,14 +135,20 @@ def _serving(page: _Page, port: int) -> Iterator[str]:
         why = "something else listens there" if busy else str(error.strerror)
         raise ConfigError(f"--port {port}: {why}; give another one, or 0 for any that is free") from None
     server.daemon_threads = True
+    with server:
+        yield server
+
+
+@contextmanager
+def _answering(server: ThreadingHTTPServer) -> Iterator[None]:
+    """Answers in a thread of its own meanwhile."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
     thread.start()
     try:
-        yield f"http://{LOOPBACK}:{server.server_address[1]}/"
+        yield
     finally:
         server.shutdown()
         thread.join()
-        server.server_close()
 
 
 def _handler(page: _Page) -> type[BaseHTTPRequestHandler]:

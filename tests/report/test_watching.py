@@ -75,12 +75,22 @@ def watched(unfinished: Path, tmp_path: Path) -> Iterator[Watched]:
         found.thread.join(LIMIT)
 
 
-def test_the_page_is_drawn_anew_until_the_run_is_done(watched: Watched, unfinished: Path, tmp_path: Path) -> None:
+def test_the_page_is_drawn_anew_until_the_run_is_done(
+    watched: Watched, unfinished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One watch from beginning to end, since each drawing takes a second or more."""
     answer = watched.get()
     assert (answer.status, answer.headers["Refresh"], answer.headers["Cache-Control"]) == (200, "0", "no-store")
-    assert "Not finished: " in watched.text
-    with (unfinished / "events.jsonl").open("a") as log:
-        log.write('{"time": 1.0, "kind": "stage", "stage": "a new stage", "detail": "", "total": 7, "done": 3}\n')
+    assert "Not finished: page" in watched.text
+    only_this_machine_and_only_the_page(watched)
+
+    with monkeypatch.context() as patch:  # a moment at which the files cannot be read: the last page stays
+        patch.setattr(watching, "webpage", refusing)
+        log(unfinished, '{"time": 1.0, "kind": "stage", "stage": "a new stage", "detail": "", "total": 7, "done": 3}')
+        wait_until(lambda: len(watched.said) > 1)
+        assert watched.said[1] == "the page cannot be drawn now, and the last one stays: half of it is there"
+        assert watched.get().status == 200
+        assert "Not finished: page" in watched.text
 
     def is_told() -> bool:
         watched.get()
@@ -94,7 +104,16 @@ def test_the_page_is_drawn_anew_until_the_run_is_done(watched: Watched, unfinish
         watched.get()
 
 
-def test_only_this_machine_and_only_the_page(watched: Watched, unfinished: Path) -> None:
+def refusing(*_: object, **__: object) -> str:
+    raise RunDirError("half of it is there")
+
+
+def log(run: Path, line: str) -> None:
+    with (run / "events.jsonl").open("a") as file:
+        file.write(f"{line}\n")
+
+
+def only_this_machine_and_only_the_page(watched: Watched) -> None:
     assert watched.get("/index.html?again", host="localhost").status == 200
     assert watched.get(method="HEAD").status == 200
     assert watched.text == ""
@@ -103,29 +122,6 @@ def test_only_this_machine_and_only_the_page(watched: Watched, unfinished: Path)
     for path in ("/config.yaml", "/../run/config.yaml", "//etc/passwd"):
         assert watched.get(path).status == 404
     assert watched.get(method="POST").status == 501
-    assert not (unfinished / "report" / "index.html.tmp").exists()
-
-
-def test_a_page_that_cannot_be_drawn_leaves_the_last_one(
-    watched: Watched, unfinished: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refusing(*_: object, **__: object) -> str:
-        raise RunDirError("half of it is there")
-
-    monkeypatch.setattr(watching, "webpage", refusing)
-    with (unfinished / "events.jsonl").open("a") as log:
-        log.write("\n")
-    wait_until(lambda: len(watched.said) > 1)
-    assert watched.said[1] == "the page cannot be drawn now, and the last one stays: half of it is there"
-    assert watched.get().status == 200
-    assert "Not finished: " in watched.text
-    monkeypatch.undo()
-
-
-def test_a_finished_run_is_shown_once(run_folder: Path) -> None:
-    said: list[str] = []
-    watch(str(run_folder), port=0, until_done=True, say=said.append)
-    assert said[0].startswith(f"watching {run_folder} at http://127.0.0.1:")
 
 
 def test_what_cannot_be_watched(run_folder: Path, tmp_path: Path) -> None:
