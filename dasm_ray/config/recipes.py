@@ -7,6 +7,7 @@ lines of a Header, and a figure in it was measured, or the line says that it was
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import textwrap
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ FOLDERS: dict[Kind, str] = {"recipe": "", "sweep": "sweeps", "study": "studies"}
 COMMANDS: dict[Kind, str] = {"recipe": "distill", "sweep": "sweep", "study": "study"}
 """The command that takes a file of a kind; a recipe serves others too."""
 
-NAME = re.compile(r"\w[\w-]*")
+NAME = re.compile(r"\w[\w-]{0,199}")
 """What may name a recipe: no path, no suffix."""
 
 NOT_MEASURED = "not measured"
@@ -62,18 +63,18 @@ def shipped(kind: Kind) -> dict[str, Path]:
     return dict(sorted(files.items(), key=lambda file: _numbers_as_such(file[0])))
 
 
-def located(given: str | Path, kind: Kind, beside: Path = Path()) -> Path:
+def located(given: str | Path, kind: Kind, beside: Path | None = None) -> str | Path:
     """The file that is meant: a path, relative to ``beside``, or the name of a shipped file.
 
     Raises ConfigError, one sentence, for a name that is a file and a recipe, and for one that is neither. Whether a
-    path leads to a file is for the reader to say.
+    path leads to a file is for the reader to say; it is given back as it is, since a URI is no path.
     """
-    path = beside / given
+    path = Path(given) if beside is None else beside / given
     if not is_name(given):
-        _check_suffixed(path, kind)
-        return path
+        _check_suffixed(given, path, kind)
+        return given if beside is None else path
     name, files = str(given), shipped(kind)
-    if path.is_file():
+    if os.path.isfile(path):
         if name in files:
             raise ConfigError(
                 f"{name}: is a file there and a {kind} that comes with dasm-ray; write ./{name} for the file, or "
@@ -92,7 +93,7 @@ def is_name(given: str | Path) -> bool:
 
 def is_shipped(given: str, kind: Kind) -> bool:
     """Whether the name of a shipped file is meant, and no file here."""
-    return is_name(given) and not Path(given).is_file() and given in shipped(kind)
+    return is_name(given) and not os.path.isfile(given) and given in shipped(kind)
 
 
 def text_of(name: str, kind: Kind) -> str:
@@ -103,12 +104,12 @@ def text_of(name: str, kind: Kind) -> str:
     return files[name].read_text(encoding="utf-8")
 
 
-def _check_suffixed(path: Path, kind: Kind) -> None:
+def _check_suffixed(given: str | Path, path: Path, kind: Kind) -> None:
     """Of a file that is not there, as `configs/digits.yaml` without a checkout, the recipe of that name is told."""
-    if path.suffix == ".yaml" and not path.exists() and path.stem in shipped(kind):
+    if path.suffix == ".yaml" and path.stem in shipped(kind) and not os.path.exists(path):
         raise ConfigError(
-            f"{escaped(masked(str(path)))}: there is no such file; the {kind} that comes with dasm-ray is given by its "
-            f"name alone, {path.stem}"
+            f"{escaped(masked(str(given)))}: there is no such file; the {kind} that comes with dasm-ray is given by "
+            f"its name alone, {path.stem}"
         )
 
 

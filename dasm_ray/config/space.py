@@ -153,7 +153,7 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), workers: int | N
     overrides, name = list(overrides), name_of(path)
     path = located(path, "sweep")
     file = _parsed(path, {"workers": workers} if workers is not None else {})
-    tree = plain_yaml.read_file(located(file.recipe, "recipe", path.parent))
+    tree = plain_yaml.read_file(located(file.recipe, "recipe", Path(path).parent))
     for key, value in file.set.items():
         set_key(tree, key, value, f"{name}: set.{escaped(key)}")
     changed = [*file.set, *(override.partition("=")[0].strip() for override in overrides)]

@@ -176,7 +176,7 @@ def load_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
     problems = list(_misplaced(file, arms, generated, given))
     if problems:
         raise ConfigError(*(f"{name}: {problem}" for problem in problems))
-    tree = plain_yaml.read_file(located(file.recipe, "recipe", path.parent))
+    tree = plain_yaml.read_file(located(file.recipe, "recipe", Path(path).parent))
     _change(tree, file.set, f"{name}: set")
     apply_overrides(tree, overrides)
     ipcs = file.ipc or (parse_config(tree).synthetic.ipc,)

@@ -18,9 +18,9 @@ ALL = [(kind, name, path) for kind in FOLDERS for name, path in shipped(kind).it
 IDS = [f"{kind}-{name}" for kind, name, _ in ALL]
 
 
-def refused(given: str, kind: Kind, beside: Path = Path()) -> str:
+def refused(given: str, kind: Kind) -> str:
     with pytest.raises(ConfigError) as caught:
-        located(given, kind, beside)
+        located(given, kind)
     (problem,) = caught.value.problems
     return problem
 
@@ -49,8 +49,18 @@ def test_a_name_is_a_shipped_file_of_its_kind() -> None:
 
 def test_a_path_is_a_path(here: Path) -> None:
     for given in ("mine.yaml", "./digits", "mine/digits", Path("digits"), "s3://bucket/digits"):
-        assert located(given, "recipe") == Path(given)
+        assert located(given, "recipe") == given, "as it is, since a URI is no path"
     assert located("mine.yaml", "recipe", here / "deep") == here / "deep" / "mine.yaml"
+
+
+def test_a_place_that_cannot_be_read_shows_no_secret() -> None:
+    for load in (load_config, load_sweep, load_study):
+        with pytest.raises(ConfigError) as caught:
+            load("s3://user:hidden@bucket/none.yaml")
+        assert "hidden" not in str(caught.value)
+    for odd in ("x" * 5000, "x" * 5000 + "/digits.yaml", "a\0b", "\0/digits.yaml"):
+        with pytest.raises(ConfigError):
+            load_config(odd)
 
 
 def test_a_file_without_a_suffix_is_a_file(here: Path) -> None:
@@ -93,6 +103,9 @@ def test_a_name_that_there_is_not_has_near_ones_told() -> None:
 def test_the_path_of_a_checkout_that_is_not_there_leads_to_the_name() -> None:
     assert "given by its name alone, digits" in refused("configs/digits.yaml", "recipe")
     assert "given by its name alone, cifar10" in refused("configs/sweeps/cifar10.yaml", "sweep")
+    assert refused("s3://user:hidden@bucket/digits.yaml", "recipe").startswith(
+        "s3://***@bucket/digits.yaml: there is no"
+    )
 
 
 def test_in_a_wheel_they_lie_in_the_package(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
