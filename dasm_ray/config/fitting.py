@@ -157,7 +157,8 @@ def write_new(file: str, text: str) -> None:
     except FileExistsError:
         raise ConfigError(f"{escaped(masked(file))}: is there already; name another file by --to") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{escaped(masked(file))}: cannot be written ({escaped(error)})") from None
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{escaped(masked(file))}: cannot be written ({escaped(why)})") from None
 
 
 def next_steps(file: str) -> list[str]:
