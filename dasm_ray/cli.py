@@ -451,6 +451,36 @@ def rank(
 
 
 @main.command()
+@click.argument("path")
+@click.option("--networks", type=int, default=8, show_default=True, metavar="N", help="Networks on random images.")
+@SET
+@WORKERS
+@ADDRESS
+def audit(path: str, networks: int, overrides: tuple[str, ...], workers: int | None, address: str | None) -> None:
+    """Say how much a synthetic set tells of its real images.
+
+    PATH: a run directory or an artifact. Distances of its images to the nearest real ones, and attacks that ask who
+    took part, beside as many random images and all of them. RUN/report keeps it, and `report` shows it.
+    `docs/audit.md` says what it proves and what not. Example: dasm-ray audit runs/digits
+    """
+    with _reporting_errors():
+        _check_address(address)
+        _say_starting(f"auditing {path}")
+        changes = _with_options(overrides, workers, address)
+        _checking().check_set(path, changes)
+        from rich.console import Console
+
+        from dasm_ray import pipeline
+        from dasm_ray.report.audited import terminal, words
+
+        found = pipeline.audit(path, networks, changes)
+        for table in terminal(found):
+            Console().print(table)
+        for sentence in words(found):
+            click.echo(sentence)
+
+
+@main.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option("--to", "target", metavar="FILE", help="The page. [default: RUN/report/index.html of a single RUN]")
 def report(runs: tuple[str, ...], target: str | None) -> None:

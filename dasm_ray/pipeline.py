@@ -30,7 +30,7 @@ from dasm_ray.method.run import Run, begun, check_against_data, connected, opene
 from dasm_ray.method.scores import scores_before
 from dasm_ray.method.sets import distilled_set, flattened, images_of, selected_set, stored
 from dasm_ray.plain import Tree
-from dasm_ray.report import differences, standings
+from dasm_ray.report import audited, differences, standings
 from dasm_ray.report.differences import Tried
 from dasm_ray.report.page import draw_rows
 from dasm_ray.report.standings import Line
@@ -42,8 +42,9 @@ from dasm_ray.runtime.progress import Progress, clock_text
 from dasm_ray.runtime.session import Session
 from dasm_ray.runtime.worker import Worker
 from dasm_ray.store.artifact import digest, read_artifact, write_artifact
-from dasm_ray.store.checked import write_checked_json
+from dasm_ray.store.checked import read_checked_json, write_checked_json
 from dasm_ray.store.datasets.catalogue import first_pictures
+from dasm_ray.store.description import artifact_place
 from dasm_ray.store.findings import (
     STUDY_COLUMNS,
     claimed_comparison,
@@ -54,7 +55,8 @@ from dasm_ray.store.findings import (
     write_trainings,
 )
 from dasm_ray.store.place import Place
-from dasm_ray.store.rundir import RunDir
+from dasm_ray.store.rundir import RECORD, RunDir
+from dasm_ray.studies import audit as audits
 from dasm_ray.studies import incremental
 from dasm_ray.studies.cells import Accuracies, cells_place
 from dasm_ray.studies.comparison import Comparison
@@ -376,6 +378,34 @@ def rank(path: str, models: Sequence[Model], overrides: Iterable[str] = ()) -> t
             check_against_data(kept.run.config.model_copy(update={"model": model}), kept.run.real)
         found = try_networks(kept.run, kept.artifact, models, kept.cells)
     return found, {name: agreement(found, name, models) for name in ("distilled", "random")}
+
+
+def audit(path: str, networks: int = 8, overrides: Iterable[str] = ()) -> Tree:
+    """How much the set in ``path`` tells of its real images; `studies.audit` says how, `docs/audit.md` what it means.
+
+    ``networks``: how many are trained on random real images, two at least. Under changes of evaluate, runtime or
+    data.path. In a run directory it is written to RUN/report, as audit.json and audit.md where it is the first, and
+    networks that are on disk are not trained again.
+    """
+    if networks < 2:
+        raise ConfigError(f"--networks {networks}: each is held against the others; take two at least")
+    folder = artifact_place(Place(path))
+    with opened_again(path, list(overrides)) as kept:
+        segments = folder.parent / "segments" if folder.name == "synthetic" else None
+        found = audits.audit(kept.run, kept.artifact, networks, kept.cells, segments)
+        shown = digest_of(config_digest(kept.run.config), networks, digest(kept.artifact), kept.run.session.device)
+        if (folder.parent / RECORD).exists():
+            _keep_audit(folder.parent / "report", {**found, "settings": shown, "set": digest(kept.artifact)})
+    return found
+
+
+def _keep_audit(folder: Place, found: Tree) -> None:
+    """The audit on disk; one of other settings stands beside the first, under a digest of them."""
+    first = read_checked_json(folder / "audit.json")
+    is_first = first is None or first["settings"] == found["settings"]
+    stem = "audit" if is_first else f"audit_{found['settings']}"
+    (folder / f"{stem}.md").write_text(audited.markdown(found))
+    write_checked_json(folder / f"{stem}.json", found)
 
 
 def convnets(widths: Sequence[int], depths: Sequence[int], norms: Sequence[str]) -> list[Model]:

@@ -1,0 +1,173 @@
+"""What an audit found, as tables and words: for the terminal, for a file and for a page.
+
+What must stay true: a figure stands with its error, beside what guessing and what real images would get; and what the
+audit does not prove is said each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from dasm_ray.plain import Tree
+from dasm_ray.report.wording import grid, number
+
+ATTACKS = {
+    "loss": "by loss",
+    "calibrated": "calibrated",
+    "distance in pixels": "by pixels",
+    "distance in features": "by features",
+}
+"""The attacks, as a heading says them."""
+
+GROUPS = {"copied": "training images copied into it", "started from": "training images it started from"}
+
+AREAS = "Who took part: area under the ROC curve, 50 = guessing"
+DISTANCES = "How near: root mean square difference, median (least)"
+
+ONLY_THESE = (
+    "An area of 50 says that these attacks cannot tell who took part, not that none can: nobody trained sets on halves "
+    "of the data to attack this one, and a single image may be betrayed where the mean is not. It is no guarantee such "
+    "as differential privacy gives, and labels, class names and counts are told openly."
+)
+
+
+def area_text(attack: Tree | None) -> str:
+    """An area in % with its standard error."""
+    if attack is None:
+        return "–"
+    error = "" if attack["error"] is None else f" ± {100 * attack['error']:.1f}"
+    return f"{100 * attack['value']:.1f}{error}"
+
+
+def area_rows(found: Tree) -> list[list[str]]:
+    """A row for each set and group: who took part, the areas, what is caught, the networks' accuracies."""
+    rows = []
+    for name, of_set in found["sets"].items():
+        who = "all training images" if name != "random" else "the chosen images"
+        accuracy = of_set["accuracy"]
+        right = f"{100 * accuracy['training']:.1f} / {100 * accuracy['held_out']:.1f}"
+        rows.append([name, who, *_areas(of_set["attacks"]), right])
+        rows += [
+            [name, f"{number(of_set[group]['images'])} {words}", *_areas(of_set[group]["attacks"]), ""]
+            for group, words in GROUPS.items()
+            if group in of_set
+        ]
+    return rows
+
+
+def _areas(attacks: Tree) -> list[str]:
+    caught = (attacks["calibrated"] or {}).get("caught")
+    return [*(area_text(attacks.get(name)) for name in ATTACKS), "–" if caught is None else f"{100 * caught:.1f}"]
+
+
+AREA_HEADINGS = ("networks on", "who took part", *ATTACKS.values(), "caught at 1 %", "right: training / held-out")
+
+
+def distance_rows(found: Tree) -> list[list[str]]:
+    """A row for each set that has images, and one for what is usual between real images."""
+    rows = []
+    for name, of_set in found["sets"].items():
+        if "distances" not in of_set:
+            continue
+        pixels, features = of_set["distances"]["pixels"], of_set["distances"]["features"]
+        rows.append(
+            [
+                name,
+                number(of_set["images"]),
+                number(of_set["copies"]),
+                *(_levels(pixels[side]) for side in ("training", "held_out")),
+                *(_spread(features[side]) for side in ("training", "held_out")),
+                area_text(pixels["nearer_to_training"]),
+            ]
+        )
+    usual = found["usual"]
+    rows.append(["held-out images", "", "", _levels(usual["pixels"]), "", _spread(usual["features"]), "", ""])
+    return rows
+
+
+DISTANCE_HEADINGS = (
+    "images of",
+    "images",
+    "copies",
+    "pixels: training",
+    "pixels: held-out",
+    "features: training",
+    "features: held-out",
+    "nearer to training, %",
+)
+
+
+def _levels(spread: Tree) -> str:
+    """Levels 0..255: median and least."""
+    return f"{spread['median']:.1f} ({spread['least']:.1f})"
+
+
+def _spread(spread: Tree) -> str:
+    return f"{spread['median']:.3g} ({spread['least']:.3g})"
+
+
+def words(found: Tree) -> Iterator[str]:
+    """What it comes to, and what it does not prove: a sentence each."""
+    own, training, held_out = found["sets"]["distilled"], number(found["training"]), number(found["held_out"])
+    yield f"Held against {training} training images, and {held_out} held-out ones that nothing here was made from."
+    if own["copies"]:
+        yield f"{number(own['copies'])} of its {number(own['images'])} images are copies of training images."
+    else:
+        yield f"None of its {number(own['images'])} images is a copy of a training image."
+    clear = [ATTACKS[name] for name in ATTACKS if _is_clear(own["attacks"].get(name))]
+    told = f"The attack{'s' * (len(clear) > 1)} {' and '.join(clear)} tell{'s' * (len(clear) == 1)}" if clear else ""
+    better = "training images from held-out ones better than guessing"
+    yield f"{told} {better}, by more than two standard errors." if clear else f"No attack tells {better}."
+    for group, called in GROUPS.items():
+        clear = [name for name in ATTACKS if _is_clear(own.get(group, {}).get("attacks", {}).get(name))]
+        if clear:
+            yield f"Of {called}, {' and '.join(ATTACKS[name] for name in clear)}: they are told apart."
+    yield ONLY_THESE
+
+
+def _is_clear(attack: Tree | None) -> bool:
+    return attack is not None and attack["error"] is not None and attack["value"] - 0.5 > 2 * attack["error"]
+
+
+def terminal(found: Tree) -> list[Table]:
+    """Both tables for the terminal."""
+    return [
+        _table(AREAS, AREA_HEADINGS, area_rows(found)),
+        _table(DISTANCES, DISTANCE_HEADINGS, distance_rows(found)),
+    ]
+
+
+def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("networks on", "who took part") else "right")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def markdown(found: Tree) -> str:
+    """Tables and words as a file."""
+    parts = []
+    for title, headings, rows in (
+        (AREAS, AREA_HEADINGS, area_rows(found)),
+        (DISTANCES, DISTANCE_HEADINGS, distance_rows(found)),
+    ):
+        lines = [f"{title}\n", f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
+        parts.append("\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]))
+    return "\n\n".join([*parts, *words(found)]) + "\n"
+
+
+def section(found: Tree) -> Tree:
+    """Tables and words for a page."""
+    return {
+        "grids": [
+            grid(AREAS, AREA_HEADINGS, area_rows(found)),
+            grid(DISTANCES, DISTANCE_HEADINGS, distance_rows(found)),
+        ],
+        "says": list(words(found)),
+    }
