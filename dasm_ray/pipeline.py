@@ -132,9 +132,10 @@ def _distilled(run: Run) -> Result:
     sets = {"distilled": flattened(made.segments), "initial": flattened(made.starts)}
     rows = evaluate_rows(run, sets, run.config.synthetic.factor, experts, cells_place(run))
     result = _reported(run, rows, stamp, config_digest(run.config))
-    run.progress.stage("page", 1)
-    _draw_page(run.place, run.progress.note)
-    run.progress.advance()
+    if run.config.runtime.page:
+        run.progress.stage("page", 1)
+        _draw_page(run.place, run.progress.note)
+        run.progress.advance()
     return result
 
 
@@ -158,7 +159,7 @@ def _stages(config: RunConfig) -> int:
     of_method = [matcher.strata, *[matcher.bank_share > 0] * (segments - 1)]
     of_polish = [config.rounds_of(segments) > 0] * len(("probes", "bank", "distil"))
     of_set = of_segments * segments - without_probes + sum(of_method) + sum(of_polish)
-    return before_segments + of_set + len(read) + len(("evaluate", "page"))
+    return before_segments + of_set + len(read) + len(("evaluate", *["page"] * config.runtime.page))
 
 
 def experts(config: RunConfig, run: str | None = None) -> list[str]:
@@ -260,8 +261,9 @@ def compare(
             rows = Comparison(open_run, configs, plan).rows(stem)
         title = f"{configs[0].data.name}; {configs[0].evaluate.seeds} seeds"
         keep_table(place, stem, rows, title, tested, shown)
-        with Progress() as progress:
-            _draw_page(place, progress.note)
+        if configs[0].runtime.page:
+            with Progress() as progress:
+                _draw_page(place, progress.note)
         return Table(place, rows, title, tested)
 
 
@@ -314,7 +316,7 @@ def sweep(plan: Sweep, run: str | None = None, *, resume: bool = False) -> Swept
         config = trials.config_in(place, plan.trials[best.trial])
         everyone = config.model_copy(update={"runtime": config.runtime.model_copy(update={"workers": None})})
         swept = Swept(place, lines, title, distill(everyone, trial_place(place, best.trial)))
-        if not is_over:
+        if config.runtime.page and not is_over:
             with Progress() as progress:
                 _draw_page(place, progress.note)
         return swept
