@@ -30,7 +30,7 @@ from dasm_ray.method.run import Run, begun, check_against_data, connected, opene
 from dasm_ray.method.scores import scores_before
 from dasm_ray.method.sets import distilled_set, flattened, images_of, selected_set, stored
 from dasm_ray.plain import Tree
-from dasm_ray.report import audited, differences, standings
+from dasm_ray.report import audited, differences, notebook, standings
 from dasm_ray.report.differences import Tried
 from dasm_ray.report.page import draw_rows
 from dasm_ray.report.standings import Line
@@ -78,6 +78,11 @@ class Result:
     tested: int | None = None
     """Images of the test set; None where an older table does not say."""
 
+    def _repr_html_(self) -> str:
+        """The table and the images, as a notebook shows them."""
+        pictures = notebook.picture(read_artifact(artifact_place(self.place)))
+        return notebook.table(self.rows, self.title, self.tested) + pictures
+
 
 @dataclass(frozen=True)
 class Table:
@@ -87,6 +92,9 @@ class Table:
     rows: list[Row]
     title: str
     tested: int | None = None
+
+    def _repr_html_(self) -> str:
+        return notebook.table(self.rows, self.title, self.tested)
 
 
 @dataclass(frozen=True)
@@ -110,8 +118,12 @@ class Studied:
 # --- the commands ------------------------------------------------------------------------------------------------
 
 
-def distill(config: RunConfig, run: str | Place | None = None) -> Result:
+def distill(
+    config: RunConfig, run: str | Place | None = None, on_event: Callable[[Tree], None] | None = None
+) -> Result:
     """Distils the real set of ``config`` into RUN/synthetic and evaluates it. ``run``: a folder or URI, or runs/NAME.
+
+    ``on_event`` gets each fact that the log gets, as it happens; what it raises ends the run, which can go on.
 
     Raises a DasmError; an interrupted run goes on when it is called again.
     """
@@ -119,7 +131,7 @@ def distill(config: RunConfig, run: str | Place | None = None) -> Result:
         finished = _finished(record)
         if finished is not None:
             return finished
-        with begun(record) as open_run:
+        with begun(record, on_event=on_event) as open_run:
             return _distilled(open_run)
 
 

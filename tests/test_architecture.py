@@ -25,6 +25,7 @@ BASE = {"config", "errors", "plain"}
 MAY_IMPORT: dict[str, set[str]] = {
     # each part of the package, and the other parts that it may import: the arrows of the picture
     "__main__": {"cli"},
+    "api": {"pipeline", "report", "store", *BASE},
     "cli": {"pipeline", "synthetic", "runtime", "report", "store", "core", *BASE},
     "pipeline": {"studies", "method", "runtime", "report", "store", "core", *BASE},
     "studies": {"method", "runtime", "report", "store", "core", *BASE},
