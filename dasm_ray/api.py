@@ -117,19 +117,24 @@ def evaluate(
     path: Where,
     set: Changes = (),
     *,
+    network: str | None = None,
     seeds: int | None = None,
     workers: int | None = None,
     data_path: str | os.PathLike[str] | None = None,
 ) -> Result:
     """Trains networks on a set anew, and reads the test set once each. Only keys of evaluate, runtime and data.path
-    can be changed. ``seeds``: how many networks; ``data_path``: where the real images lie, for an artifact alone.
+    can be changed.
+
+    ``network``: ARCH or ARCH:NORM of `core.networks.zoo`, or one of your own, MODULE:FUNCTION with a function of
+    (shape (C, H, W), classes) that gives a torch.nn.Module of images to logits, or timm:NAME. ``seeds``: how many
+    trainings; ``data_path``: where the real images lie, for an artifact alone.
     """
     changes = {
         "evaluate.seeds": seeds,
         "runtime.workers": workers,
         "data.path": None if data_path is None else os.fspath(data_path),
     }
-    return pipeline.evaluate(_path(path), _as_texts(set, **changes))
+    return pipeline.evaluate(_path(path), _as_texts(set, **changes), network)
 
 
 def audit(path: Where, networks: int = 8, set: Changes = ()) -> Tree:

@@ -208,7 +208,12 @@ def select(
 @click.option("--ipc", "ipcs", metavar="N,N", help="Images per class. [default: the first config's]")
 @click.option("--select", "selections", metavar="A,B", default="random,herding,k_center", show_default=True)
 @click.option("--labels", metavar="A,B", default="hard", show_default=True, help="hard, soft: those of the experts.")
-@click.option("--network", "networks", metavar="A,B", help="ARCH or ARCH:NORM. [default: the configs' own]")
+@click.option(
+    "--network",
+    "networks",
+    metavar="A,B",
+    help="ARCH, ARCH:NORM, MODULE:FUNCTION, timm:NAME. [default: the configs' own]",
+)
 @click.option("--run", metavar="DIR", help="Folder of the comparison. [default: runs/comparison]")
 @SET
 @WORKERS
@@ -361,13 +366,17 @@ def relabel(path: str, target: str, overrides: tuple[str, ...], workers: int | N
 
 @main.command()
 @click.argument("path")
+@click.option("--network", metavar="NAME", help="ARCH, ARCH:NORM, or your own: MODULE:FUNCTION or timm:NAME.")
 @SET
 @WORKERS
 @ADDRESS
-def evaluate(path: str, overrides: tuple[str, ...], workers: int | None, address: str | None) -> None:
+def evaluate(
+    path: str, network: str | None, overrides: tuple[str, ...], workers: int | None, address: str | None
+) -> None:
     """Evaluate a run directory anew, or a synthetic set alone.
 
-    Only keys of evaluate, runtime and data.path can be changed with --set.
+    Only keys of evaluate, runtime and data.path can be changed with --set. FUNCTION takes (shape, classes) and gives a
+    torch.nn.Module. Example: dasm-ray evaluate runs/digits --network resnet18:batch
     """
     with _reporting_errors():
         _check_address(address)
@@ -376,7 +385,7 @@ def evaluate(path: str, overrides: tuple[str, ...], workers: int | None, address
         _checking().check_set(path, changes)
         from dasm_ray import pipeline
 
-        _print_table(pipeline.evaluate(path, changes))
+        _print_table(pipeline.evaluate(path, changes, network))
 
 
 @main.command()

@@ -348,15 +348,16 @@ def relabel(path: str, to: str, overrides: Iterable[str] = ()) -> tuple[Place, s
     return target, write_artifact(target, replace(kept.artifact, soft_labels=logits))
 
 
-def evaluate(path: str, overrides: Iterable[str] = ()) -> Result:
+def evaluate(path: str, overrides: Iterable[str] = (), network: str | None = None) -> Result:
     """Evaluates a run directory anew, or an artifact alone, under changes of evaluate, runtime or data.path.
 
     A run's table is written to RUN/report, beside its own as table_DIGEST where the settings differ. An artifact alone
-    has no initialisation and no experts to select by, and nothing is written beside it.
+    has no initialisation and no experts to select by, and nothing is written beside it. ``network``: another than the
+    run's, ARCH, ARCH:NORM, or the caller's own MODULE:FUNCTION or timm:NAME, which is imported and run.
     """
     place, changes = Place(path), list(overrides)
     if (place / "dataset.json").exists():
-        return _evaluate_artifact(path, changes)
+        return _evaluate_artifact(path, changes, network)
     record = RunDir.read(path)
     config, place = changed(without_address(record.config), changes), record.place
     stamp = digest(read_artifact(place / "synthetic"))
@@ -364,8 +365,9 @@ def evaluate(path: str, overrides: Iterable[str] = ()) -> Result:
         experts = train_experts(run)
         made = distil(run, experts)
         sets = {"distilled": flattened(made.segments), "initial": flattened(made.starts)}
-        rows = evaluate_rows(run, sets, config.synthetic.factor, experts, cells_place(run))
-        return _reported(run, rows, stamp, config_digest(record.config))
+        rows = evaluate_rows(run, sets, config.synthetic.factor, experts, cells_place(run), network)
+        shown = run if network is None else replace(run, config=config.under(network))
+        return _reported(shown, rows, stamp, config_digest(record.config))
 
 
 def learn_incrementally(path: str, steps: int = 5, overrides: Iterable[str] = ()) -> Accuracies:
@@ -428,9 +430,10 @@ def convnets(widths: Sequence[int], depths: Sequence[int], norms: Sequence[str])
     return [parse_config({"model": tree}).model for tree in trees]
 
 
-def _evaluate_artifact(path: str, changes: list[str]) -> Result:
+def _evaluate_artifact(path: str, changes: list[str], network: str | None) -> Result:
     with opened_again(path, changes) as kept:
-        rows = evaluate_rows(kept.run, {"distilled": images_of(kept.artifact)}, kept.artifact.factor, None, None)
+        sets = {"distilled": images_of(kept.artifact)}
+        rows = evaluate_rows(kept.run, sets, kept.artifact.factor, None, None, network)
         return Result(Place(path), digest(kept.artifact), rows, _title(kept.run.config), tested_by(kept.run))
 
 
