@@ -23,10 +23,11 @@ ATTACKS = {
 }
 """The attacks, as a heading says them."""
 
-GROUPS = {"copied": "training images copied into it", "started from": "training images it started from"}
+GROUPS = {"copied": "copied into it", "started from": "it started from"}
+"""Training images that a set has more to do with than with others."""
 
 AREAS = "Who took part: area under the ROC curve, 50 = guessing"
-DISTANCES = "How near: root mean square difference, median (least)"
+DISTANCES = "How near: root mean square difference to the nearest real image, median (least)"
 
 ONLY_THESE = (
     "An area of 50 says that these attacks cannot tell who took part, not that none can: nobody trained sets on halves "
@@ -43,20 +44,21 @@ def area_text(attack: Tree | None) -> str:
     return f"{100 * attack['value']:.1f}{error}"
 
 
-def area_rows(found: Tree) -> list[list[str]]:
-    """A row for each set and group: who took part, the areas, what is caught, the networks' accuracies."""
-    rows = []
+def area_grid(found: Tree) -> list[list[str]]:
+    """Headings and rows: a column for each set, and for each group of images beside that of its set."""
+    columns = [["", "who took part", *ATTACKS.values(), *(f"{words}, %" for words in BELOW)]]
     for name, of_set in found["sets"].items():
-        who = "all training images" if name != "random" else "the chosen images"
-        accuracy = of_set["accuracy"]
-        right = f"{100 * accuracy['training']:.1f} / {100 * accuracy['held_out']:.1f}"
-        rows.append([name, who, *_areas(of_set["attacks"]), right])
-        rows += [
-            [name, f"{number(of_set[group]['images'])} {words}", *_areas(of_set[group]["attacks"]), ""]
+        who = "the chosen" if name == "random" else "all training"
+        columns.append([name, who, *_areas(of_set["attacks"]), *_right(of_set["accuracy"])])
+        columns += [
+            [name, f"{number(of_set[group]['images'])} {words}", *_areas(of_set[group]["attacks"]), "", ""]
             for group, words in GROUPS.items()
             if group in of_set
         ]
-    return rows
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+BELOW = ("caught at 1 % false", "right of training", "right of held-out")
 
 
 def _areas(attacks: Tree) -> list[str]:
@@ -64,46 +66,27 @@ def _areas(attacks: Tree) -> list[str]:
     return [*(area_text(attacks.get(name)) for name in ATTACKS), "–" if caught is None else f"{100 * caught:.1f}"]
 
 
-AREA_HEADINGS = ("networks on", "who took part", *ATTACKS.values(), "caught at 1 %", "right: training / held-out")
+def _right(accuracy: Tree) -> list[str]:
+    return [f"{100 * accuracy[side]:.1f}" for side in ("training", "held_out")]
 
 
-def distance_rows(found: Tree) -> list[list[str]]:
-    """A row for each set that has images, and one for what is usual between real images."""
-    rows = []
+def distance_grid(found: Tree) -> list[list[str]]:
+    """Headings and rows: a column for each set that has images, and one for what is usual between real images."""
+    columns = [["images of", "images", "copies", *PLACES, "nearer to training, %"]]
     for name, of_set in found["sets"].items():
-        if "distances" not in of_set:
-            continue
-        pixels, features = of_set["distances"]["pixels"], of_set["distances"]["features"]
-        rows.append(
-            [
-                name,
-                number(of_set["images"]),
-                number(of_set["copies"]),
-                *(_levels(pixels[side]) for side in ("training", "held_out")),
-                *(_spread(features[side]) for side in ("training", "held_out")),
-                area_text(pixels["nearer_to_training"]),
+        if "distances" in of_set:
+            near = of_set["distances"]
+            spreads = [
+                _spread(near[kind][side]) for kind in ("pixels", "features") for side in ("training", "held_out")
             ]
-        )
-    usual = found["usual"]
-    rows.append(["held-out images", "", "", _levels(usual["pixels"]), "", _spread(usual["features"]), "", ""])
-    return rows
+            nearer = area_text(near["pixels"]["nearer_to_training"])
+            columns.append([name, number(of_set["images"]), number(of_set["copies"]), *spreads, nearer])
+    usual = [_spread(found["usual"][kind]) for kind in ("pixels", "features")]
+    columns.append(["held-out", "", "", usual[0], "", usual[1], "", ""])
+    return [list(row) for row in zip(*columns, strict=True)]
 
 
-DISTANCE_HEADINGS = (
-    "images of",
-    "images",
-    "copies",
-    "pixels: training",
-    "pixels: held-out",
-    "features: training",
-    "features: held-out",
-    "nearer to training, %",
-)
-
-
-def _levels(spread: Tree) -> str:
-    """Levels 0..255: median and least."""
-    return f"{spread['median']:.1f} ({spread['least']:.1f})"
+PLACES = ("pixels, to training", "pixels, to held-out", "features, to training", "features, to held-out")
 
 
 def _spread(spread: Tree) -> str:
@@ -125,7 +108,7 @@ def words(found: Tree) -> Iterator[str]:
     for group, called in GROUPS.items():
         clear = [name for name in ATTACKS if _is_clear(own.get(group, {}).get("attacks", {}).get(name))]
         if clear:
-            yield f"Of {called}, {' and '.join(ATTACKS[name] for name in clear)}: they are told apart."
+            yield f"Of training images {called}, {' and '.join(ATTACKS[name] for name in clear)}: they are told apart."
     yield ONLY_THESE
 
 
@@ -135,17 +118,14 @@ def _is_clear(attack: Tree | None) -> bool:
 
 def terminal(found: Tree) -> list[Table]:
     """Both tables for the terminal."""
-    return [
-        _table(AREAS, AREA_HEADINGS, area_rows(found)),
-        _table(DISTANCES, DISTANCE_HEADINGS, distance_rows(found)),
-    ]
+    return [_table(AREAS, area_grid(found)), _table(DISTANCES, distance_grid(found))]
 
 
-def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def _table(title: str, rows: Sequence[Sequence[str]]) -> Table:
     table = Table(title=Text(title), box=box.SIMPLE_HEAD)
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("networks on", "who took part") else "right")
-    for row in rows:
+    for place, heading in enumerate(rows[0]):
+        table.add_column(heading, justify="right" if place else "left")
+    for row in rows[1:]:
         table.add_row(*map(Text, row))
     return table
 
@@ -153,10 +133,7 @@ def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -
 def markdown(found: Tree) -> str:
     """Tables and words as a file."""
     parts = []
-    for title, headings, rows in (
-        (AREAS, AREA_HEADINGS, area_rows(found)),
-        (DISTANCES, DISTANCE_HEADINGS, distance_rows(found)),
-    ):
+    for title, (headings, *rows) in ((AREAS, area_grid(found)), (DISTANCES, distance_grid(found))):
         lines = [f"{title}\n", f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
         parts.append("\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]))
     return "\n\n".join([*parts, *words(found)]) + "\n"
@@ -164,10 +141,7 @@ def markdown(found: Tree) -> str:
 
 def section(found: Tree) -> Tree:
     """Tables and words for a page."""
-    return {
-        "grids": [
-            grid(AREAS, AREA_HEADINGS, area_rows(found)),
-            grid(DISTANCES, DISTANCE_HEADINGS, distance_rows(found)),
-        ],
-        "says": list(words(found)),
-    }
+    grids = [
+        grid(title, rows[0], rows[1:]) for title, rows in ((AREAS, area_grid(found)), (DISTANCES, distance_grid(found)))
+    ]
+    return {"grids": grids, "says": list(words(found))}

@@ -579,7 +579,7 @@ class Worker:
         """Trains a network, called ``name``, and says how sure it is of every real image: log odds of its own label.
 
         Returns ``train`` (n,) and ``held_out`` (m,), validation images before test images, and the parameters ``flat``
-        (P,) of one that was trained on everything. Written to ``file``; what is there under the key is read.
+        (P,) of one that was trained on a stored set. Written to ``file``; what is there under the key is read.
         """
         if file is not None and file.exists():
             arrays, note = tensors.read(file)
@@ -600,7 +600,7 @@ class Worker:
             return found.float().cpu().numpy()
 
         arrays = {"train": sure_of("train"), "held_out": np.concatenate([sure_of("val"), sure_of("test")])}
-        if isinstance(training, Everything):
+        if isinstance(training, Stored):
             arrays["flat"] = flat.cpu().numpy()
         if file is not None:
             tensors.write(file, arrays, {"key": key})
@@ -630,16 +630,18 @@ class Worker:
         self,
         job: Job,
         known: tuple[ObjectRef],
+        seen_by_it: Stored,
         sets: Sequence[Beside],
         split: str,
         first: int,
         last: int,
         chosen: Indices,
     ) -> tuple[Answer, list[Near]]:
-        """The same in the last hidden layer of a network that was trained on everything, as ``certainty`` gave it."""
+        """The same in the last hidden layer of a network trained on ``seen_by_it``, as ``certainty`` gave it."""
         network = self._network(job)
         flat = torch.tensor(self._fetch(known[0])["flat"], device=job.device)
-        statistics, batch = statistics_of(network, flat, self._real(network, job, "train")), job.config.score.batch
+        statistics = statistics_of(network, flat, self._training_samples(network, job, seen_by_it))
+        batch = job.config.score.batch
 
         def features(samples: Samples) -> torch.Tensor:
             read = read_all(network, flat, statistics, samples, batch)

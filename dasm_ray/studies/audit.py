@@ -45,7 +45,9 @@ class _Known:
     train: Mapping[str, Scores]
     held_out: Mapping[str, Scores]
     picked: NDArray[np.bool_]  # (R, n): which training images each network on random ones was trained on
-    trained_on_all: ObjectRef
+    of_set: ObjectRef
+    """What the first network on the set said, with its parameters: by its features, which know of the real images only
+    what the set tells, images are held against one another."""
 
 
 def audit(run: Run, artifact: Artifact, networks: int, folder: Place | None, segments: Place | None = None) -> Tree:
@@ -116,7 +118,7 @@ def _networks(run: Run, artifact: Artifact, networks: int, folder: Place | None)
         {name: np.stack([arrays[part] for arrays in of_set]).astype(np.float64) for name, of_set in found.items()}
         for part in ("train", "held_out")
     )
-    return _Known(train, held_out, picked, refs[-1])
+    return _Known(train, held_out, picked, refs[0])
 
 
 def _key_of(cell: Cell) -> str:
@@ -138,6 +140,7 @@ def _nearness(run: Run, artifact: Artifact, known: _Known, starts: NDArray[np.fl
     pools = _equal_pools(run)
     pictures = stored(run, Images(artifact.visible(), artifact.labels, None, False), artifact.factor)
     real, seen = chosen(random_choice(run, 0)), stored(run, images_of(artifact), artifact.factor)
+    trained_on = stored(run, images_of(artifact), artifact.factor, artifact.soft_labels is not None)
     usual = Beside(None, _usual(run), artifact.factor)
     in_pixels = {"distilled": Beside(pictures), "random": Beside(real), "held out": usual}
     if starts is not None:
@@ -156,7 +159,8 @@ def _nearness(run: Run, artifact: Artifact, known: _Known, starts: NDArray[np.fl
                 f"feature distances to {where}",
                 Worker.feature_distances,
                 run.job,
-                (known.trained_on_all,),
+                (known.of_set,),
+                trained_on,
                 list(in_features.values()),
                 *shared,
             ),

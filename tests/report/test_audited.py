@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dasm_ray.report.audited import ONLY_THESE, area_rows, area_text, distance_rows, markdown, terminal, words
+from dasm_ray.report.audited import ONLY_THESE, area_grid, area_text, distance_grid, markdown, terminal, words
 from dasm_ray.report.webpage import webpage
 from dasm_ray.store.artifact import digest, read_artifact
 from dasm_ray.store.checked import write_checked_json
@@ -42,29 +42,21 @@ FOUND: dict[str, Any] = {
 }
 
 
-def test_every_set_has_its_row_and_a_group_one_more() -> None:
+def test_every_set_has_its_column_and_a_group_one_more() -> None:
     found = copy.deepcopy(FOUND)
     found["sets"]["distilled"]["started from"] = {"images": 20, "attacks": attacks(0.61)}
-    rows = area_rows(found)
-    assert [row[:2] for row in rows] == [
-        ["distilled", "all training images"],
-        ["distilled", "20 training images it started from"],
-        ["random", "the chosen images"],
-        ["full", "all training images"],
+    columns = list(zip(*area_grid(found), strict=True))
+    assert [column[:2] for column in columns[1:]] == [
+        ("distilled", "all training"),
+        ("distilled", "20 it started from"),
+        ("random", "the chosen"),
+        ("full", "all training"),
     ]
-    assert rows[0][2:] == ["52.0 ± 2.0"] * 4 + ["5.0", "80.0 / 75.0"]
-    assert rows[3][2:] == ["60.0 ± 2.0", "–", "–", "–", "–", "80.0 / 75.0"]
-    assert distance_rows(found)[0] == [
-        "distilled",
-        "20",
-        "0",
-        "3.0 (1.0)",
-        "5.0 (1.0)",
-        "3 (1)",
-        "5 (1)",
-        "70.0 ± 10.0",
-    ]
-    assert [row[0] for row in distance_rows(found)] == ["distilled", "random", "held-out images"]
+    assert columns[1][2:] == ("52.0 ± 2.0",) * 4 + ("5.0", "80.0", "75.0")
+    assert columns[4][2:] == ("60.0 ± 2.0", "–", "–", "–", "–", "80.0", "75.0")
+    columns = list(zip(*distance_grid(found), strict=True))
+    assert columns[1] == ("distilled", "20", "0", "3 (1)", "5 (1)", "3 (1)", "5 (1)", "70.0 ± 10.0")
+    assert [column[0] for column in columns[1:]] == ["distilled", "random", "held-out"]
 
 
 def test_an_area_of_one_image_has_no_error() -> None:
@@ -94,7 +86,7 @@ def test_terminal_and_file_hold_the_same_rows() -> None:
     for table in terminal(FOUND):
         console.print(table)
     shown, kept = console.export_text(), markdown(FOUND)
-    for row in (*area_rows(FOUND), *distance_rows(FOUND)):
+    for row in (*area_grid(FOUND), *distance_grid(FOUND)):
         assert f"| {' | '.join(row)} |" in kept
         assert all(cell in shown for cell in row)
     assert ONLY_THESE in kept
