@@ -558,6 +558,25 @@ def export(path: str, target: str, kind: str, labels: str | None, normalise: str
             click.echo(line)
 
 
+@main.command()
+@click.argument("path")
+@click.argument("repository", metavar="OWNER/NAME")
+@click.option(
+    "--license", "licence", metavar="NAME", help="As the hub spells it, such as cc-by-4.0. [default: unknown]"
+)
+@click.option("--private", is_flag=True, help="Make the repository private, if it is made.")
+def push(path: str, repository: str, licence: str | None, private: bool) -> None:
+    """Publish a synthetic set on the Hugging Face hub.
+
+    PATH: a run directory or an artifact. Its files go into one commit; the card names what it was made of and its
+    figures. The token is that of `hf auth login` or HF_TOKEN. Example: dasm-ray push runs/digits me/digits-20
+    """
+    with _reporting_errors("nothing was changed on the hub unless an address was printed"):
+        from dasm_ray.store.hub import push as published
+
+        click.echo(published(path, repository, licence=licence, private=private))
+
+
 @main.command(context_settings={"allow_interspersed_args": False})  # what follows COMMAND is its own
 @click.option(
     "--address",

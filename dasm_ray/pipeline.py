@@ -32,16 +32,16 @@ from dasm_ray.method.sets import distilled_set, flattened, images_of, selected_s
 from dasm_ray.plain import Tree
 from dasm_ray.report import audited, differences, notebook, standings
 from dasm_ray.report.differences import Tried
-from dasm_ray.report.page import draw_rows
+from dasm_ray.report.page import draw_few, draw_rows
 from dasm_ray.report.standings import Line
-from dasm_ray.report.table import Row, from_json
+from dasm_ray.report.table import Row, from_json, told
 from dasm_ray.report.webpage import report
 from dasm_ray.runtime.opening import check_relabelling, open_checked
 from dasm_ray.runtime.pool import task
 from dasm_ray.runtime.progress import Progress, clock_text
 from dasm_ray.runtime.session import Session
 from dasm_ray.runtime.worker import Worker
-from dasm_ray.store.artifact import digest, read_artifact, write_artifact
+from dasm_ray.store.artifact import Artifact, digest, read_artifact, write_artifact, write_card
 from dasm_ray.store.checked import read_checked_json, write_checked_json
 from dasm_ray.store.datasets.catalogue import first_pictures
 from dasm_ray.store.description import artifact_place
@@ -140,9 +140,11 @@ def _distilled(run: Run) -> Result:
     run.progress.expect(_stages(run.config))
     experts = train_experts(run)
     made = distil(run, experts)
-    stamp = write_artifact(run.place / "synthetic", distilled_set(run, made.segments))
+    artifact = distilled_set(run, made.segments)
+    stamp = write_artifact(run.place / "synthetic", artifact)
     sets = {"distilled": flattened(made.segments), "initial": flattened(made.starts)}
     rows = evaluate_rows(run, sets, run.config.synthetic.factor, experts, cells_place(run))
+    write_card(run.place / "synthetic", artifact, [told(row) for row in rows], draw_few(artifact)[0])
     result = _reported(run, rows, stamp, config_digest(run.config))
     if run.config.runtime.page:
         run.progress.stage("page", 1)
@@ -245,8 +247,7 @@ def select(config: RunConfig, method: str, run: str | None = None) -> tuple[Plac
         else:
             picked = choices(open_run, train_experts(open_run), [method])[method]
         (done,) = run_all(open_run, [task("selected images", Worker.images, open_run.job, picked)])
-        place = open_run.place / method
-        return place, write_artifact(place, selected_set(open_run, open_run.pool.fetch(done.refs[0])))
+        return _kept_set(open_run.place / method, selected_set(open_run, open_run.pool.fetch(done.refs[0])))
 
 
 def compare(
@@ -345,7 +346,14 @@ def relabel(path: str, to: str, overrides: Iterable[str] = ()) -> tuple[Place, s
     with opened_again(path, changes, RELABELLING) as kept:
         training = stored(kept.run, images_of(kept.artifact), kept.artifact.factor)
         (logits,) = soft_labels(kept.run, train_experts(kept.run), [training])
-    return target, write_artifact(target, replace(kept.artifact, soft_labels=logits))
+    return _kept_set(target, replace(kept.artifact, soft_labels=logits))
+
+
+def _kept_set(place: Place, artifact: Artifact) -> tuple[Place, str]:
+    """A set of which no table is known, written with its card; its place and digest."""
+    stamp = write_artifact(place, artifact)
+    write_card(place, artifact, picture=draw_few(artifact)[0])
+    return place, stamp
 
 
 def evaluate(path: str, overrides: Iterable[str] = (), network: str | None = None) -> Result:

@@ -9,17 +9,10 @@ import base64
 import html
 from collections.abc import Sequence
 
-import numpy as np
-
 from dasm_ray.config.shown import escaped
-from dasm_ray.report.page import draw_rows
+from dasm_ray.report.page import draw_few
 from dasm_ray.report.table import LEGEND, WORDS, Row, as_cells, cautions
 from dasm_ray.store.artifact import Artifact
-
-MOST_IMAGES = 200
-"""Of one picture: about as many as are looked at."""
-
-MOST_CLASSES = 20
 
 
 def table(rows: Sequence[Row], title: str, tested: int | None) -> str:
@@ -47,11 +40,8 @@ def _line(tag: str, cells: Sequence[str], sides: Sequence[str], is_bold: bool) -
 
 def picture(artifact: Artifact) -> str:
     """Some images of every class, or of the first ones where there are many: a row a class, enlarged."""
-    classes = min(len(artifact.class_names), MOST_CLASSES)
-    most = max(1, MOST_IMAGES // classes)
-    which = [np.flatnonzero(artifact.labels == label)[:most] for label in range(classes)]
-    levels = np.rint(artifact.visible() * 255).astype(np.uint8)
-    data = base64.b64encode(draw_rows([levels[mine] for mine in which])).decode()
+    drawn, classes = draw_few(artifact)
+    data = base64.b64encode(drawn).decode()
     names = ", ".join(artifact.class_names[:classes])
     says = f"synthetic images, a row a class: {names}"
     return f'<img alt="{_text(says)}" style="max-width:100%" src="data:image/png;base64,{data}"><p>{_text(says)}</p>'
