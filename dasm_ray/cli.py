@@ -529,10 +529,11 @@ def inspect(path: str, png: str | None) -> None:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["png", "npz", "pt"]),
+    type=click.Choice(["png", "npz", "pt", "ddranking"]),
     default="png",
     show_default=True,
-    help="png: training images, a folder per class; npz: arrays as stored; pt: tensors for other evaluators.",
+    help="png: training images, a folder per class; npz: arrays as stored; pt: tensors for other evaluators; "
+    "ddranking: those as it takes them, and the call.",
 )
 @click.option(
     "--labels",
@@ -541,7 +542,7 @@ def inspect(path: str, png: str | None) -> None:
 )
 @click.option(
     "--normalise",
-    metavar="NOT_IN_RESULT",
+    metavar="HOW",
     help="Images in pt: none (in [0, 1]), own (and whitened), or M,M,M:S,S,S. [default: as stored]",
 )
 @click.option("--stored", is_flag=True, help="png: stored images, grids where the factor is above 1.")

@@ -112,7 +112,7 @@ def test_images_in_memory_from_arrays_to_table_page_and_evaluation(tmp_path: Pat
     heard = len(events)
     again = dasm_ray.distill(TREE, tmp_path / "run", class_names=[f"digit {n}" for n in range(10)], **given)
     assert (again.digest, len(events)) == (result.digest, heard), "what is done is given back"
-    evaluated = dasm_ray.evaluate(result, {"evaluate.rows": ["distilled"]}, seeds=2)
+    evaluated = dasm_ray.evaluate(result, {"evaluate.rows": ["distilled", "random"]}, seeds=2)
     assert [len(row.accuracies) for row in evaluated.rows if row.name == "distilled"] == [2]
     page = dasm_ray.report(result, to=tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")

@@ -85,6 +85,7 @@ WITHOUT_ORIGINAL = {
     "test_autoscaling.py",
     "test_bench.py",
     "test_cluster.py",
+    "test_elsewhere.py",
     "test_faults.py",
     "test_peers.py",
     "test_same_bytes.py",
