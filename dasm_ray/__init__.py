@@ -17,10 +17,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = version("dasm-ray")
-__all__ = ["audit", "compare", "distill", "evaluate", "load", "load_config", "report"]
+__all__ = ["audit", "compare", "distill", "evaluate", "incremental", "load", "load_config", "report"]
 
 if TYPE_CHECKING:
-    from dasm_ray.api import audit, compare, distill, evaluate, load_config, report
+    from dasm_ray.api import audit, compare, distill, evaluate, incremental, load_config, report
     from dasm_ray.synthetic import load
 
 

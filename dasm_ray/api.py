@@ -22,6 +22,7 @@ from dasm_ray.plain import Plain, Tree
 from dasm_ray.report import notebook, webpage
 from dasm_ray.store.memory import keep
 from dasm_ray.store.place import Place
+from dasm_ray.studies.cells import Accuracies
 
 Config = str | os.PathLike[str] | Mapping[str, Any] | RunConfig
 """A recipe: the name of one that comes with the package, a YAML file, a mapping of keys, or one that was loaded."""
@@ -140,6 +141,14 @@ def evaluate(
 def audit(path: Where, networks: int = 8, set: Changes = ()) -> Tree:
     """How much a set tells of its real images, as plain values; `docs/audit.md` says what they mean."""
     return pipeline.audit(_path(path), networks, _as_texts(set))
+
+
+def incremental(path: Where, steps: int = 5, set: Changes = ()) -> Accuracies:
+    """Class-incremental learning with a set as the memory, beside as many random images.
+
+    Test accuracies in [0, 1], one a seed, by ("distilled" or "random", "4 classes").
+    """
+    return pipeline.learn_incrementally(_path(path), steps, _as_texts(set))
 
 
 def compare(
