@@ -3,7 +3,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PYTHON_FOR_TESTS = RAY_AUTH_MODE=disabled $(BIN)/python
+# A thread each: processes that share the cores wait for one another's threads.
+PYTHON_FOR_TESTS = RAY_AUTH_MODE=disabled OMP_NUM_THREADS=1 $(BIN)/python
 TEST = $(PYTHON_FOR_TESTS) -m pytest
 
 # Files are dealt to so many processes, a file to one of them, since its tests share what takes long to make.

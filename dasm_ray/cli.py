@@ -495,9 +495,9 @@ def audit(path: str, networks: int, overrides: tuple[str, ...], workers: int | N
 def report(runs: tuple[str, ...], target: str | None) -> None:
     """Draw a run, or several side by side, as one HTML page.
 
-    RUN: a run directory, a comparison or a sweep, finished or not. The page holds all it shows: what was found in the
-    data, the table, the images, how the method went on, time, bytes, and how to get it again. Several runs stand
-    against size and time. Example: dasm-ray report runs/digits
+    RUN: a run directory, a comparison, a study or a sweep, finished or not. The page holds all it shows: what was found
+    in the data, the table, the images, how the method went on, time, bytes, and how to get it again. Several runs
+    stand against size and time. Example: dasm-ray report runs/digits
     """
     with _reporting_errors("the same command draws the page again"):
         from dasm_ray.report.webpage import report as written
@@ -662,7 +662,8 @@ def doctor(address: str | None) -> None:
 def _config(path: str, overrides: tuple[str, ...], workers: int | None, address: str | None) -> RunConfig:
     from dasm_ray.config.parsing import load_config
 
-    return load_config(path, _with_options(overrides, workers, address))
+    config = load_config(path, _with_options(overrides, workers, address))
+    return _checking().settled(config) if config.runtime.precision == "auto" else config
 
 
 def _starting(config: RunConfig, doing: str) -> None:

@@ -36,7 +36,7 @@ from dasm_ray.report.page import draw_few, draw_rows
 from dasm_ray.report.standings import Line
 from dasm_ray.report.table import Row, from_json, told
 from dasm_ray.report.webpage import report
-from dasm_ray.runtime.opening import check_relabelling, open_checked
+from dasm_ray.runtime.opening import check_relabelling, open_checked, settled
 from dasm_ray.runtime.pool import task
 from dasm_ray.runtime.progress import Progress, clock_text
 from dasm_ray.runtime.session import Session
@@ -46,7 +46,9 @@ from dasm_ray.store.checked import read_checked_json, write_checked_json
 from dasm_ray.store.datasets.catalogue import first_pictures
 from dasm_ray.store.description import artifact_place
 from dasm_ray.store.findings import (
+    RESULTS,
     STUDY_COLUMNS,
+    TRAININGS,
     claimed_comparison,
     claimed_study,
     claimed_sweep,
@@ -127,7 +129,7 @@ def distill(
 
     Raises a DasmError; an interrupted run goes on when it is called again.
     """
-    with RunDir.open(run or f"runs/{config.name}", config) as record:
+    with RunDir.open(run or f"runs/{config.name}", settled(config)) as record:
         finished = _finished(record)
         if finished is not None:
             return finished
@@ -192,7 +194,7 @@ def experts(config: RunConfig, run: str | None = None) -> list[str]:
 
 def estimate(config: RunConfig) -> list[str]:
     """What ``config`` will take on the workers that are there: a line a fact. Measures a few steps; writes nothing."""
-    with connected(config, Place(f"runs/{config.name}"), only_measures=True) as run:
+    with connected(settled(config), Place(f"runs/{config.name}"), only_measures=True) as run:
         found, workers = measured(run), run.session.workers
     lines = [
         f"{stage.name:24} {clock_text(stage.wall(workers))} on {workers} worker{'s' * (workers > 1)}, "
@@ -265,7 +267,7 @@ def compare(
     ``ipcs`` and ``networks`` (ARCH or ARCH:NORM) unset: those of the first recipe. Sets and cells that are on disk are
     not computed again, so it goes on where it was stopped.
     """
-    plan = Plan(ipcs, selections, labels, networks)
+    configs, plan = [settled(config) for config in configs], Plan(ipcs, selections, labels, networks)
     check(configs, plan)
     with claimed_comparison(Place(run or "runs/comparison")) as place:
         with connected(configs[0], place) as open_run:
@@ -293,13 +295,16 @@ def study(plan: Study, run: str | None = None) -> Studied:
             known = Laboratory(open_run, plan, lambda known: _keep_study(place, plan, known, tested)).work()
         if all(tried.failed for tried in known):
             raise RunFailure(f"{place}: no arm could be finished; {place / 'study.md'} says why")
+        if plan.config.runtime.page and any(tried.folder for tried in known):
+            with Progress() as progress:
+                _draw_page(place, progress.note)
         return Studied(place, differences.summary(plan, known, tested))
 
 
 def _keep_study(place: Place, plan: Study, known: list[Tried], tested: int) -> None:
     found = differences.summary(plan, known, tested)
-    write_trainings(place / "trainings.parquet", rows_of(known), STUDY_COLUMNS)
-    write_checked_json(place / "results.json", found)
+    write_trainings(place / TRAININGS, rows_of(known), STUDY_COLUMNS)
+    write_checked_json(place / RESULTS, found)
     (place / "study.md").write_text(differences.markdown(found))
 
 
@@ -460,7 +465,7 @@ def _reported(run: Run, rows: list[Row], stamp: str, own: str) -> Result:
 
 
 def _draw_page(place: Place, note: Callable[[str], None]) -> None:
-    """Draws the page of a run, a comparison or a sweep. What it costs is seconds; it costs no finished run its end."""
+    """Draws the page of a run, a comparison, a study or a sweep; that it fails costs nothing finished its end."""
     try:
         note(f"page {report([place])}")
     except Exception as error:

@@ -444,6 +444,12 @@ class Runtime(Section):
     compile: StrictBool | None = Field(
         None, description="compile the steps; off: the eager reference; unset: where networks are large enough to pay"
     )
+    precision: Literal["float32", "bf16", "auto"] = Field(
+        "float32",
+        description="what convolutions take in: bf16 rounds their inputs to 8 bits of mantissa and adds up in float32; "
+        "auto: bf16 where this machine computes so and the network is large enough to gain",
+        json_schema_extra=ONLY_IF_SET,
+    )
     max_lost: Count = Field(3, description="times that one task may be lost", json_schema_extra=NOT_IN_RESULT)
     task_minutes: Positive = Field(
         60, le=1_000_000, description="longest time that one task may take", json_schema_extra=NOT_IN_RESULT
@@ -462,6 +468,11 @@ class Runtime(Section):
         description="draw the page of what is finished, in a few seconds; off: once `dasm-ray report` is asked",
         json_schema_extra=NOT_IN_RESULT,
     )
+
+    def rounding(self, device: str) -> tuple[str | int | bool | None, ...]:
+        """What the last bits of a training on ``device`` depend on beside its recipe; a later key counts once set."""
+        later = () if self.precision == "float32" else (self.precision,)
+        return (self.cpus_per_worker, self.compile, device, *later)
 
 
 class RunConfig(Section):

@@ -21,7 +21,7 @@ from dasm_ray.errors import ConfigError, DataError, TaskLost, UserError
 from dasm_ray.plain import Plain, Tree, Values
 from dasm_ray.runtime.decoding import RealRefs, load_real
 from dasm_ray.runtime.metrics import Metrics
-from dasm_ray.runtime.opening import open_checked
+from dasm_ray.runtime.opening import check_settled, open_checked, settled
 from dasm_ray.runtime.plan import GIB
 from dasm_ray.runtime.pool import Done, ObjectRef, Pool, Task, task
 from dasm_ray.runtime.progress import Progress
@@ -63,7 +63,7 @@ class Run:
     def expert_key(self) -> str:
         """The digest of everything that affects an expert; how many there are does not, so some of them are usable."""
         config = self.config
-        runtime = (config.runtime.cpus_per_worker, config.runtime.compile, self.session.device)
+        runtime = config.runtime.rounding(self.session.device)
         recipe = {name: value for name, value in result_keys(config.experts).items() if name != "count"}
         return digest_of(
             recipe, result_keys(config.model), result_keys(config.data), config.seed, runtime, self.real.digest
@@ -107,7 +107,7 @@ class Given:
 @contextlib.contextmanager
 def opened(config: RunConfig, uri: str | Place, given: Given | None = None, patience: float = 0) -> Iterator[Run]:
     """The run directory under lock (waited for up to ``patience`` seconds), a session, the real data and workers."""
-    with RunDir.open(uri, config, patience) as record, begun(record, given) as run:
+    with RunDir.open(uri, settled(config), patience) as record, begun(record, given) as run:
         yield run
 
 
@@ -149,6 +149,7 @@ def connected(
     ``whitening``: its arrays, where they are known. ``only_measures`` opens without fitting one, for what keeps
     nothing.
     """
+    check_settled(config)
     with Progress(event) as progress, contextlib.ExitStack() as own:
         if given is None:
             source = open_checked(config)  # first, since what can be refused without Ray shall be

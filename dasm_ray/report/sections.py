@@ -88,7 +88,7 @@ def _of_accuracies(run: Gathered) -> str:
 
 def status(run: Gathered) -> str:
     """How far a run has come that is not done; empty for one that is."""
-    if run.artifact is not None and run.rows:
+    if run.is_done:
         return ""
     if not run.log.stages:
         return "Not finished: its log names no stage yet."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ WHITENING_MATRICES = 17
 in the object store, and a copy of these and one sum more in the worker that adds them up."""
 
 CGROUPS = Path("/sys/fs/cgroup")
+CPU = Path("/proc/cpuinfo")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
@@ -130,6 +132,26 @@ def _gpu_count() -> int:
     visible = manager.get_current_process_visible_accelerator_ids()
     found = int(manager.get_current_node_num_accelerators())
     return found if visible is None else min(found, len(visible))
+
+
+def computes_bf16(by_gpu: bool) -> bool:
+    """Whether workers here multiply bfloat16: every GPU, if they have any (``by_gpu``) and there are some, else the
+    processor. Waits for no library."""
+    capabilities = _capabilities() if by_gpu and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else []
+    if capabilities:
+        return all(capability >= 8.0 for capability in capabilities)
+    flags = set((_text_of(CPU) or "").split())
+    return bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
+def _capabilities() -> list[float]:
+    """The compute capability of every GPU, by the driver's own tool; none where there is no driver."""
+    call = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(call, capture_output=True, text=True, timeout=30, check=True).stdout
+        return [float(line) for line in said.split()]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return []
 
 
 def shm_is_small(shm: int) -> bool:

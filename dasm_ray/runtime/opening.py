@@ -18,7 +18,7 @@ from dasm_ray.config.space import Sweep
 from dasm_ray.config.study import Study
 from dasm_ray.errors import ArtifactError, ConfigError
 from dasm_ray.plain import Tree, Values
-from dasm_ray.runtime.machine import check_whitening, read_memory
+from dasm_ray.runtime.machine import check_whitening, computes_bf16, read_memory
 from dasm_ray.store import findings
 from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.datasets.shards import Source
@@ -28,6 +28,9 @@ from dasm_ray.store.rundir import RECORD, RunDir
 
 WITH_PATH = ("folder", "parquet", "tiny_imagenet")
 """Sets that are nowhere unless `data.path` says where."""
+
+WORTH_ROUNDING = 1 << 14
+"""Values in a network's first block from which its convolutions, not all around them, take the time."""
 
 
 def check_run(config: RunConfig, run: str | None) -> None:
@@ -41,6 +44,7 @@ def check_sweep(plan: Sweep, run: str | None, *, resume: bool) -> None:
     """Refuses a sweep whose directory is another's or, unless it was begun, whose first trial's images are no good."""
     place = Place(run or f"runs/{plan.name}")
     findings.check_sweep(place, plan.definition, resume=resume)
+    check_settled(plan.trials[0].config)
     if not (place / findings.SWEEP).exists():
         open_checked(plan.trials[0].config)
 
@@ -55,6 +59,7 @@ def check_comparison(configs: Sequence[RunConfig], plan: Plan, run: str | None) 
 def check_study(study: Study, run: str | None) -> None:
     """Refuses a folder of something else or of another study, and images that cannot be used."""
     findings.check_study(Place(run or f"runs/{study.name}"), study.name)
+    check_settled(study.config)
     open_checked(study.config)
 
 
@@ -91,6 +96,33 @@ def open_checked(config: RunConfig) -> Source:
     if config.data.zca is not None and not (config.runtime.address or os.environ.get("RAY_ADDRESS")):
         check_whitening(source.shape, read_memory())
     return source
+
+
+def settled(config: RunConfig) -> RunConfig:
+    """The configuration with ``runtime.precision: auto`` as this machine decides it; it is kept so.
+
+    bf16 where workers here multiply it and the first block is large enough to be waited for. Raises ConfigError for
+    work that is done on other machines.
+    """
+    if config.runtime.precision != "auto":
+        return config
+    if config.runtime.address or os.environ.get("RAY_ADDRESS"):
+        raise ConfigError(
+            "runtime.precision: auto is decided by the machine that the command runs on, and the work is done "
+            "elsewhere; say bf16 or float32"
+        )
+    _, height, width = open_source(config.data).shape
+    runtime = config.runtime
+    by_gpu = runtime.device != "cpu" and runtime.gpus_per_worker != 0
+    gains = config.model.width * height * width >= WORTH_ROUNDING and computes_bf16(by_gpu)
+    precision = "bf16" if gains else "float32"
+    return config.model_copy(update={"runtime": runtime.model_copy(update={"precision": precision})})
+
+
+def check_settled(config: RunConfig) -> None:
+    """ConfigError for a precision that nobody decided: of a sweep or a study, which share it among machines."""
+    if config.runtime.precision == "auto":
+        raise ConfigError("runtime.precision: auto is decided for a single run; say bf16 or float32 here")
 
 
 # --- what made a set -------------------------------------------------------------------------------------------------

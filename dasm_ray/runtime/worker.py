@@ -717,13 +717,14 @@ class Worker:
 
     def _network(self, job: Job) -> Network:
         real, config = job.real, job.config
-        key = repr((config.model, config.data, real.digest, job.device, config.runtime.compile, job.whitening))
+        compile_it, precision = config.runtime.compile, config.runtime.precision
+        key = repr((config.model, config.data, real.digest, job.device, compile_it, precision, job.whitening))
         if key not in self._networks:
             arrays = {} if job.whitening is None else self._fetch(job.whitening)
             whitening = Whitening(**{name: torch.tensor(array) for name, array in arrays.items()}) if arrays else None
-            classes, compile_it = len(real.class_names), config.runtime.compile
             self._networks[key] = Network(
-                config.model, real.shape, classes, real.mean, real.std, job.device, compile_it, whitening
+                *(config.model, real.shape, len(real.class_names), real.mean, real.std),
+                *(job.device, compile_it, whitening, precision),
             )
         return self._networks[key]
 

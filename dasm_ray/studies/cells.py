@@ -104,7 +104,7 @@ def _key(cell: Cell) -> str:
     """The digest of all that an outcome depends on."""
     config, real = cell.job.config, cell.job.real
     recipe = {name: value for name, value in result_keys(config.evaluate).items() if name not in OF_THE_TABLE}
-    runtime = (config.runtime.cpus_per_worker, config.runtime.compile, cell.job.device)
+    runtime = config.runtime.rounding(cell.job.device)
     of_the_set = (cell.training.digest, cell.label, cell.steps, cell.classes, cell.reads_test)
     seed = config.evaluation_seed
     of_the_run = (result_keys(config.model), recipe, result_keys(config.data), seed, runtime, real.digest)

@@ -206,3 +206,8 @@ def test_the_search_for_reads_finds_reads_and_nothing_else(source: str, key: str
 
 def test_the_package_is_the_one_of_this_checkout() -> None:
     assert Path(dasm_ray.__path__[0]).parent == Path(__file__).parents[2]
+
+
+def test_what_rounds_a_training_is_told_as_before_unless_its_precision_is_set() -> None:
+    assert keys.Runtime(cpus_per_worker=2, compile=False).rounding("cpu") == (2, False, "cpu")
+    assert keys.Runtime(precision="bf16").rounding("cuda") == (1, None, "cuda", "bf16")

@@ -28,6 +28,7 @@ def test_a_run_has_one_configuration_and_all_keys_follow_from_it(digits: RealRef
     assert replace(run, config=small(evaluate={"lr": 0.5})).key == run.key, "nor is a table to a segment"
     assert replace(run, config=small(experts={"count": 1})).expert_key == run.expert_key
     assert replace(run, config=small(experts={"lr": 0.5})).expert_key != run.expert_key
+    assert replace(run, config=small(runtime={"precision": "bf16"})).expert_key != run.expert_key
     assert str(run.shared_place) == f"{tmp_path}/experts/{run.expert_key}"
     cached = replace(run, config=small(experts={"cache": "/cache"}))
     assert str(cached.shared_place) == f"/cache/{run.expert_key}"

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 
 from dasm_ray.errors import ResourceError
+from dasm_ray.runtime import machine
 from dasm_ray.runtime.machine import (
     SLOW_STORE,
     SMALLEST_STORE,
     check_whitening,
+    computes_bf16,
     object_store_bytes,
     read_cgroup_files,
     read_machine,
@@ -116,3 +118,38 @@ def test_a_whitening_needs_room_for_its_matrices() -> None:
 
 def test_the_memory_is_that_of_the_machine() -> None:
     assert read_memory() == read_machine().memory
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "flags", "by_gpu", "expected"),
+    [
+        ("9.0\n8.0\n", "fpu avx2", True, True),
+        ("9.0\n7.5\n", "fpu avx512_bf16", True, False),
+        ("9.0\n", "fpu avx2", False, False),
+        (None, "fpu avx2", True, False),
+        (None, "fpu avx512_bf16 amx_bf16", True, True),
+        (None, "fpu amx_bf16", False, True),
+        ("[N/A]\n", "fpu avx2", True, False),
+    ],
+)
+def test_bf16_is_computed_by_every_gpu_or_else_by_the_processor(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capabilities: str | None, flags: str, by_gpu: bool, expected: bool
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    if capabilities is not None:
+        tool.write_text(f"#!/bin/sh\nprintf '{capabilities}'\n")
+        tool.chmod(0o755)
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n")
+    monkeypatch.setattr(machine, "CPU", tmp_path / "cpuinfo")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin" if capabilities is not None else str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert computes_bf16(by_gpu) == expected
+
+
+def test_hidden_gpus_compute_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "_capabilities", lambda: [9.0])
+    monkeypatch.setattr(machine, "CPU", tmp_path / "nothing")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not computes_bf16(by_gpu=True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert computes_bf16(by_gpu=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from dasm_ray.config.parsing import parse_config
-from dasm_ray.errors import DataError, ResourceError
+from dasm_ray.errors import ConfigError, DataError, ResourceError
 from dasm_ray.runtime import opening
-from dasm_ray.runtime.opening import open_checked
+from dasm_ray.runtime.opening import check_settled, open_checked, settled
 
 
 def test_a_set_that_can_be_used() -> None:
@@ -49,3 +49,50 @@ def test_neither_ray_nor_torch_is_waited_for() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# --- precision ---------------------------------------------------------------------------------------------------
+
+
+AUTO = {"model": {"width": 256}, "runtime": {"precision": "auto"}}
+
+
+@pytest.mark.parametrize(
+    ("width", "computes", "expected"), [(256, True, "bf16"), (256, False, "float32"), (255, True, "float32")]
+)
+def test_auto_is_bf16_where_it_is_computed_and_the_network_is_large(
+    monkeypatch: pytest.MonkeyPatch, width: int, computes: bool, expected: str
+) -> None:
+    monkeypatch.setattr(opening, "computes_bf16", lambda by_gpu: computes)
+    config = parse_config({**AUTO, "model": {"width": width}})
+    assert settled(config).runtime.precision == expected
+    assert settled(config).model_copy(update={"runtime": config.runtime}) == config, "nothing else is changed"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "by_gpu"), [({}, True), ({"device": "cpu"}, False), ({"gpus_per_worker": 0}, False)]
+)
+def test_auto_asks_for_what_workers_compute_on(
+    monkeypatch: pytest.MonkeyPatch, runtime: dict[str, object], by_gpu: bool
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(opening, "computes_bf16", lambda by_gpu: bool(asked.append(by_gpu)))
+    settled(parse_config({**AUTO, "runtime": {"precision": "auto", **runtime}}))
+    assert asked == [by_gpu]
+
+
+def test_what_is_said_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "computes_bf16", lambda by_gpu: pytest.fail("was asked"))
+    config = parse_config({"runtime": {"precision": "bf16"}})
+    assert settled(config) is config
+
+
+def test_auto_is_for_one_machine_and_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = parse_config({"runtime": {"precision": "auto", "address": "10.0.0.5:6379"}})
+    with pytest.raises(ConfigError, match=r"runtime\.precision: auto is decided by the machine .* say bf16 or float32"):
+        settled(elsewhere)
+    with pytest.raises(ConfigError, match="say bf16 or float32 here"):
+        check_settled(parse_config(AUTO))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.5:6379")
+    with pytest.raises(ConfigError, match="the work is done elsewhere"):
+        settled(parse_config(AUTO))

@@ -88,14 +88,46 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if torch.compiler.is_compiling() else x
 
 
-class Convolution(nn.Conv2d):
+def computes_bf16(device: str) -> bool:
+    """Whether a device multiplies bfloat16: GPUs from Ampere on, processors with AVX512-BF16 or AMX."""
+    if device == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+class Conv2d(nn.Conv2d):
+    """torch's, which can take its inputs in as bfloat16: sums, bias and all around it stay as they are.
+
+    ``inside`` None: nothing is rounded. torch.bfloat16: images and weights are, and so is what comes out, as are their
+    gradients on the way back. A processor without such arithmetic takes the rounded values as float32
+    (``is_imitated``): the same products, added up in another order, and no faster.
+    """
+
+    inside: torch.dtype | None = None
+    is_imitated = False
+
+    def forward(self, x: Tensor) -> Tensor:  # (n, C, h, w)
+        return self.convolved(x, self.weight)
+
+    def convolved(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The convolution of ``x`` (n, C, h, w) with ``weight``, whose memory may be laid out in any way."""
+        if self.inside is None:
+            return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+        images, weights = x.to(self.inside), weight.to(self.inside)
+        if self.is_imitated:
+            images, weights = images.to(x.dtype), weights.to(x.dtype)
+        out = F.conv2d(images, weights, None, self.stride, self.padding).to(self.inside).to(x.dtype)
+        return out if self.bias is None else out + self.bias.view(1, -1, 1, 1)
+
+
+class Convolution(Conv2d):
     """3x3 fields, the size kept."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__(channels, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:  # (n, C, h, w)
-        return F.conv2d(x, channels_last(self.weight), self.bias, padding=1)
+        return self.convolved(x, channels_last(self.weight))
 
 
 class ConvNet(nn.Module):

@@ -42,20 +42,31 @@ class Network:
         device: str = "cpu",
         compile: bool | None = None,
         whitening: Whitening | None = None,
+        precision: str = "float32",
     ) -> None:
-        """``compile`` unset: where a step is large enough that compiling it, some 20 s, pays within a run."""
+        """``compile`` unset: where a step is large enough that compiling it, some 20 s, pays within a run.
+
+        ``precision``: float32, or bf16 for the inputs of convolutions, see ``convnet.Conv2d``.
+        """
         self.model, self.shape, self.classes = model, shape, classes
         self.mean, self.std = mean, std
         self.whitening = None if whitening is None else whitening.to(device)
         self.device = device
         is_large = device != "cpu" or model.width * shape[1] * shape[2] >= WORTH_COMPILING
         self.compile = is_large if compile is None else compile
-        self.module = _module(model, shape, classes).to(device)  # its own values, if it has any, are not looked at
+        self.inside = {"float32": None, "bf16": torch.bfloat16}[precision]
+        self.module = self._module()  # its own values, if it has any, are not looked at
         if isinstance(self.module, foreign.Foreign):
             self.compile, self.model = False, model.model_copy(update={"norm": self.module.norm})
         self.layout = Layout.of(self.module)
         self.read = self._reader()
         self._train_steps: dict[tuple[str, bool], Callable[..., tuple[Tensor, Tensor, Tensor]]] = {}
+
+    def _module(self) -> torch.nn.Module:
+        """The network of a row of the table, or the caller's own, on the device."""
+        if isinstance(self.model, OwnModel):
+            return foreign.made(self.model, self.shape, self.classes).to(self.device)
+        return build(self.model, self.shape, self.classes, self.inside, self.device)
 
     def piece(self, batch: int) -> int:
         """How many of ``batch`` images are best taken at once where a gradient is a sum over images.
@@ -118,7 +129,7 @@ class Network:
 
     def _reader(self) -> Callable[[Tensor, dict[str, Tensor], Tensor], tuple[Tensor, Tensor]]:
         """(flat, statistics, images (n, C, H, W) normalised) to logits (n, K) and last hidden layer (n, d)."""
-        frozen = _module(self.model, self.shape, self.classes).to(self.device).eval()
+        frozen = self._module().eval()
 
         def forward(flat: Tensor, statistics: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
             values = {**self.layout.unflatten(flat), **statistics}
@@ -148,11 +159,6 @@ class Network:
             for hook in hooks:
                 hook.remove()
         return found
-
-
-def _module(model: Model, shape: tuple[int, int, int], classes: int) -> torch.nn.Module:
-    """The network of a row of the table, or the caller's own."""
-    return foreign.made(model, shape, classes) if isinstance(model, OwnModel) else build(model, shape, classes)
 
 
 def flattened(

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dasm_ray.config.keys import Model
-from dasm_ray.core.networks.convnet import ConvNet, Norm, default_depth
+from dasm_ray.core.networks.convnet import Conv2d, ConvNet, Norm, computes_bf16, default_depth
 from dasm_ray.core.networks.params import drawn, normal, xavier, zeros
 from dasm_ray.errors import ConfigError
 
@@ -61,13 +61,13 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int, width: int, stride: int, norm: NormOf) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
+        self.conv1 = Conv2d(channels, width, 3, stride, 1, bias=False)
         self.norm1 = norm(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.conv2 = Conv2d(width, width, 3, 1, 1, bias=False)
         self.norm2 = norm(width)
         self.shortcut = nn.Sequential()
         if stride != 1 or channels != width:
-            self.shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), norm(width))
+            self.shortcut = nn.Sequential(Conv2d(channels, width, 1, stride, bias=False), norm(width))
 
     def forward(self, x: Tensor) -> Tensor:  # (n, C, h, w)
         branch = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
@@ -78,9 +78,9 @@ def resnet18(model: Model, shape: Shape, classes: int, norm: NormOf) -> nn.Modul
     """ResNet-18; up to 64 pixels its stem is one 3x3 convolution, beyond that torchvision's own with max-pooling."""
     channels, *sides = shape
     if max(sides) <= 64:
-        stem = nn.Sequential(nn.Conv2d(channels, 64, 3, 1, 1, bias=False), norm(64), nn.ReLU())
+        stem = nn.Sequential(Conv2d(channels, 64, 3, 1, 1, bias=False), norm(64), nn.ReLU())
     else:
-        first = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+        first = Conv2d(channels, 64, 7, 2, 3, bias=False)
         stem = nn.Sequential(first, norm(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
     if model.norm == "instance" and max(sides) <= 8:
         raise ConfigError(
@@ -105,7 +105,7 @@ def vgg11(model: Model, shape: Shape, classes: int, norm: NormOf) -> nn.Module:
         stage = nn.Sequential()
         for out in widths:
             border = [1 + _border(side) if not stages else 1 for side in sides]
-            stage.extend([nn.Conv2d(channels, out, 3, 1, (border[0], border[1])), norm(out), nn.ReLU()])
+            stage.extend([Conv2d(channels, out, 3, 1, (border[0], border[1])), norm(out), nn.ReLU()])
             channels = out
         stages.append(stage.append(nn.MaxPool2d(2)))
     return Staged(stages, 512 * height * width, classes)
@@ -118,11 +118,11 @@ def alexnet(model: Model, shape: Shape, classes: int, norm: NormOf) -> nn.Module
     _refuse_small("alexnet", sides, height * width, "8 pixels")
     border = (2 + _border(sides[0]), 2 + _border(sides[1]))
     stages = [
-        nn.Sequential(nn.Conv2d(channels, 128, 5, 1, border), nn.ReLU(), nn.MaxPool2d(2)),
-        nn.Sequential(nn.Conv2d(128, 192, 5, 1, 2), nn.ReLU(), nn.MaxPool2d(2)),
-        nn.Sequential(nn.Conv2d(192, 256, 3, 1, 1), nn.ReLU()),
-        nn.Sequential(nn.Conv2d(256, 192, 3, 1, 1), nn.ReLU()),
-        nn.Sequential(nn.Conv2d(192, 192, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(Conv2d(channels, 128, 5, 1, border), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(Conv2d(128, 192, 5, 1, 2), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(Conv2d(192, 256, 3, 1, 1), nn.ReLU()),
+        nn.Sequential(Conv2d(256, 192, 3, 1, 1), nn.ReLU()),
+        nn.Sequential(Conv2d(192, 192, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2)),
     ]
     return Staged(stages, 192 * height * width, classes)
 
@@ -134,8 +134,8 @@ def lenet(model: Model, shape: Shape, classes: int, norm: NormOf) -> nn.Module:
     _refuse_small("lenet", sides, max(height, 0) * max(width, 0), "16 pixels")
     border = (_border(sides[0]), _border(sides[1]))
     stages = [
-        nn.Sequential(nn.Conv2d(channels, 6, 5, 1, border), nn.ReLU(), nn.MaxPool2d(2)),
-        nn.Sequential(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(Conv2d(channels, 6, 5, 1, border), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)),
         nn.Sequential(nn.Flatten(), nn.Linear(16 * height * width, 120), nn.ReLU()),
         nn.Sequential(nn.Linear(120, 84), nn.ReLU()),
     ]
@@ -183,7 +183,7 @@ class Patches(nn.Module):
         self.places = nn.Parameter(torch.empty(1, count + 1, DIM))
         # torchvision cuts this one off at ±2, which is 8 standard deviations or more.
         draw = normal((channels * patch**2) ** -0.5)
-        self.conv = drawn(nn.Conv2d(channels, DIM, patch, patch), weight=draw, bias=zeros)
+        self.conv = drawn(Conv2d(channels, DIM, patch, patch), weight=draw, bias=zeros)
         self.draws = {"token": zeros, "places": normal(0.02)}
 
     def forward(self, x: Tensor) -> Tensor:  # (n, C, H, W) to (n, T, DIM)
@@ -276,11 +276,19 @@ ARCHITECTURES: dict[str, Callable[[Model, Shape, int, NormOf], nn.Module]] = {
 new architecture is one row here and one in ``config.keys.NORMS``, which says the normalisations that it takes."""
 
 
-def build(model: Model, shape: Shape, classes: int) -> nn.Module:
-    """The network named by ``model``, in training mode, its parameters unset and without gradients of their own."""
+def build(
+    model: Model, shape: Shape, classes: int, inside: torch.dtype | None = None, device: str = "cpu"
+) -> nn.Module:
+    """The network named by ``model``, in training mode, its parameters unset and without gradients of their own.
+
+    ``inside``: what its convolutions round their inputs to; None: nothing.
+    """
     with torch.device("meta"):
         module = ARCHITECTURES[model.arch](model, shape, classes, partial(Norm, model.norm))
     module.to_empty(device="cpu")
     for name, buffer in module.named_buffers():
         buffer.fill_(1.0 if name.endswith("var") else 0.0)
-    return module.requires_grad_(False).train()
+    for layer in module.modules():
+        if isinstance(layer, Conv2d):
+            layer.inside, layer.is_imitated = inside, not computes_bf16(device)
+    return module.requires_grad_(False).train().to(device)

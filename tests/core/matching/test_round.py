@@ -253,11 +253,10 @@ def test_a_share_of_the_states_is_of_the_bank(method: dict[str, Any]) -> None:
     network = toy_network()
     inputs = replace(round_inputs(network, 1), bank=bank_of(network))
     expected = {snapshot.tobytes() for member in inputs.bank for snapshot in member}
-    config = config_of(**(method | {"bank_share": 1.0, "probe_share": 0.0, "perturb": 0.0, "networks": 30, "steps": 1}))
+    few = method | {"batch_real": 2, "steps": 1}
+    config = config_of(**(few | {"bank_share": 1.0, "probe_share": 0.0, "perturb": 0.0, "networks": 30}))
     assert set(run(config, 1, inputs=inputs).flats) == expected, "each is reached, no other is"
-    half = run(
-        config_of(**(method | {"bank_share": 0.5, "probe_share": 0.2, "networks": 60, "steps": 1})), 1, inputs=inputs
-    )
+    half = run(config_of(**(few | {"bank_share": 0.5, "probe_share": 0.2, "networks": 60})), 1, inputs=inputs)
     probes = {probe.tobytes() for probe in inputs.probes}
     states = [step.flat.numpy().tobytes() for step in half.steps]
     assert 0.05 < sum(state in probes for state in states) / len(states) < 0.4
