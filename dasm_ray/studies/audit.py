@@ -22,7 +22,7 @@ from dasm_ray.method.choices import random_choice
 from dasm_ray.method.run import Run, run_all
 from dasm_ray.method.sets import Images, Indices, chosen, images_of, labels_of, stored
 from dasm_ray.plain import Tree
-from dasm_ray.runtime.pool import ObjectRef, task
+from dasm_ray.runtime.pool import ObjectRef, Task, task
 from dasm_ray.runtime.worker import Beside, Everything, Worker
 from dasm_ray.store.artifact import Artifact
 from dasm_ray.store.checkpoints import segment_pixels
@@ -59,7 +59,7 @@ def audit(run: Run, artifact: Artifact, networks: int, folder: Place | None, seg
     """
     known = _networks(run, artifact, networks, folder)
     near = _nearness(run, artifact, known, None if segments is None else _starts(run, artifact, segments))
-    sets = {name: _of_set(name, run, known, near) for name in SETS}
+    sets = {name: _of_set(name, known, near) for name in SETS}
     held_out = int(sum(run.real.counts[split].sum() for split in ("val", "test")))
     usual = {kind: _spread(near[kind, "held out"].squares) for kind in KINDS}
     return {
@@ -77,48 +77,54 @@ def audit(run: Run, artifact: Artifact, networks: int, folder: Place | None, seg
 
 def _networks(run: Run, artifact: Artifact, networks: int, folder: Place | None) -> _Known:
     """Trains on every set, and asks each network of all real images."""
-    recipe, count = run.config.evaluate, int(run.real.counts["train"].sum())
-    small = steps_for(len(artifact.labels) * artifact.factor**2, recipe)
-    images = images_of(artifact)
-    several = run.config.model_copy(update={"evaluate": recipe.model_copy(update={"seeds": networks})})
     choices = [random_choice(run, seed) for seed in range(networks)]
-    plans: dict[str, tuple[Run, TrainingOf, int]] = {
-        "distilled": (run, always(stored(run, images, artifact.factor, images.logits is not None)), small),
-        "random": (replace(run, config=several), lambda seed: chosen(choices[seed]), small),
-        "full": (run, always(Everything()), steps_for(count, recipe, recipe.full_epochs)),
-    }
-    cells = {
-        name: cells_for(under, f"audit {name}", training_of, steps, folder)
-        for name, (under, training_of, steps) in plans.items()
-    }
+    cells = _cells(run, artifact, choices, folder)
     every = [cell for of_set in cells.values() for cell in of_set]
     run.progress.stage("audit networks", len(every))
-    tasks = [
-        task(
-            cell.name,
-            Worker.certainty,
-            replace(cell.job, config=run.config),
-            _file_of(cell),
-            _key_of(cell),
-            cell.label,
-            cell.seed,
-            cell.steps,
-            cell.training,
-            cell.name,
-        )
-        for cell in every
-    ]
-    refs = [done.refs[0] for done in run_all(run, tasks, lambda _: run.progress.advance())]
-    said = iter([run.pool.fetch(ref) for ref in refs])
+    answers = run_all(run, [_asked(run, cell) for cell in every], lambda _: run.progress.advance())
+    said = iter([run.pool.fetch(done.refs[0]) for done in answers])
     found = {name: [next(said) for _ in of_set] for name, of_set in cells.items()}
-    picked = np.zeros((networks, count), bool)
+    picked = np.zeros((networks, int(run.real.counts["train"].sum())), bool)
     for network, choice in enumerate(choices):
         picked[network, choice] = True
     train, held_out = (
         {name: np.stack([arrays[part] for arrays in of_set]).astype(np.float64) for name, of_set in found.items()}
         for part in ("train", "held_out")
     )
-    return _Known(train, held_out, picked, refs[0])
+    return _Known(train, held_out, picked, answers[0].refs[0])
+
+
+def _cells(run: Run, artifact: Artifact, choices: Sequence[Indices], folder: Place | None) -> dict[str, list[Cell]]:
+    """What is trained, by set: as a table trains it, the small sets for as many steps. The set's own come first."""
+    recipe, count = run.config.evaluate, int(run.real.counts["train"].sum())
+    small = steps_for(len(artifact.labels) * artifact.factor**2, recipe)
+    images = images_of(artifact)
+    several = run.config.model_copy(update={"evaluate": recipe.model_copy(update={"seeds": len(choices)})})
+    plans: dict[str, tuple[Run, TrainingOf, int]] = {
+        "distilled": (run, always(stored(run, images, artifact.factor, images.logits is not None)), small),
+        "random": (replace(run, config=several), lambda seed: chosen(choices[seed]), small),
+        "full": (run, always(Everything()), steps_for(count, recipe, recipe.full_epochs)),
+    }
+    return {
+        name: cells_for(under, f"audit {name}", training_of, steps, folder)
+        for name, (under, training_of, steps) in plans.items()
+    }
+
+
+def _asked(run: Run, cell: Cell) -> Task:
+    """Trains the network of a cell, and asks how sure it is of every real image."""
+    return task(
+        cell.name,
+        Worker.certainty,
+        run.job,
+        _file_of(cell),
+        _key_of(cell),
+        cell.label,
+        cell.seed,
+        cell.steps,
+        cell.training,
+        cell.name,
+    )
 
 
 def _key_of(cell: Cell) -> str:
@@ -137,43 +143,47 @@ Nearness = Mapping[tuple[str, str], Near]
 
 def _nearness(run: Run, artifact: Artifact, known: _Known, starts: NDArray[np.float32] | None) -> Nearness:
     """How far each set is from all real images; and held-out images from training images, which says what is usual."""
-    pools = _equal_pools(run)
-    pictures = stored(run, Images(artifact.visible(), artifact.labels, None, False), artifact.factor)
-    real, seen = chosen(random_choice(run, 0)), stored(run, images_of(artifact), artifact.factor)
+    in_pixels, in_features = _beside(run, artifact, starts)
     trained_on = stored(run, images_of(artifact), artifact.factor, artifact.soft_labels is not None)
-    usual = Beside(None, _usual(run), artifact.factor)
-    in_pixels = {"distilled": Beside(pictures), "random": Beside(real), "held out": usual}
-    if starts is not None:
-        images = Images(starts, artifact.labels, None, False)
-        in_pixels["starts"] = Beside(stored(run, images, artifact.factor))
-    in_features = {"distilled": Beside(seen), "random": Beside(real), "held out": usual}
-    shards = [(split, *bounds) for split in SPLITS for bounds in _shards(run, split)]
+    pools, shards = _equal_pools(run), [(split, *bounds) for split in SPLITS for bounds in _shards(run, split)]
+    pixels, features = list(in_pixels.values()), list(in_features.values())
     run.progress.stage("audit distances", 2 * len(shards))
     tasks = []
     for split, first, last in shards:
-        where = f"{split} images {first} to {last - 1}"
-        shared = (split, first, last, pools[split])
-        tasks += [
-            task(f"distances to {where}", Worker.distances, run.job, list(in_pixels.values()), *shared),
-            task(
-                f"feature distances to {where}",
-                Worker.feature_distances,
-                run.job,
-                (known.of_set,),
-                trained_on,
-                list(in_features.values()),
-                *shared,
-            ),
-        ]
+        name, where = f"distances to {split} images {first} to {last - 1}", (split, first, last, pools[split])
+        tasks.append(task(name, Worker.distances, run.job, pixels, *where))
+        by = (run.job, (known.of_set,), trained_on, features)
+        tasks.append(task(f"feature {name}", Worker.feature_distances, *by, *where))
     answers = [run.pool.fetch(done.refs[0]) for done in run_all(run, tasks, lambda _: run.progress.advance())]
-    found: dict[tuple[str, str], Near] = {}
-    for kind, names, own in (("pixels", in_pixels, answers[::2]), ("features", in_features, answers[1::2])):
-        for number, name in enumerate(names):
-            of_train, of_held_out = (
-                [nears[number] for (split, *_), nears in zip(shards, own, strict=True) if (split == "train") == wanted]
-                for wanted in (True, False)
-            )
-            found[kind, name], found[f"{kind} held out", name] = merged(of_train), merged(of_held_out)
+    is_training = [split == "train" for split, *_ in shards]
+    found = _by_side("pixels", list(in_pixels), answers[::2], is_training)
+    return found | _by_side("features", list(in_features), answers[1::2], is_training)
+
+
+def _beside(
+    run: Run, artifact: Artifact, starts: NDArray[np.float32] | None
+) -> tuple[dict[str, Beside], dict[str, Beside]]:
+    """What is held against the real images, in pixels and in features."""
+
+    def shown(pictures: NDArray[np.float32]) -> Beside:
+        return Beside(stored(run, Images(pictures, artifact.labels, None, False), artifact.factor))
+
+    others = {"random": Beside(chosen(random_choice(run, 0))), "held out": Beside(None, _usual(run), artifact.factor)}
+    in_pixels = {"distilled": shown(artifact.visible()), **others}
+    if starts is not None:
+        in_pixels["starts"] = shown(starts)
+    return in_pixels, {"distilled": Beside(stored(run, images_of(artifact), artifact.factor)), **others}
+
+
+def _by_side(
+    kind: str, names: Sequence[str], answers: Sequence[list[Near]], is_training: Sequence[bool]
+) -> dict[tuple[str, str], Near]:
+    """What the shards of training and of held-out images say together, of every set."""
+    found = {}
+    for number, name in enumerate(names):
+        for side, wanted in ((kind, True), (f"{kind} held out", False)):
+            nears = [of_shard[number] for of_shard, is_of in zip(answers, is_training, strict=True) if is_of == wanted]
+            found[side, name] = merged(nears)
     return found
 
 
@@ -226,7 +236,7 @@ def _starts(run: Run, artifact: Artifact, place: Place) -> NDArray[np.float32] |
 # --- what it says ------------------------------------------------------------------------------------------------
 
 
-def _of_set(name: str, run: Run, known: _Known, near: Nearness) -> Tree:
+def _of_set(name: str, known: _Known, near: Nearness) -> Tree:
     """One set: how sure its networks are, how near it is, and which attacks tell who was in it."""
     train, held_out = known.train[name], known.held_out[name]
     took_part = list(known.picked) if name == "random" else [np.ones(train.shape[1], bool)] * len(train)
@@ -247,14 +257,20 @@ def _of_set(name: str, run: Run, known: _Known, near: Nearness) -> Tree:
     found["images"] = len(near["pixels", name].squares)
     found["copies"] = int((near["pixels", name].squares == 0).sum())
     found["attacks"] |= _by_distance(name, near, took_part[0])
-    groups = {"copied": near["pixels", name]} if name == "distilled" else {}
-    if name == "distilled" and ("pixels", "starts") in near:
-        groups["started from"] = near["pixels", "starts"]
-    for group, of_group in groups.items():
-        mine = np.zeros(train.shape[1], bool)
-        mine[of_group.which[of_group.squares == 0]] = True
+    return found | (_groups(known, near) if name == "distilled" else {})
+
+
+def _groups(known: _Known, near: Nearness) -> Tree:
+    """The same attacks on training images that the set has more to do with: copied into it, or what it started from."""
+    found: Tree = {}
+    for group, of_group in (("copied", "distilled"), ("started from", "starts")):
+        if ("pixels", of_group) not in near:
+            continue
+        images, mine = near["pixels", of_group], np.zeros(known.picked.shape[1], bool)
+        mine[images.which[images.squares == 0]] = True
         if mine.any():
-            attacks = _attacks(name, known, [mine] * len(train)) | _by_distance(name, near, mine)
+            by_networks = _attacks("distilled", known, [mine] * len(known.train["distilled"]))
+            attacks = by_networks | _by_distance("distilled", near, mine)
             found[group] = {"images": int(mine.sum()), "attacks": attacks}
     return found
 
