@@ -133,8 +133,10 @@ def _licence(licence: str) -> str:
 
 
 def licensed(card: str, licence: str) -> str:
-    """A card under another licence."""
-    front = re.sub(r"^license: .*$", f"license: {licence}", card, count=1, flags=re.MULTILINE)
+    """A card under another licence; one of an older version says none."""
+    line = f"license: {licence}"
+    front, found = re.subn(r"^license: .*$", line, card, count=1, flags=re.MULTILINE)
+    front = front if found else card.replace("---\n", f"---\n{line}\n", 1)
     return re.sub(r"^\| licence \| .* \|$", f"| licence | {licence} |", front, count=1, flags=re.MULTILINE)
 
 

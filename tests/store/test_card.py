@@ -210,6 +210,8 @@ def test_a_card_says_what_the_set_is_and_what_is_known_of_its_worth(tmp_path: Pa
     again = licensed(card, "cc-by-4.0")
     assert yaml.safe_load(again.split("---\n")[1])["license"] == "cc-by-4.0"
     assert len(again.splitlines()) == len(card.splitlines())
+    older = card.replace("license: unknown\n", "")
+    assert yaml.safe_load(licensed(older, "mit").split("---\n")[1])["license"] == "mit"
     write_artifact(Place(tmp_path), artifact)
     assert not (tmp_path / "picture.png").exists(), "that of an older set"
 
