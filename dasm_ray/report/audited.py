@@ -26,6 +26,8 @@ ATTACKS = {
 GROUPS = {"copied": "copied into it", "started from": "it started from"}
 """Training images that a set has more to do with than with others."""
 
+SAID = {"copied": "that were copied into it", "started from": "that it started from"}
+
 AREAS = "Who took part: area under the ROC curve, 50 = guessing"
 DISTANCES = "How near: root mean square difference to the nearest real image, median (least)"
 
@@ -46,7 +48,7 @@ def area_text(attack: Tree | None) -> str:
 
 def area_grid(found: Tree) -> list[list[str]]:
     """Headings and rows: a column for each set, and for each group of images beside that of its set."""
-    columns = [["", "who took part", *ATTACKS.values(), *(f"{words}, %" for words in BELOW)]]
+    columns = [["networks on", "who took part", *ATTACKS.values(), *(f"{words}, %" for words in BELOW)]]
     for name, of_set in found["sets"].items():
         who = "the chosen" if name == "random" else "all training"
         columns.append([name, who, *_areas(of_set["attacks"]), *_right(of_set["accuracy"])])
@@ -105,10 +107,10 @@ def words(found: Tree) -> Iterator[str]:
     told = f"The attack{'s' * (len(clear) > 1)} {' and '.join(clear)} tell{'s' * (len(clear) == 1)}" if clear else ""
     better = "training images from held-out ones better than guessing"
     yield f"{told} {better}, by more than two standard errors." if clear else f"No attack tells {better}."
-    for group, called in GROUPS.items():
+    for group in GROUPS:
         clear = [name for name in ATTACKS if _is_clear(own.get(group, {}).get("attacks", {}).get(name))]
         if clear:
-            yield f"Of training images {called}, {' and '.join(ATTACKS[name] for name in clear)}: they are told apart."
+            yield f"Training images {SAID[group]} are told apart: {', '.join(ATTACKS[name] for name in clear)}."
     yield ONLY_THESE
 
 

@@ -76,7 +76,7 @@ def test_words_call_clear_what_is_two_errors_from_guessing() -> None:
     said = list(words(found))
     assert said[1] == "3 of its 20 images are copies of training images."
     assert said[2].startswith("The attack by loss tells training images from held-out ones better than guessing")
-    assert said[3].startswith("Of training images copied into it, by loss and calibrated")
+    assert said[3].startswith("Training images that were copied into it are told apart: by loss, calibrated")
     own["attacks"]["calibrated"] = attack(0.9)
     assert list(words(found))[2].startswith("The attacks by loss and calibrated tell training images")
 
