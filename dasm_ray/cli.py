@@ -292,7 +292,12 @@ def select(
 @click.option("--ipc", "ipcs", metavar="N,N", help="Images per class. [default: the first config's]")
 @click.option("--select", "selections", metavar="A,B", default="random,herding,k_center", show_default=True)
 @click.option("--labels", metavar="A,B", default="hard", show_default=True, help="hard, soft: those of the experts.")
-@click.option("--network", "networks", metavar="A,B", help="ARCH or ARCH:NORM. [default: the configs' own]")
+@click.option(
+    "--network",
+    "networks",
+    metavar="A,B",
+    help="ARCH, ARCH:NORM, MODULE:FUNCTION, timm:NAME. [default: the configs' own]",
+)
 @click.option("--run", metavar="DIR", help="Folder of the comparison. [default: runs/comparison]")
 @SET
 @WORKERS
@@ -445,13 +450,17 @@ def relabel(path: str, target: str, overrides: tuple[str, ...], workers: int | N
 
 @main.command(epilog=example("evaluate runs/digits --set evaluate.seeds=5"))
 @click.argument("path")
+@click.option("--network", metavar="NAME", help="ARCH, ARCH:NORM, or your own: MODULE:FUNCTION or timm:NAME.")
 @SET
 @WORKERS
 @ADDRESS
-def evaluate(path: str, overrides: tuple[str, ...], workers: int | None, address: str | None) -> None:
+def evaluate(
+    path: str, network: str | None, overrides: tuple[str, ...], workers: int | None, address: str | None
+) -> None:
     """Evaluate a run directory anew, or a synthetic set alone.
 
-    Only keys of evaluate, runtime and data.path can be changed with --set.
+    Only keys of evaluate, runtime and data.path can be changed with --set. FUNCTION takes (shape, classes) and gives a
+    torch.nn.Module. Example: dasm-ray evaluate runs/digits --network resnet18:batch
     """
     with _reporting_errors():
         _check_address(address)
@@ -460,7 +469,7 @@ def evaluate(path: str, overrides: tuple[str, ...], workers: int | None, address
         _checking().check_set(path, changes)
         from dasm_ray import pipeline
 
-        _print_table(pipeline.evaluate(path, changes))
+        _print_table(pipeline.evaluate(path, changes, network))
 
 
 @main.command(epilog=example("incremental runs/digits --steps 5"))
@@ -534,6 +543,36 @@ def rank(
             click.echo(f"Spearman's correlation of {name} with full: {said}")
 
 
+@main.command(epilog=example("audit runs/digits"))
+@click.argument("path")
+@click.option("--networks", type=int, default=8, show_default=True, metavar="N", help="Networks on random images.")
+@SET
+@WORKERS
+@ADDRESS
+def audit(path: str, networks: int, overrides: tuple[str, ...], workers: int | None, address: str | None) -> None:
+    """Say how much a synthetic set tells of its real images.
+
+    PATH: a run directory or an artifact. Distances of its images to the nearest real ones, and attacks that ask who
+    took part, beside as many random images and all of them. RUN/report keeps it, and `report` shows it.
+    `docs/audit.md` says what it proves and what not.
+    """
+    with _reporting_errors():
+        _check_address(address)
+        _say_starting(f"auditing {path}")
+        changes = _with_options(overrides, workers, address)
+        _checking().check_set(path, changes)
+        from rich.console import Console
+
+        from dasm_ray import pipeline
+        from dasm_ray.report.audited import terminal, words
+
+        found = pipeline.audit(path, networks, changes)
+        for table in terminal(found):
+            Console().print(table)
+        for sentence in words(found):
+            click.echo(sentence)
+
+
 @main.command(epilog=example("report runs/digits"))
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option("--to", "target", metavar="FILE", help="The page. [default: RUN/report/index.html of a single RUN]")
@@ -590,10 +629,11 @@ def inspect(path: str, png: str | None) -> None:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["png", "npz", "pt"]),
+    type=click.Choice(["png", "npz", "pt", "ddranking"]),
     default="png",
     show_default=True,
-    help="png: training images, a folder per class; npz: arrays as stored; pt: tensors for other evaluators.",
+    help="png: training images, a folder per class; npz: arrays as stored; pt: tensors for other evaluators; "
+    "ddranking: those as it takes them, and the call.",
 )
 @click.option(
     "--labels",
@@ -602,7 +642,7 @@ def inspect(path: str, png: str | None) -> None:
 )
 @click.option(
     "--normalise",
-    metavar="NOT_IN_RESULT",
+    metavar="HOW",
     help="Images in pt: none (in [0, 1]), own (and whitened), or M,M,M:S,S,S. [default: as stored]",
 )
 @click.option("--stored", is_flag=True, help="png: stored images, grids where the factor is above 1.")
@@ -617,6 +657,25 @@ def export(path: str, target: str, kind: str, labels: str | None, normalise: str
 
         for line in synthetic.export(path, target, kind, labels=labels, normalise=normalise, stored=stored):
             click.echo(line)
+
+
+@main.command(epilog=example("push runs/digits me/digits-20"))
+@click.argument("path")
+@click.argument("repository", metavar="OWNER/NAME")
+@click.option(
+    "--license", "licence", metavar="NAME", help="As the hub spells it, such as cc-by-4.0. [default: unknown]"
+)
+@click.option("--private", is_flag=True, help="Make the repository private, if it is made.")
+def push(path: str, repository: str, licence: str | None, private: bool) -> None:
+    """Publish a synthetic set on the Hugging Face hub.
+
+    PATH: a run directory or an artifact. Its files go into one commit; the card names what it was made of and its
+    figures. The token is that of `hf auth login` or HF_TOKEN.
+    """
+    with _reporting_errors("nothing was changed on the hub unless an address was printed"):
+        from dasm_ray.store.hub import push as published
+
+        click.echo(published(path, repository, licence=licence, private=private))
 
 
 @main.command(

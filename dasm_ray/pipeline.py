@@ -31,20 +31,21 @@ from dasm_ray.method.run import Run, begun, check_against_data, connected, opene
 from dasm_ray.method.scores import scores_before
 from dasm_ray.method.sets import distilled_set, flattened, images_of, selected_set, stored
 from dasm_ray.plain import Tree
-from dasm_ray.report import differences, standings
+from dasm_ray.report import audited, differences, notebook, standings
 from dasm_ray.report.differences import Tried
-from dasm_ray.report.page import draw_rows
+from dasm_ray.report.page import draw_few, draw_rows
 from dasm_ray.report.standings import Line
-from dasm_ray.report.table import Row, from_json
+from dasm_ray.report.table import Row, from_json, told
 from dasm_ray.report.webpage import report
 from dasm_ray.runtime.opening import check_relabelling, open_checked, settled
 from dasm_ray.runtime.pool import task
 from dasm_ray.runtime.progress import Progress, clock_text
 from dasm_ray.runtime.session import Session
 from dasm_ray.runtime.worker import Worker
-from dasm_ray.store.artifact import digest, read_artifact, write_artifact
-from dasm_ray.store.checked import write_checked_json
+from dasm_ray.store.artifact import Artifact, digest, read_artifact, write_artifact, write_card
+from dasm_ray.store.checked import read_checked_json, write_checked_json
 from dasm_ray.store.datasets.catalogue import first_pictures
+from dasm_ray.store.description import artifact_place
 from dasm_ray.store.findings import (
     RESULTS,
     STUDY_COLUMNS,
@@ -57,7 +58,8 @@ from dasm_ray.store.findings import (
     write_trainings,
 )
 from dasm_ray.store.place import Place
-from dasm_ray.store.rundir import RunDir
+from dasm_ray.store.rundir import RECORD, RunDir
+from dasm_ray.studies import audit as audits
 from dasm_ray.studies import incremental
 from dasm_ray.studies.cells import Accuracies, cells_place
 from dasm_ray.studies.comparison import Comparison
@@ -79,6 +81,11 @@ class Result:
     tested: int | None = None
     """Images of the test set; None where an older table does not say."""
 
+    def _repr_html_(self) -> str:
+        """The table and the images, as a notebook shows them."""
+        pictures = notebook.picture(read_artifact(artifact_place(self.place)))
+        return notebook.table(self.rows, self.title, self.tested) + pictures
+
 
 @dataclass(frozen=True)
 class Table:
@@ -88,6 +95,9 @@ class Table:
     rows: list[Row]
     title: str
     tested: int | None = None
+
+    def _repr_html_(self) -> str:
+        return notebook.table(self.rows, self.title, self.tested)
 
 
 @dataclass(frozen=True)
@@ -111,8 +121,12 @@ class Studied:
 # --- the commands ------------------------------------------------------------------------------------------------
 
 
-def distill(config: RunConfig, run: str | Place | None = None) -> Result:
+def distill(
+    config: RunConfig, run: str | Place | None = None, on_event: Callable[[Tree], None] | None = None
+) -> Result:
     """Distils the real set of ``config`` into RUN/synthetic and evaluates it. ``run``: a folder or URI, or runs/NAME.
+
+    ``on_event`` gets each fact that the log gets, as it happens; what it raises ends the run, which can go on.
 
     Raises a DasmError; an interrupted run goes on when it is called again.
     """
@@ -120,7 +134,7 @@ def distill(config: RunConfig, run: str | Place | None = None) -> Result:
         finished = _finished(record)
         if finished is not None:
             return finished
-        with begun(record) as open_run:
+        with begun(record, on_event=on_event) as open_run:
             return _distilled(open_run)
 
 
@@ -129,9 +143,11 @@ def _distilled(run: Run) -> Result:
     run.progress.expect(_stages(run.config), work_ahead(run))
     experts = train_experts(run)
     made = distil(run, experts)
-    stamp = write_artifact(run.place / "synthetic", distilled_set(run, made.segments))
+    artifact = distilled_set(run, made.segments)
+    stamp = write_artifact(run.place / "synthetic", artifact)
     sets = {"distilled": flattened(made.segments), "initial": flattened(made.starts)}
     rows = evaluate_rows(run, sets, run.config.synthetic.factor, experts, cells_place(run))
+    write_card(run.place / "synthetic", artifact, [told(row) for row in rows], draw_few(artifact)[0])
     result = _reported(run, rows, stamp, config_digest(run.config))
     if run.config.runtime.page:
         run.progress.stage("page", 1)
@@ -234,8 +250,7 @@ def select(config: RunConfig, method: str, run: str | None = None) -> tuple[Plac
         else:
             picked = choices(open_run, train_experts(open_run), [method])[method]
         (done,) = run_all(open_run, [task("selected images", Worker.images, open_run.job, picked)])
-        place = open_run.place / method
-        return place, write_artifact(place, selected_set(open_run, open_run.pool.fetch(done.refs[0])))
+        return _kept_set(open_run.place / method, selected_set(open_run, open_run.pool.fetch(done.refs[0])))
 
 
 def compare(
@@ -337,18 +352,26 @@ def relabel(path: str, to: str, overrides: Iterable[str] = ()) -> tuple[Place, s
     with opened_again(path, changes, RELABELLING) as kept:
         training = stored(kept.run, images_of(kept.artifact), kept.artifact.factor)
         (logits,) = soft_labels(kept.run, train_experts(kept.run), [training])
-    return target, write_artifact(target, replace(kept.artifact, soft_labels=logits))
+    return _kept_set(target, replace(kept.artifact, soft_labels=logits))
 
 
-def evaluate(path: str, overrides: Iterable[str] = ()) -> Result:
+def _kept_set(place: Place, artifact: Artifact) -> tuple[Place, str]:
+    """A set of which no table is known, written with its card; its place and digest."""
+    stamp = write_artifact(place, artifact)
+    write_card(place, artifact, picture=draw_few(artifact)[0])
+    return place, stamp
+
+
+def evaluate(path: str, overrides: Iterable[str] = (), network: str | None = None) -> Result:
     """Evaluates a run directory anew, or an artifact alone, under changes of evaluate, runtime or data.path.
 
     A run's table is written to RUN/report, beside its own as table_DIGEST where the settings differ. An artifact alone
-    has no initialisation and no experts to select by, and nothing is written beside it.
+    has no initialisation and no experts to select by, and nothing is written beside it. ``network``: another than the
+    run's, ARCH, ARCH:NORM, or the caller's own MODULE:FUNCTION or timm:NAME, which is imported and run.
     """
     place, changes = Place(path), list(overrides)
     if (place / "dataset.json").exists():
-        return _evaluate_artifact(path, changes)
+        return _evaluate_artifact(path, changes, network)
     record = RunDir.read(path)
     config, place = changed(without_address(record.config), changes), record.place
     stamp = digest(read_artifact(place / "synthetic"))
@@ -356,8 +379,9 @@ def evaluate(path: str, overrides: Iterable[str] = ()) -> Result:
         experts = train_experts(run)
         made = distil(run, experts)
         sets = {"distilled": flattened(made.segments), "initial": flattened(made.starts)}
-        rows = evaluate_rows(run, sets, config.synthetic.factor, experts, cells_place(run))
-        return _reported(run, rows, stamp, config_digest(record.config))
+        rows = evaluate_rows(run, sets, config.synthetic.factor, experts, cells_place(run), network)
+        shown = run if network is None else replace(run, config=config.under(network))
+        return _reported(shown, rows, stamp, config_digest(record.config))
 
 
 def learn_incrementally(path: str, steps: int = 5, overrides: Iterable[str] = ()) -> Accuracies:
@@ -386,15 +410,44 @@ def rank(path: str, models: Sequence[Model], overrides: Iterable[str] = ()) -> t
     return found, {name: agreement(found, name, models) for name in ("distilled", "random")}
 
 
+def audit(path: str, networks: int = 8, overrides: Iterable[str] = ()) -> Tree:
+    """How much the set in ``path`` tells of its real images; `studies.audit` says how, `docs/audit.md` what it means.
+
+    ``networks``: how many are trained on random real images, two at least. Under changes of evaluate, runtime or
+    data.path. In a run directory it is written to RUN/report, as audit.json and audit.md where it is the first, and
+    networks that are on disk are not trained again.
+    """
+    if networks < 2:
+        raise ConfigError(f"--networks {networks}: each is held against the others; take two at least")
+    folder = artifact_place(Place(path))
+    with opened_again(path, list(overrides)) as kept:
+        segments = folder.parent / "segments" if folder.name == "synthetic" else None
+        found = audits.audit(kept.run, kept.artifact, networks, kept.cells, segments)
+        shown = digest_of(config_digest(kept.run.config), networks, digest(kept.artifact), kept.run.session.device)
+        if (folder.parent / RECORD).exists():
+            _keep_audit(folder.parent / "report", {**found, "settings": shown, "set": digest(kept.artifact)})
+    return found
+
+
+def _keep_audit(folder: Place, found: Tree) -> None:
+    """The audit on disk; one of other settings stands beside the first, under a digest of them."""
+    first = read_checked_json(folder / "audit.json")
+    is_first = first is None or first["settings"] == found["settings"]
+    stem = "audit" if is_first else f"audit_{found['settings']}"
+    (folder / f"{stem}.md").write_text(audited.markdown(found))
+    write_checked_json(folder / f"{stem}.json", found)
+
+
 def convnets(widths: Sequence[int], depths: Sequence[int], norms: Sequence[str]) -> list[Model]:
     """A grid of ConvNets to rank; ConfigError for one that cannot be."""
     trees = [{"width": w, "depth": d, "norm": n} for w in widths for d in depths for n in norms]
     return [parse_config({"model": tree}).model for tree in trees]
 
 
-def _evaluate_artifact(path: str, changes: list[str]) -> Result:
+def _evaluate_artifact(path: str, changes: list[str], network: str | None) -> Result:
     with opened_again(path, changes) as kept:
-        rows = evaluate_rows(kept.run, {"distilled": images_of(kept.artifact)}, kept.artifact.factor, None, None)
+        sets = {"distilled": images_of(kept.artifact)}
+        rows = evaluate_rows(kept.run, sets, kept.artifact.factor, None, None, network)
         return Result(Place(path), digest(kept.artifact), rows, _title(kept.run.config), tested_by(kept.run))
 
 

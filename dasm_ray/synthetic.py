@@ -26,6 +26,7 @@ from dasm_ray.core.decode import decode_all
 from dasm_ray.core.whiten import Whitening, normalise
 from dasm_ray.errors import ArtifactError, ConfigError, DataError
 from dasm_ray.plain import Tree
+from dasm_ray.store import ddranking
 from dasm_ray.store.artifact import Artifact, read_artifact
 from dasm_ray.store.description import LEAST_STD, artifact_place
 from dasm_ray.store.exports import export_npz, export_png
@@ -169,7 +170,7 @@ def load(path: str | os.PathLike[str]) -> SyntheticSet:
     return SyntheticSet(read_artifact(artifact_place(Place(path))))
 
 
-KINDS = ("png", "npz", "pt")
+KINDS = ("png", "npz", "pt", "ddranking")
 LABELS = ("logits", "probabilities", "hard")
 
 
@@ -181,6 +182,7 @@ def export(
     png: CLASS/00000.png, 8 bits, the training images, or with ``stored`` the stored ones; labels.csv where labels are
     soft. npz: synthetic.npz, exact arrays as stored. pt: images.pt (n, C, H, W), the training images; labels.pt (n,)
     class numbers, or (n, K) where labels are soft; lr.pt, mean.pt, std.pt, whitening_mean.pt and whitening_matrix.pt.
+    ddranking: the same as its evaluator takes them, and evaluate.py, which calls it.
 
     ``labels``, of png and pt, where they are soft: ``logits`` (unset), since the field's evaluators put a softmax over
     them, ``probabilities``, or ``hard``. ``normalise``, of pt: unset, in [0, 1] unless the set is kept normalised;
@@ -199,6 +201,8 @@ def export(
     elif kind == "png":
         said = export_png(artifact if stored else trained_on(artifact), target, chosen)
         lines = [*_of_slots(artifact, stored), *said]
+    elif kind == "ddranking":
+        lines = _export_for_ddranking(trained_on(artifact), target)
     else:
         lines = _export_tensors(trained_on(artifact), target, chosen, normalise)
     return [f"written to {target}", *lines]
@@ -210,6 +214,8 @@ def _check_options(kind: str, labels: str | None, normalise: str | None, stored:
         raise ConfigError(f"--format {escaped(kind)}: there is no such form; take {', '.join(KINDS)}")
     if labels not in (None, *LABELS):
         raise ConfigError(f"--labels {escaped(labels)}: there are no such labels; take {', '.join(LABELS)}")
+    if labels is not None and kind == "ddranking":
+        raise ConfigError("--labels: ddranking takes logits, or class numbers where labels are hard; leave it out")
     if labels is not None and kind == "npz":
         raise ConfigError("--labels: npz holds hard labels, and logits where there are any; leave the option out")
     if normalise is not None and kind != "pt":
@@ -238,6 +244,23 @@ def _of_slots(artifact: Artifact, stored: bool) -> list[str]:
 
 
 # --- tensors for other evaluators --------------------------------------------------------------------------------
+
+
+def _export_for_ddranking(artifact: Artifact, target: Place) -> list[str]:
+    """The tensors of training images, class by class, as ddranking has them, and the program that calls it."""
+    data = ddranking.known(artifact)
+    order = np.argsort(artifact.labels, kind="stable")
+    soft = None if artifact.soft_labels is None else artifact.soft_labels[order]
+    ordered = replace(artifact, pixels=artifact.pixels[order], labels=artifact.labels[order], soft_labels=soft)
+    is_own = artifact.is_normalised
+    lines = _export_tensors(ordered, target, "logits", "own" if is_own else data.statistics)
+    model = artifact.recipe.get("model")
+    told = model.get("depth") if isinstance(model, dict) else None
+    depth = told if isinstance(told, int) and not isinstance(told, bool) else 3 + (data.side > 32)
+    program = ddranking.call(data, len(artifact.labels) // data.classes, depth, soft is not None, is_own)
+    (target / ddranking.CALL).write_text(program)
+    needs = "the folder of the real images, and this set" if is_own else "the folder of the real images"
+    return [*lines, f"{ddranking.CALL}: calls ddranking 0.2 on them; give it {needs}"]
 
 
 def _export_tensors(artifact: Artifact, target: Place, labels: str, how: str | None) -> list[str]:

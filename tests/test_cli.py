@@ -521,11 +521,13 @@ def test_grids_of_networks_that_cannot_be_meant(artifact: Path) -> None:
     refused(call("rank", artifact, "--norm", "instance,nrm"), "model.norm", "'nrm'")
     refused(call("rank", artifact, "--set", "matcher.name=dc"), "matcher.name=dc")
     refused(call("incremental", artifact, "--set", "synthetic.ipc=2"), "synthetic.ipc=2")
+    refused(call("audit", artifact, "--set", "synthetic.ipc=2"), "synthetic.ipc=2")
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_uses_that_do_not_fit_the_data(artifact: Path) -> None:
     refused_with_notes(call("incremental", artifact, "--steps", "11"), "--steps 11: there are 10 classes")
+    refused(call("audit", artifact, "--networks", "1"), "--networks 1: each is held against the others")
     refused_with_notes(call("rank", artifact, "--depth", "7"), "model.depth: 7 blocks")
 
 

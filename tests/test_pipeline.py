@@ -271,6 +271,26 @@ def test_a_set_as_the_memory_of_class_incremental_learning(reference: Path, ray_
     assert {path: path.stat().st_mtime_ns for path in reference.glob("report/cells/*")} == cells
 
 
+def test_an_audit_is_kept_under_its_settings_and_its_networks_are_trained_once(
+    reference: Path, ray_session: object
+) -> None:
+    found = pipeline.audit(str(reference), 2)
+    own = found["sets"]["distilled"]
+    assert own["images"] == 20 * 4, "training images, four of each that is stored"
+    assert own["started from"]["images"] == 80
+    kept = json.loads((reference / "report" / "audit.json").read_text())
+    assert kept["sets"] == found["sets"]
+    assert "Who took part" in (reference / "report" / "audit.md").read_text()
+    networks = {path: path.stat().st_mtime_ns for path in reference.glob("report/cells/*.safetensors")}
+    assert len(networks) == 1 + 2 + 1
+    again = pipeline.audit(str(reference), 3)
+    assert len(list(reference.glob("report/audit_*.json"))) == 1, "beside the first one"
+    assert again["sets"]["full"]["accuracy"] == found["sets"]["full"]["accuracy"]
+    assert networks.items() <= {path: path.stat().st_mtime_ns for path in reference.glob("report/cells/*")}.items()
+    with pytest.raises(ConfigError, match="--networks 1"):
+        pipeline.audit(str(reference), 1)
+
+
 def test_networks_are_ranked_by_the_set_and_by_the_full_data(reference: Path, ray_session: object) -> None:
     models = pipeline.convnets((4, 16), (1, 2), ("instance",))
     found, agreement = pipeline.rank(str(reference / "synthetic"), models)
@@ -339,6 +359,7 @@ def of_a_stranger(folder: Path, **changes: Any) -> Path:
 COMMANDS: dict[str, Callable[[Path, list[str]], object]] = {
     "evaluate": lambda path, changes: pipeline.evaluate(str(path), changes),
     "incremental": lambda path, changes: pipeline.learn_incrementally(str(path), 2, changes),
+    "audit": lambda path, changes: pipeline.audit(str(path), 2, changes),
     "rank": lambda path, changes: pipeline.rank(str(path), [], changes),
     "relabel": lambda path, changes: pipeline.relabel(
         str(path),

@@ -15,6 +15,7 @@ from pydantic import Field, StrictBool, StrictStr
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from dasm_ray.config.matchers import MATCHERS, BaseMatcher, States
+from dasm_ray.config.own import code_of, is_own
 from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.config.shown import INSTEAD, odd_character, secret_in
 from dasm_ray.errors import ConfigError
@@ -196,6 +197,13 @@ class Model(Section):
         description="The normalisation of every block: convnet takes any, resnet18 and vgg11 instance or batch, the "
         "others none.",
     )
+
+
+class OwnModel(Model):
+    """A network that the caller names in a command or a call. No file can: the keys are none of `Model`."""
+
+    function: StrictStr = Field(description="MODULE:FUNCTION or timm:NAME")
+    code: StrictStr = Field(description="what stands for its code in digests")
 
 
 class Synthetic(Section):
@@ -704,13 +712,21 @@ class RunConfig(Section):
         return arch if norm == NORMS[arch][0] else f"{arch}:{norm}"
 
     def under(self, network: str) -> RunConfig:
-        """The run as another network evaluates it, ``ARCH`` or ``ARCH:NORM``, by the recipe of `networks`."""
+        """The run as another network evaluates it, by the recipe of `networks`.
+
+        ``ARCH`` or ``ARCH:NORM`` of the table, or the caller's own ``MODULE:FUNCTION`` or ``timm:NAME``.
+        """
         if network == self.network_name:
             return self
         arch, _, norm = network.partition(":")
+        if arch not in NORMS and is_own(network):
+            own = OwnModel(**self.model.model_dump(), function=network, code=code_of(network))
+            return self.model_copy(update={"model": own})
         if arch not in NORMS or (norm and norm not in NORMS[arch]):
             known = ", ".join(f"{name}:{norm}" for name, norms in NORMS.items() for norm in norms)
-            raise ConfigError(f"{network}: there is no such network; take any of {known}")
+            raise ConfigError(
+                f"{network}: there is no such network; take any of {known}, or your own as MODULE:FUNCTION"
+            )
         model = self.model.model_copy(update={"arch": arch, "norm": norm or NORMS[arch][0], "depth": None})
         changes = {name: recipe.model_dump(exclude_none=True) for name, recipe in self.networks.items()}
         evaluate = self.evaluate.model_copy(update=changes.get(model.arch, {}))

@@ -18,7 +18,7 @@ from dasm_ray.core.networks.convnet import default_depth
 from dasm_ray.core.networks.reading import fewest_pixels
 from dasm_ray.core.scoring import shard_ranges
 from dasm_ray.errors import ConfigError, DataError, TaskLost, UserError
-from dasm_ray.plain import Values
+from dasm_ray.plain import Plain, Tree, Values
 from dasm_ray.runtime.decoding import RealRefs, load_real
 from dasm_ray.runtime.metrics import Metrics
 from dasm_ray.runtime.opening import check_settled, open_checked, settled
@@ -112,14 +112,20 @@ def opened(config: RunConfig, uri: str | Place, given: Given | None = None, pati
 
 
 @contextlib.contextmanager
-def begun(record: RunDir, given: Given | None = None) -> Iterator[Run]:
-    """A run in a directory that is held: a session, the real data and workers.
+def begun(record: RunDir, given: Given | None = None, on_event: Callable[[Tree], None] | None = None) -> Iterator[Run]:
+    """A run in a directory that is held: a session, the real data and workers. ``on_event`` hears what the log does.
 
     A directory made for a run that cannot be begun is taken away again, so that the mended run can have its name.
     """
     has_begun = False
+
+    def event(**fields: Plain) -> None:
+        record.event(**fields)
+        if on_event is not None:
+            on_event(fields)
+
     try:
-        with connected(record.config, record.place, record.event, given) as run:
+        with connected(record.config, record.place, event, given) as run:
             has_begun = True
             yield run
     except UserError:

@@ -78,6 +78,7 @@ class Gathered:
     validation: tuple[tuple[float, ...], ...] = ()  # after each segment, one a seed, in [0, 1]
     arm: str = ""  # of the study that it is a set of
     sizes: dict[str, int] = field(default_factory=dict)  # bytes by part
+    audit: Tree | None = None  # how much the set tells of its real images
     remarks: list[str] = field(default_factory=list)  # what could not be shown, and why
 
     @property
@@ -232,6 +233,7 @@ def gather(place: Place, *, looks_at_data: bool = True) -> Gathered:
     if (folder / "synthetic" / DESCRIPTION).exists():
         run.artifact = read_artifact(folder / "synthetic")
     run.rows, run.title, run.tested = table_of(folder / "report")
+    run.audit = _audit(run)
     run.scores = _scores(run)
     run.class_names = _class_names(run)
     run.experts = _experts(run)
@@ -241,6 +243,12 @@ def gather(place: Place, *, looks_at_data: bool = True) -> Gathered:
     if run.pictures is not None and looks_at_data:
         run.pictures = replace(run.pictures, nearest=_nearest(run, run.pictures))
     return run
+
+
+def _audit(run: Gathered) -> Tree | None:
+    """The audit of the run's own set, where there is one."""
+    found = read_checked_json(run.place / "report" / "audit.json")
+    return found if found is not None and found.get("set") == run.digest else None
 
 
 def _class_names(run: Gathered) -> tuple[str, ...]:

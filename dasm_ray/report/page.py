@@ -62,9 +62,29 @@ def draw_sheet(artifact: Artifact, most: int = 20) -> bytes:
     return draw_rows([pictures[artifact.labels == label][:most] for label in range(len(artifact.class_names))])
 
 
+MOST_CLASSES, MOST_IMAGES, MOST_PIXELS = 20, 200, 4_000_000
+"""Of a picture that is looked at as a whole."""
+
+
+def draw_few(artifact: Artifact) -> tuple[bytes, int]:
+    """A PNG of some images of every class, or of the first ones where there are many; and of how many classes."""
+    levels = np.rint(artifact.visible() * 255).astype(np.uint8)
+    classes = min(len(artifact.class_names), MOST_CLASSES)
+    enlarged = _times(levels) ** 2 * levels.shape[2] * levels.shape[3]
+    most = max(1, min(MOST_IMAGES, MOST_PIXELS // enlarged) // classes)
+    which = [np.flatnonzero(artifact.labels == label)[:most] for label in range(classes)]
+    return draw_rows([levels[mine] for mine in which]), classes
+
+
+def _times(pictures: NDArray[np.uint8]) -> int:
+    """By how much pictures (n, C, H, W) are enlarged."""
+    largest = int(max(pictures.shape[2:]))
+    return max(2, -(-SIDE // largest))
+
+
 def draw_rows(rows: Sequence[NDArray[np.uint8]]) -> bytes:
     """A PNG of images (n, C, H, W), each row of them on a line, enlarged until they can be seen."""
-    times = max(2, -(-SIDE // max(rows[0].shape[2:])))
+    times = _times(rows[0])
     rows = [np.repeat(np.repeat(row, times, axis=2), times, axis=3) for row in rows]
     _, channels, height, width = rows[0].shape
     columns = max(len(row) for row in rows)

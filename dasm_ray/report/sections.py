@@ -14,7 +14,7 @@ import yaml
 from dasm_ray.config.digests import config_digest, result_keys
 from dasm_ray.config.shown import escaped
 from dasm_ray.plain import Plain, Tree, Values
-from dasm_ray.report import figures
+from dasm_ray.report import audited, figures
 from dasm_ray.report.gallery import gallery
 from dasm_ray.report.gathered import Gathered, real_bytes, stored_bytes
 from dasm_ray.report.table import LEGEND, WORDS, Row, as_cells, best_selection, cautions
@@ -47,6 +47,7 @@ def sections(run: Gathered, key: str, room: int) -> Tree:
         "remarks": [escaped(remark, 400) for remark in dict.fromkeys(run.remarks)],
         "method": [_named(key, drawn) for drawn in _method(run)],
         "method_says": METHOD,
+        "audit": None if run.audit is None else audited.section(run.audit),
         "timeline": _named(key, _timeline(run)) if run.log.stages else None,
         "losses": list(_losses(run)),
         "counts": list(_counts(run)),

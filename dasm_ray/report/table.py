@@ -148,6 +148,12 @@ def _drawn(
     return table
 
 
+def told(row: Row) -> tuple[str, str]:
+    """A row in two texts: of which set, and its test accuracy in %."""
+    labels = f", {row.labels} labels" if row.labels != "hard" else ""
+    return f"{row.name}{labels}", _mean_and_spread(row.accuracies)
+
+
 def _groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows of one size and network, by what tells them apart; the full data stand with every size."""
     sizes = {(row.network, row.ipc): None for row in rows if row.name != "full"}

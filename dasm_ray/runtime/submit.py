@@ -26,7 +26,7 @@ from dasm_ray.errors import ConfigError, ResourceError, SessionError
 
 COMMANDS = (
     *("distill", "experts", "estimate", "score", "select", "compare", "sweep", "study"),
-    *("relabel", "evaluate", "incremental", "rank", "doctor"),
+    *("relabel", "evaluate", "incremental", "rank", "audit", "doctor"),
 )
 """Those that compute on a cluster; the others only read and write files."""
 

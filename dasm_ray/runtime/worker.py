@@ -26,6 +26,8 @@ from dasm_ray.core.matching.lane import SetGradient, SetState, moved, walk_lane
 from dasm_ray.core.matching.round import Assignment, Matching, RoundInputs, distil_round, matching_of
 from dasm_ray.core.matching.step import StepInputs
 from dasm_ray.core.matching.trajectory import Student
+from dasm_ray.core.membership import log_odds
+from dasm_ray.core.nearness import Near, flat_levels, in_batches, nearest, numbered, shrunk_to, tiles_by_size
 from dasm_ray.core.networks import compiled
 from dasm_ray.core.networks.evaluate import Labels, Outcome, evaluate_on, synthetic_samples
 from dasm_ray.core.networks.expert import Trajectory, continued, expert_labels, spread, train_expert
@@ -129,6 +131,17 @@ class Everything:
 
 
 Training = Stored | Chosen | Everything
+
+
+class Beside(NamedTuple):
+    """Images to hold real ones against: those of a training, or with ``held_out`` real ones that are in none.
+
+    ``factor``: as small as tiles of so many a side, as a set of this factor packs them.
+    """
+
+    training: Stored | Chosen | None
+    held_out: Indices = np.empty(0, np.int64)
+    factor: int = 1
 
 
 class ClassStanding(NamedTuple):
@@ -556,6 +569,112 @@ class Worker:
             reads_each=reads_each,
         )
         return Evaluated(_notices(), outcome)
+
+    # --- what a set tells of its real images ---------------------------------------------------------------------
+
+    @outputs(2)
+    def certainty(
+        self, job: Job, file: Place | None, key: str, label: str, seed: int, steps: int, training: Training, name: str
+    ) -> tuple[Answer, dict[str, NDArray[np.float32]]]:
+        """Trains a network, called ``name``, and says how sure it is of every real image: log odds of its own label.
+
+        Returns ``train`` (n,) and ``held_out`` (m,), validation images before test images, and the parameters ``flat``
+        (P,) of one that was trained on a stored set. Written to ``file``; what is there under the key is read.
+        """
+        if file is not None and file.exists():
+            arrays, note = tensors.read(file)
+            tensors.check_key(file, note, key)
+            return _answer(), arrays
+        network, recipe = self._network(job), job.config.evaluate
+        samples, watch = self._training_samples(network, job, training), Watch(name, "evaluate", recipe)
+        generator = torch_generator(job.config.evaluation_seed, "audit", label, seed)
+        for state in watch.over(train(network, samples, recipe, steps=steps, generator=generator, decay=True), steps):
+            flat = state.flat
+        statistics = statistics_of(network, flat, samples)
+
+        def sure_of(split: str) -> NDArray[np.float32]:
+            read = read_all(network, flat, statistics, self._real(network, job, split))
+            found = torch.cat([log_odds(logits, labels) for logits, _, labels in read])
+            if not found.isfinite().all():
+                raise watch.failed(f"by step {steps}, on the {split} images")
+            return found.float().cpu().numpy()
+
+        arrays = {"train": sure_of("train"), "held_out": np.concatenate([sure_of("val"), sure_of("test")])}
+        if isinstance(training, Stored):
+            arrays["flat"] = flat.cpu().numpy()
+        if file is not None:
+            tensors.write(file, arrays, {"key": key})
+        return _answer(), arrays
+
+    @outputs(2)
+    def distances(
+        self, job: Job, sets: Sequence[Beside], split: str, first: int, last: int, chosen: Indices
+    ) -> tuple[Answer, list[Near]]:
+        """How far the images of each of ``sets`` are from the real images [first, last) of a split, in levels 0..255.
+
+        ``chosen``: indices whose nearest is asked for beside that of all.
+        """
+        blocks, batch = self._blocks(job, split), job.config.score.batch
+
+        def near(tiles: NDArray[np.uint8]) -> Near:
+            size = tiles.shape[2:]
+            batches = in_batches(last, batch, first)
+            passing = ((indices, flat_levels(blocks.take(indices), size, job.device)) for indices in batches)
+            return nearest(flat_levels(tiles, size, job.device), passing, chosen)
+
+        found = [numbered([(numbers, near(tiles)) for numbers, tiles in self._tiles(job, each)]) for each in sets]
+        return _answer(), found
+
+    @outputs(2)
+    def feature_distances(
+        self,
+        job: Job,
+        known: tuple[ObjectRef],
+        seen_by_it: Stored,
+        sets: Sequence[Beside],
+        split: str,
+        first: int,
+        last: int,
+        chosen: Indices,
+    ) -> tuple[Answer, list[Near]]:
+        """The same in the last hidden layer of a network trained on ``seen_by_it``, as ``certainty`` gave it."""
+        network = self._network(job)
+        flat = torch.tensor(self._fetch(known[0])["flat"], device=job.device)
+        statistics = statistics_of(network, flat, self._training_samples(network, job, seen_by_it))
+        batch = job.config.score.batch
+
+        def features(samples: Samples) -> torch.Tensor:
+            read = read_all(network, flat, statistics, samples, batch)
+            return torch.cat([seen.flatten(1) for _, seen, _ in read]).double()
+
+        indices = np.arange(first, last)
+        passing = [(indices, features(RealSamples(network, self._blocks(job, split), indices)))]
+        return _answer(), [nearest(features(self._seen(network, job, each)), passing, chosen) for each in sets]
+
+    def _tiles(self, job: Job, of: Beside) -> list[tuple[Indices, NDArray[np.uint8]]]:
+        """The images of a set in groups of one size, with their numbers; those of stored images are its tiles."""
+        match of.training:
+            case Stored(pixels, _, factor):
+                levels = np.rint(np.clip(self._fetch(pixels), 0, 1) * 255).astype(np.uint8)
+                return list(tiles_by_size(levels, factor).values())
+            case Chosen(indices):
+                images = self._blocks(job, "train").take(indices)
+            case None:
+                images = self._held_out(job, of.held_out)
+        return [(np.arange(len(images)), shrunk_to(images, next(iter(tiles_by_size(images[:1], of.factor)))))]
+
+    def _seen(self, network: Network, job: Job, of: Beside) -> Samples:
+        """The images of a set as a network sees them."""
+        if of.training is not None:
+            return self._training_samples(network, job, of.training)
+        images = torch.from_numpy(self._held_out(job, of.held_out)).to(network.device)
+        return TensorSamples(network.normalise(images), torch.zeros(len(images), dtype=torch.int64))
+
+    def _held_out(self, job: Job, indices: Indices) -> NDArray[np.uint8]:
+        """Real images of the validation split, and behind them of the test split, by index."""
+        val, test = self._blocks(job, "val"), self._blocks(job, "test")
+        is_val = indices < len(val)
+        return np.concatenate([val.take(indices[is_val]), test.take(indices[~is_val] - len(val))])
 
     # --- what a worker keeps -------------------------------------------------------------------------------------
 

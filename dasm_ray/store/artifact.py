@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +23,7 @@ from dasm_ray.config.shown import escaped
 from dasm_ray.errors import ArtifactError, RunDirError
 from dasm_ray.plain import Plain, Tree, Values
 from dasm_ray.store import tensors
-from dasm_ray.store.card import CARD, FILES, front_matter, set_name, write_run_card, write_unfinished
+from dasm_ray.store.card import CARD, PICTURE, UNKNOWN, Facts, card_text, write_run_card, write_unfinished
 from dasm_ray.store.checked import read_at_most
 from dasm_ray.store.description import (
     DESCRIPTION,
@@ -166,7 +166,8 @@ def write_artifact(place: Place, artifact: Artifact) -> str:
     files = _write_parquet(place / "data", artifact)
     _write_whitening(place / WHITENING, artifact)
     stamp = digest(artifact)
-    (place / CARD).write_text(_card(artifact, stamp))
+    (place / PICTURE).delete()  # that of an older set
+    (place / CARD).write_text(card_text(_facts(artifact, stamp)))
     if _is_in_run(place):
         write_run_card(place.parent, {place.name: stamp})
     (place / DESCRIPTION).write_json(_description(artifact, stamp, files))
@@ -263,28 +264,49 @@ def _description(artifact: Artifact, stamp: str, files: dict[str, str]) -> Tree:
     }
 
 
-def _card(artifact: Artifact, stamp: str) -> str:
-    """The dataset card: YAML front matter that the hub reads, then what a person needs."""
-    count, channels, height, width = artifact.pixels.shape
-    title = f"Synthetic set of {count} images in {len(artifact.class_names)} classes"
-    return f"""{front_matter(title, {set_name(stamp): FILES})}
-# {title}
+def write_card(
+    place: Place,
+    artifact: Artifact,
+    accuracies: Sequence[tuple[str, str]] = (),
+    picture: bytes | None = None,
+    licence: str = UNKNOWN,
+) -> None:
+    """Writes the card of a set that lies in folder ``place``: what it is, and what is known of its worth.
 
-A distilled stand-in for a larger labelled image set: {count} stored images of {channels} x {height} x {width} pixels.
-Each holds {artifact.factor**2} training image(s), cut out as a grid of {artifact.factor} x {artifact.factor} tiles and
-enlarged to full size.
+    ``accuracies``: rows of its table, as texts. ``picture``: some of its images as PNG.
+    """
+    if picture is not None:
+        (place / PICTURE).write_bytes(picture)
+    facts = replace(_facts(artifact, digest(artifact)), accuracies=accuracies, licence=licence)
+    (place / CARD).write_text(card_text(replace(facts, has_picture=(place / PICTURE).exists())))
 
-| column | holds |
-|---|---|
-| `image` | 8-bit preview |
-| `pixels` | exact values {space(artifact)}, float32, in (channel, row, column) order |
-| `label` | class |
-| `soft_label` | logits of the learned label, where there are any |
-| `segment` | the segment in which the image was made, from 0 |
 
-`dataset.json` holds the class names in label order, the normalisation and the recipe to train with. Open the images
-with `datasets.load_dataset(PATH)`, or all that training needs with `dasm_ray.load(PATH)`.
-"""
+def _facts(artifact: Artifact, stamp: str) -> Facts:
+    """What the set itself says for its card."""
+    kept, found = (artifact.provenance.get(name) for name in ("config", "found"))
+    data = kept.get("data") if isinstance(kept, dict) else None
+    counts = found.get("counts") if isinstance(found, dict) else None
+    train = counts.get("train") if isinstance(counts, dict) else None
+    told = train if isinstance(train, list | tuple) and all(isinstance(count, int) for count in train) else ()
+    model, training = (artifact.recipe.get(name) or {} for name in ("model", "training"))
+    said = [("arch", "{}"), ("width", "width {}")], [("epochs", "{} epochs"), ("lr", "rate {}")]
+    words = [
+        text.format(escaped(str(part[key]), 40))
+        for part, keys in zip((model, training), said, strict=True)
+        for key, text in keys
+        if isinstance(part, dict) and key in part
+    ]
+    return Facts(
+        digest=stamp,
+        shape=artifact.pixels.shape,
+        class_names=artifact.class_names,
+        factor=artifact.factor,
+        space=space(artifact),
+        is_soft=artifact.soft_labels is not None,
+        source=escaped(str(data.get("name")), 60) if isinstance(data, dict) and data.get("name") else UNKNOWN,
+        of=sum(told) or None,
+        recipe=", ".join(words) or UNKNOWN,
+    )
 
 
 def space(artifact: Artifact) -> str:

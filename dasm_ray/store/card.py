@@ -9,7 +9,8 @@ What must stay true: two different sets have different configuration names, so n
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import yaml
@@ -23,10 +24,140 @@ CARD = "README.md"
 FILES = "data/train-*.parquet"
 
 
-def front_matter(title: str, sets: dict[str, str]) -> str:
+PICTURE = "picture.png"
+UNKNOWN = "unknown"
+"""The licence of a set of which nobody has said one: what it was made of has one of its own."""
+
+SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
+"""How the hub speaks of so many rows, and less."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the card of a set says, beside how its files are read."""
+
+    digest: str
+    shape: tuple[int, ...]  # (N, C, H, W)
+    class_names: tuple[str, ...]
+    factor: int
+    space: str
+    """In words what the values of the pixels are."""
+    is_soft: bool
+    source: str
+    """What it was made of."""
+    of: int | None
+    """Training images of that, where it is known."""
+    recipe: str
+    """In words what it was evaluated by."""
+    accuracies: Sequence[tuple[str, str]] = ()
+    """Rows of its table: of which set, and test accuracy in %."""
+    has_picture: bool = False
+    licence: str = UNKNOWN
+
+
+def card_text(facts: Facts) -> str:
+    """The dataset card: YAML front matter that the hub reads, then what a person needs."""
+    count, channels, height, width = facts.shape
+    title = f"Synthetic set of {count} images in {len(facts.class_names)} classes"
+    more: Tree = {"license": facts.licence, "size_categories": [_size(count)]}
+    if re.fullmatch(r"[a-z0-9_]+", facts.source) and facts.source not in ("folder", "parquet", UNKNOWN):
+        more["source_datasets"] = [f"extended|{facts.source}"]
+    names = ", ".join(f"`{name.replace('`', chr(39))}`" for name in facts.class_names[:MOST_NAMES])
+    left = len(facts.class_names) - MOST_NAMES
+    of = f"{facts.of} training images of {facts.source}" if facts.of else facts.source
+    facts_told = {
+        "made of": of,
+        "stored images": f"{count} of {channels} x {height} x {width}",
+        "training images": f"{count * facts.factor**2}, {facts.factor} x {facts.factor} tiles of each stored one",
+        "labels": "soft, logits" if facts.is_soft else "hard",
+        "evaluated by": facts.recipe,
+        "licence": _licence(facts.licence),
+        "digest": facts.digest,
+    }
+    rows = "\n".join(f"| {name} | {fact} |" for name, fact in facts_told.items())
+    picture = f"\n![some of its images, a row a class]({PICTURE})\n" if facts.has_picture else ""
+    return f"""{front_matter(title, {set_name(facts.digest): FILES}, more)}
+# {title}
+
+A distilled stand-in for a larger labelled image set, made by dasm_ray.
+{picture}
+| | |
+|---|---|
+{rows}
+
+Classes, in label order: {names}{f" and {left} more" if left > 0 else ""}.
+{_table(facts)}
+| column | holds |
+|---|---|
+| `image` | 8-bit preview |
+| `pixels` | exact values {facts.space}, float32, in (channel, row, column) order |
+| `label` | class |
+| `soft_label` | logits of the learned label, where there are any |
+| `segment` | the segment in which the image was made, from 0 |
+
+`dataset.json` holds the class names in label order, the normalisation and the recipe to train with. Open the images
+with `datasets.load_dataset(PATH)`, or all that training needs with `dasm_ray.load(PATH)`:
+
+```python
+{SNIPPET}```
+
+`train.transform` prepares a test image for the network: a PIL image, or (C, H, W) levels 0..255 or floats in [0, 1].
+"""
+
+
+SNIPPET = """import dasm_ray
+import torch
+
+train = dasm_ray.load("PATH")  # this folder, or hf://datasets/OWNER/NAME
+loader = torch.utils.data.DataLoader(train, batch_size=64, shuffle=True)
+network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(len(train.classes)))
+optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+for images, labels in (batch for epoch in range(100) for batch in loader):
+    optimiser.zero_grad()
+    torch.nn.functional.cross_entropy(network(images), labels).backward()
+    optimiser.step()
+"""
+"""Ten lines that train on the set."""
+
+MOST_NAMES = 20
+
+
+def _size(count: int) -> str:
+    return next((words for most, words in SIZES.items() if count < most), "n>1M")
+
+
+def _licence(licence: str) -> str:
+    if licence != UNKNOWN:
+        return licence
+    return "unknown: that of the images it was made of may bind it; who publishes it has to say"
+
+
+def licensed(card: str, licence: str) -> str:
+    """A card under another licence; one of an older version says none."""
+    line = f"license: {licence}"
+    front, found = re.subn(r"^license: .*$", line, card, count=1, flags=re.MULTILINE)
+    front = front if found else card.replace("---\n", f"---\n{line}\n", 1)
+    return re.sub(r"^\| licence \| .* \|$", f"| licence | {licence} |", front, count=1, flags=re.MULTILINE)
+
+
+def _table(facts: Facts) -> str:
+    if not facts.accuracies:
+        return ""
+    rows = "\n".join(f"| {name} | {accuracy} |" for name, accuracy in facts.accuracies)
+    return f"""
+Test accuracy in % of networks trained on it and on other sets, mean ± std over seeds:
+
+| trained on | test accuracy |
+|---|---|
+{rows}
+"""
+
+
+def front_matter(title: str, sets: dict[str, str], more: Tree | None = None) -> str:
     """The YAML that a card begins with; ``sets`` are the patterns of the files of each configuration."""
     front = {
         "pretty_name": title,
+        **(more or {}),
         "task_categories": ["image-classification"],
         "tags": ["dataset-distillation", "synthetic"],
         "configs": [_configuration(name, files) for name, files in sets.items()],

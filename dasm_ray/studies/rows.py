@@ -26,10 +26,19 @@ TrainingOf = Callable[[int], Training]
 
 
 def evaluate_rows(
-    run: Run, sets: dict[str, Images], factor: int, experts: Experts | None, folder: Place | None
+    run: Run,
+    sets: dict[str, Images],
+    factor: int,
+    experts: Experts | None,
+    folder: Place | None,
+    network: str | None = None,
 ) -> list[Row]:
-    """The fair table: every row and seed a task; cells that lie in ``folder`` are not computed again."""
-    config, count = run.config, int(run.real.counts["train"].sum())
+    """The fair table: every row and seed a task; cells that lie in ``folder`` are not computed again.
+
+    ``network``: another than the run's own, as `RunConfig.under` takes it.
+    """
+    config = run.config if network is None else run.config.under(network)
+    count = int(run.real.counts["train"].sum())
     trainings = _trainings(run, sets, factor, experts)
     small = steps_for(len(sets["distilled"].labels) * factor**2, config.evaluate)
     whole = steps_for(count, config.evaluate, config.evaluate.full_epochs)
@@ -42,13 +51,15 @@ def evaluate_rows(
             steps[name, kind],
             folder,
             label=label_of(name, kind),
+            config=config,
         )
         for (name, kind), training_of in trainings.items()
     }
     found = iter(evaluate_cells(run, [cell for row in cells.values() for cell in row]))
+    named = {} if network is None else {"network": network}
     return _best_selection(
         [
-            row_of(name, kind, [next(found) for _ in row], note=f"{steps[name, kind]} steps")
+            row_of(name, kind, [next(found) for _ in row], note=f"{steps[name, kind]} steps", **named)
             for (name, kind), row in cells.items()
         ]
     )

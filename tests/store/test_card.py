@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from dasm_ray.errors import RunDirError
-from dasm_ray.store.artifact import Artifact, digest, write_artifact
-from dasm_ray.store.card import front_matter, set_name, write_run_card
+from dasm_ray.store.artifact import Artifact, digest, write_artifact, write_card
+from dasm_ray.store.card import SNIPPET, front_matter, licensed, set_name, write_run_card
 from dasm_ray.store.place import Place
 
 
@@ -175,3 +175,63 @@ def test_sets_that_differ_in_anything_have_different_names() -> None:
 def test_a_digest_of_figures_alone_stays_text() -> None:
     front = front_matter("A title: with a colon", {set_name("0123456789012345"): "data/*"})
     assert yaml.safe_load(front.split("---\n")[1])["configs"][0]["config_name"] == "set-0123456789012345"
+
+
+# --- what a card says --------------------------------------------------------------------------------------------
+
+
+def test_a_card_says_what_the_set_is_and_what_is_known_of_its_worth(tmp_path: Path) -> None:
+    data = {"config": {"data": {"name": "mnist"}}, "found": {"counts": {"train": [30, 40]}}}
+    artifact = dataclasses.replace(
+        a_set(0.5, ("ant", "b`|e")),
+        provenance=data,
+        recipe={"model": {"arch": "convnet"}, "training": {"lr": 0.1}},
+    )
+    stamp = write_artifact(Place(tmp_path), artifact)
+    assert "picture.png" not in (tmp_path / "README.md").read_text()
+    write_card(Place(tmp_path), artifact, [("distilled", "89.7 ± 1.3"), ("random", "75.2 ± 7.5")], b"png")
+    card = (tmp_path / "README.md").read_text()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["license"] == "unknown"
+    assert front["size_categories"] == ["n<1K"]
+    assert front["source_datasets"] == ["extended|mnist"]
+    assert front["configs"][0]["config_name"] == f"set-{stamp}"
+    for line in (
+        "![some of its images, a row a class](picture.png)",
+        "| made of | 70 training images of mnist |",
+        "| stored images | 4 of 1 x 4 x 4 |",
+        "| evaluated by | convnet, rate 0.1 |",
+        "| distilled | 89.7 ± 1.3 |",
+        "| random | 75.2 ± 7.5 |",
+        f"| digest | {stamp} |",
+    ):
+        assert line in card.splitlines()
+    assert (tmp_path / "picture.png").read_bytes() == b"png"
+    again = licensed(card, "cc-by-4.0")
+    assert yaml.safe_load(again.split("---\n")[1])["license"] == "cc-by-4.0"
+    assert len(again.splitlines()) == len(card.splitlines())
+    older = card.replace("license: unknown\n", "")
+    assert yaml.safe_load(licensed(older, "mit").split("---\n")[1])["license"] == "mit"
+    write_artifact(Place(tmp_path), artifact)
+    assert not (tmp_path / "picture.png").exists(), "that of an older set"
+
+
+def test_the_ten_lines_of_a_card_train_on_the_set(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 1, 4, 4), np.float32)
+    pixels[2:] = 1
+    artifact = dataclasses.replace(a_set(0), pixels=pixels)
+    write_artifact(Place(tmp_path), artifact)
+    card = (tmp_path / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    assert code == SNIPPET
+    assert len(code.splitlines()) <= 11
+    names: dict[str, Any] = {}
+    exec(code.replace("PATH", str(tmp_path)), names)
+    train = names["train"]
+    assert names["network"](train.images).argmax(1).tolist() == [0, 0, 1, 1]
+
+
+def test_a_card_of_a_set_that_says_nothing_of_itself_is_written_all_the_same(tmp_path: Path) -> None:
+    write_artifact(Place(tmp_path), a_set(0.5))
+    assert "| made of | unknown |" in (tmp_path / "README.md").read_text()
+    assert "source_datasets" not in (tmp_path / "README.md").read_text()

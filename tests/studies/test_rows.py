@@ -116,3 +116,14 @@ def test_of_the_selections_the_one_that_validation_prefers_is_shown_with_the_oth
     assert [row.name for row in kept] == ["random", "selection: el2n", "full"]
     assert kept[1].note == "3 steps, before herding"
     assert _best_selection(rows[:2]) == rows[:2], "one alone is called by its name"
+
+
+def test_another_network_has_its_own_cells_and_says_its_name(run: Run) -> None:
+    sets, folder = {"distilled": sets_of()["distilled"]}, cells_place(run)
+    own = evaluate_rows(run, sets, 1, None, folder)
+    before = set(folder.names())
+    rows = evaluate_rows(run, sets, 1, None, folder, "own_networks:with_batch_norm")
+    assert {row.network for row in rows} == {"own_networks:with_batch_norm"}
+    assert len(set(folder.names()) - before) == len(before)
+    assert [row.name for row in rows] == [row.name for row in own]
+    assert evaluate_rows(run, sets, 1, None, folder, "own_networks:with_batch_norm") == rows

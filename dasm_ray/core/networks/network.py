@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from dasm_ray.config.keys import Model
+from dasm_ray.config.keys import Model, OwnModel
 from dasm_ray.core.augment import augment, cutmix
 from dasm_ray.core.derivatives import grad, grad_and_value
+from dasm_ray.core.networks import foreign
 from dasm_ray.core.networks.compiled import maybe_compiled
 from dasm_ray.core.networks.convnet import Norm, batch_moments
 from dasm_ray.core.networks.params import Layout, apply, initial
@@ -54,10 +55,18 @@ class Network:
         is_large = device != "cpu" or model.width * shape[1] * shape[2] >= WORTH_COMPILING
         self.compile = is_large if compile is None else compile
         self.inside = {"float32": None, "bf16": torch.bfloat16}[precision]
-        self.module = build(model, shape, classes, self.inside, device)  # holds no values of its own
+        self.module = self._module()  # its own values, if it has any, are not looked at
+        if isinstance(self.module, foreign.Foreign):
+            self.compile, self.model = False, model.model_copy(update={"norm": self.module.norm})
         self.layout = Layout.of(self.module)
         self.read = self._reader()
         self._train_steps: dict[tuple[str, bool], Callable[..., tuple[Tensor, Tensor, Tensor]]] = {}
+
+    def _module(self) -> torch.nn.Module:
+        """The network of a row of the table, or the caller's own, on the device."""
+        if isinstance(self.model, OwnModel):
+            return foreign.made(self.model, self.shape, self.classes).to(self.device)
+        return build(self.model, self.shape, self.classes, self.inside, self.device)
 
     def piece(self, batch: int) -> int:
         """How many of ``batch`` images are best taken at once where a gradient is a sum over images.
@@ -73,6 +82,8 @@ class Network:
 
     def initial(self, generator: torch.Generator) -> Tensor:
         """Fresh parameters (P,) on the device."""
+        if isinstance(self.model, OwnModel):
+            return foreign.initial(self.model, self.shape, self.classes, generator).to(self.device)
         return initial(self.module, generator).to(self.device)
 
     def logits(self, flat: Tensor, images: Tensor) -> Tensor:
@@ -118,7 +129,7 @@ class Network:
 
     def _reader(self) -> Callable[[Tensor, dict[str, Tensor], Tensor], tuple[Tensor, Tensor]]:
         """(flat, statistics, images (n, C, H, W) normalised) to logits (n, K) and last hidden layer (n, d)."""
-        frozen = build(self.model, self.shape, self.classes, self.inside, self.device).eval()
+        frozen = self._module().eval()
 
         def forward(flat: Tensor, statistics: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
             values = {**self.layout.unflatten(flat), **statistics}
@@ -129,6 +140,9 @@ class Network:
 
     def statistics(self, flat: Tensor, images: Tensor) -> dict[str, Tensor]:
         """What batch normalisation needs for evaluation: the moments of ``images`` at every layer (else nothing)."""
+        if isinstance(self.model, OwnModel):
+            self.logits(flat, images)
+            return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         found: dict[str, Tensor] = {}
         hooks = []
         for name, layer in self.module.named_modules():

@@ -1,0 +1,187 @@
+"""Images that a program holds in memory, written as Parquet so that runs, workers and later evaluations find them.
+
+What must stay true: no pixel is changed without a word, and what could be read in two ways is refused; the same images
+are written to the same folder, so a run on them goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from dasm_ray.config.shown import escaped
+from dasm_ray.errors import DataError
+from dasm_ray.plain import Plain
+from dasm_ray.store.place import Place
+
+FILES = {"train": "train", "val": "validation", "test": "test"}
+"""The splits that may be given, and what their files are called."""
+
+EXAMPLE = "give (images, labels), a PyTorch data set of (image, label), or {'train': ..., 'test': ...} of these"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images as PNG, and the label of each: a class number."""
+
+    pictures: list[bytes]
+    labels: list[int]
+    class_names: tuple[str, ...] | None
+    """Where what was given names its classes itself."""
+
+
+def keep(folder: Place, data: Any, class_names: Sequence[str] | None = None) -> Place:
+    """Writes ``data`` below ``folder``, and returns where: a folder of Parquet files with a digest for its name.
+
+    ``data``: (images, labels), a PyTorch data set of (image, label), or a mapping of "train", "val" and "test" to such.
+    Images are PIL images, uint8, or floats that are levels divided by 255; arrays (n, H, W), (n, H, W, C) or (n, C, H,
+    W) with C of 1 or 3. Labels are class numbers. ``class_names`` unset: those of the data set's ``classes``, or the
+    numbers. Raises DataError.
+    """
+    given = data if isinstance(data, Mapping) else {"train": data}
+    unknown = next((name for name in given if name not in FILES), None)
+    if unknown is not None or "train" not in given:
+        what = f"there is no split {escaped(str(unknown), 60)}" if unknown is not None else "there is no split train"
+        raise DataError(f"data: {what}; the splits are {', '.join(FILES)}")
+    splits = {name: _split(name, of_split) for name, of_split in given.items()}
+    names = _names(splits, class_names)
+    tables = {FILES[name]: _table(split, names) for name, split in splits.items()}
+    place = folder / _digest(tables)
+    for name, table in tables.items():
+        file = place / f"{name}-00000-of-00001.parquet"
+        if not file.exists():
+            sink = pa.BufferOutputStream()
+            pq.write_table(table, sink)
+            file.write_bytes(sink.getvalue().to_pybytes())
+    return place
+
+
+def _digest(tables: Mapping[str, pa.Table]) -> str:
+    """16 hex digits over all pictures, labels and names."""
+    total = hashlib.sha256()
+    for name, table in tables.items():
+        total.update(f"{name}:{len(table)};".encode() + table.schema.metadata[b"huggingface"])
+        for row in table.to_pylist():
+            picture = row["image"]["bytes"]
+            total.update(f"{row['label']}:{len(picture)};".encode() + picture)
+    return total.hexdigest()[:16]
+
+
+# --- one split ---------------------------------------------------------------------------------------------------
+
+
+def _split(name: str, data: Any) -> Split:
+    is_pair = isinstance(data, tuple | list) and len(data) == 2 and all(hasattr(part, "__len__") for part in data)
+    if not is_pair and not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        raise DataError(f"data, {name}: a {type(data).__name__} holds no labelled images; {EXAMPLE}")
+    if is_pair:
+        images, labels = (_as_array(part) for part in data)
+        pairs = list(zip(_in_rows(name, images), labels, strict=False))
+        if len(images) != len(labels):
+            raise DataError(f"data, {name}: there are {len(images)} images and {len(labels)} labels; give as many")
+    else:
+        pairs = [_pair(name, number, data[number]) for number in range(len(data))]
+    if not pairs:
+        raise DataError(f"data, {name}: there is no image; {EXAMPLE}")
+    pictures = [_png(_picture(f"data, {name}, image {row}", image)) for row, (image, _) in enumerate(pairs)]
+    named = None if is_pair else getattr(data, "classes", None)
+    is_named = isinstance(named, Sequence) and named and all(isinstance(each, str) for each in named)
+    labels_of = [_label(f"data, {name}, image {row}", label) for row, (_, label) in enumerate(pairs)]
+    return Split(pictures, labels_of, tuple(named) if is_named and named is not None else None)
+
+
+def _pair(name: str, number: int, row: Any) -> tuple[Any, Any]:
+    if not isinstance(row, tuple | list) or len(row) < 2:
+        raise DataError(f"data, {name}, image {number}: is a {type(row).__name__}, not (image, label); {EXAMPLE}")
+    return row[0], row[1]
+
+
+def _as_array(values: Any) -> np.ndarray:
+    """An array of an array, a tensor or a list of numbers."""
+    held = values.detach().cpu().numpy() if hasattr(values, "detach") else values
+    return np.asarray(held)
+
+
+def _in_rows(name: str, images: np.ndarray) -> np.ndarray:
+    """The images of one array, each (H, W) or (H, W, C)."""
+    if images.ndim == 3:
+        return images
+    is_last, is_first = (images.ndim == 4 and images.shape[axis] in (1, 3) for axis in (3, 1))
+    if is_last and is_first:
+        raise DataError(
+            f"data, {name}: images of shape {images.shape} could have their channels first or last; give a PyTorch "
+            f"data set or (n, H, W) instead"
+        )
+    if not is_last and not is_first:
+        raise DataError(f"data, {name}: images of shape {images.shape} are not (n, H, W), (n, H, W, C) or (n, C, H, W)")
+    return images if is_last else images.transpose(0, 2, 3, 1)
+
+
+def _picture(where: str, image: Any) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    values = _as_array(image)
+    if values.ndim == 3 and hasattr(image, "detach") and values.shape[0] in (1, 3):
+        values = values.transpose(1, 2, 0)  # as torchvision's tensors are
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[:, :, 0]
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] != 3):
+        raise DataError(f"{where}: its shape {values.shape} is not that of a picture, (H, W) or (H, W, 3)")
+    return Image.fromarray(np.ascontiguousarray(_levels(where, values)))
+
+
+def _levels(where: str, values: np.ndarray) -> np.ndarray:
+    """Levels 0..255 as uint8 of whole numbers, or of floats that are such levels divided by 255."""
+    scaled = values.astype(np.float64) * (255 if values.dtype.kind == "f" else 1)
+    levels = np.rint(scaled)
+    is_level = values.dtype.kind in "iuf" and levels.min() >= 0 and levels.max() <= 255
+    if not is_level or np.abs(scaled - levels).max() > 1e-3:
+        raise DataError(
+            f"{where}: {values.dtype} from {values.min()} to {values.max()} are neither levels 0..255 nor such levels "
+            f"divided by 255; give uint8, before any normalising or augmenting"
+        )
+    return levels.astype(np.uint8)
+
+
+def _png(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+def _label(where: str, label: Any) -> int:
+    value = label.item() if hasattr(label, "item") else label
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise DataError(f"{where}: label {escaped(str(value), 60)} is no class number; number the classes from 0")
+    return value
+
+
+# --- the files ---------------------------------------------------------------------------------------------------
+
+
+def _names(splits: Mapping[str, Split], given: Sequence[str] | None) -> tuple[str, ...]:
+    count = 1 + max(label for split in splits.values() for label in split.labels)
+    names = tuple(given) if given is not None else splits["train"].class_names or tuple(map(str, range(count)))
+    if len(names) < count:
+        raise DataError(f"data: there are {len(names)} class names, but a label {count - 1}; name {count} classes")
+    return names
+
+
+def _table(split: Split, class_names: tuple[str, ...]) -> pa.Table:
+    """Rows in the image layout of Hugging Face."""
+    pictures: list[Plain] = [{"bytes": data, "path": f"{row:06d}.png"} for row, data in enumerate(split.pictures)]
+    columns = {
+        "image": pa.array(pictures, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        "label": pa.array(split.labels, pa.int64()),
+    }
+    features = {"image": {"_type": "Image"}, "label": {"names": list(class_names), "_type": "ClassLabel"}}
+    return pa.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})

@@ -1,0 +1,113 @@
+"""Images in memory, written and read again: the same pixels, whatever they were given as; nothing is guessed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import TensorDataset
+
+from dasm_ray.config.keys import Data
+from dasm_ray.errors import DataError
+from dasm_ray.store.datasets.catalogue import open_source, rows_of
+from dasm_ray.store.datasets.shards import decode
+from dasm_ray.store.memory import keep
+from dasm_ray.store.place import Place
+
+DRAW = np.random.default_rng(0)
+COLOUR = DRAW.integers(0, 256, (12, 5, 6, 3), np.uint8)
+GREY = DRAW.integers(0, 256, (12, 5, 6), np.uint8)
+LABELS = np.arange(12) % 3
+
+
+def read(folder: Place, split: str = "train") -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Pixels (n, C, H, W), labels and class names, as a run finds them."""
+    data = Data(name="parquet", path=folder.uri)
+    source = open_source(data)
+    found = [decode(shard, rows_of(shard), data) for shard in source.shards[split]]
+    return (
+        np.concatenate([part.images for part in found]),
+        np.concatenate([part.labels for part in found]),
+        source.class_names,
+    )
+
+
+class Pictures:
+    """A data set as torchvision's are: pictures, numbers, names."""
+
+    classes = ("ant", "bee", "cat")
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(COLOUR[index]), int(LABELS[index])
+
+
+@pytest.mark.parametrize(
+    ("data", "pixels"),
+    [
+        ((COLOUR, LABELS), COLOUR),
+        ((COLOUR.transpose(0, 3, 1, 2), LABELS), COLOUR),
+        ((torch.tensor(COLOUR), torch.tensor(LABELS)), COLOUR),
+        ((COLOUR / 255, LABELS.tolist()), COLOUR),
+        ((GREY, LABELS), GREY[..., None]),
+        ((GREY[:, None], LABELS), GREY[..., None]),
+        (TensorDataset(torch.tensor(COLOUR).permute(0, 3, 1, 2) / 255, torch.tensor(LABELS)), COLOUR),
+        (TensorDataset(torch.tensor(GREY)[:, None].float() / 255, torch.tensor(LABELS)), GREY[..., None]),
+        (Pictures(), COLOUR),
+    ],
+)
+def test_a_run_finds_the_pixels_that_were_given(data: Any, pixels: np.ndarray, tmp_path: Path) -> None:
+    images, labels, names = read(keep(Place(tmp_path), data))
+    np.testing.assert_array_equal(images.transpose(0, 2, 3, 1), pixels)
+    assert labels.tolist() == LABELS.tolist()
+    assert names == (Pictures.classes if isinstance(data, Pictures) else ("0", "1", "2"))
+
+
+def test_splits_and_names_are_kept_and_the_same_images_lie_in_the_same_folder(tmp_path: Path) -> None:
+    data = {"train": (COLOUR, LABELS), "val": (COLOUR[:6], LABELS[:6]), "test": (COLOUR[6:], LABELS[6:])}
+    place = keep(Place(tmp_path), data, ["a", "b", "c"])
+    images, labels, names = read(place, "test")
+    np.testing.assert_array_equal(images.transpose(0, 2, 3, 1), COLOUR[6:])
+    assert (labels.tolist(), names) == (LABELS[6:].tolist(), ("a", "b", "c"))
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    assert keep(Place(tmp_path), data, ["a", "b", "c"]).uri == place.uri
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")} == files
+    assert keep(Place(tmp_path), data, ["a", "b", "d"]).uri != place.uri
+    assert keep(Place(tmp_path), {**data, "val": (COLOUR[1:7], LABELS[:6])}, ["a", "b", "c"]).uri != place.uri
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (3, "a int holds no labelled images"),
+        ({"train": (COLOUR, LABELS), "tset": (COLOUR, LABELS)}, "there is no split tset"),
+        ({"test": (COLOUR, LABELS)}, "there is no split train"),
+        ((COLOUR, LABELS[:-1]), "there are 12 images and 11 labels"),
+        ((np.zeros((4, 3, 3, 3), np.uint8), [0] * 4), "could have their channels first or last"),
+        ((np.zeros((4, 2, 5, 5), np.uint8), [0] * 4), "are not (n, H, W)"),
+        ((GREY.astype(np.int64) * 2, LABELS), "are neither levels 0..255"),
+        ((DRAW.normal(size=(12, 5, 6)), LABELS), "are neither levels 0..255"),
+        ((DRAW.uniform(0.2, 0.8, size=(12, 5, 6)), LABELS), "are neither levels 0..255"),
+        ((GREY, LABELS + 0.5), "image 0: label 0.5 is no class number"),
+        ((GREY, -1 - LABELS), "is no class number"),
+        ((GREY, LABELS > 0), "is no class number"),
+        ([GREY[0], GREY[1], GREY[2]], "image 0: is a ndarray, not (image, label)"),
+        ((GREY[:0], LABELS[:0]), "there is no image"),
+    ],
+)
+def test_what_can_be_read_in_two_ways_or_none_is_refused(data: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        keep(Place(tmp_path), data)
+    assert said in str(caught.value)
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_too_few_class_names_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there are 2 class names, but a label 2"):
+        keep(Place(tmp_path), (GREY, LABELS), ["a", "b"])

@@ -1,0 +1,116 @@
+"""What a set tells of its real images: copies are found, noise tells nothing, and each share is one that can be had."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from local_pool import LocalPool, local_run, small
+
+from dasm_ray.method.choices import random_choice
+from dasm_ray.method.dasm import distil
+from dasm_ray.method.experts import train_experts
+from dasm_ray.method.run import Run
+from dasm_ray.method.sets import distilled_set, selected_set
+from dasm_ray.plain import Tree
+from dasm_ray.runtime.decoding import RealRefs
+from dasm_ray.store.place import Place
+from dasm_ray.studies.audit import audit
+
+LEARNING: dict[str, Any] = {"epochs": 300, "full_epochs": 2, "batch": 20, "seeds": 2, "checkpoints": 1, "lr": 0.05}
+MEMORISING = small(
+    evaluate=LEARNING | {"augment": "none", "cutmix": 0.0}, model={"width": 8}, synthetic={"ipc": 1, "segments": 1}
+)
+
+
+def pixels_of(run: Run, indices: np.ndarray) -> np.ndarray:
+    blocks = [run.pool.fetch(ref) for ref in run.real.splits["train"]]
+    return (np.concatenate(blocks)[indices] / 255).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def copied(digits: RealRefs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Tree, np.ndarray, Path]:
+    """The audit of a set that is nothing but training images."""
+    folder = tmp_path_factory.mktemp("copied")
+    run = local_run(MEMORISING, folder, digits)
+    indices = random_choice(run, 77)
+    artifact = selected_set(run, pixels_of(run, indices))
+    return run, audit(run, artifact, 3, Place(folder / "cells")), indices, folder
+
+
+def test_copies_are_found_and_the_networks_know_them(copied: tuple[Run, Tree, np.ndarray, Path]) -> None:
+    _, found, indices, _ = copied
+    own = found["sets"]["distilled"]
+    assert own["copies"] == own["images"] == len(indices) == 10
+    assert own["distances"]["pixels"]["training"]["upper_quarter"] == 0
+    assert own["distances"]["features"]["training"]["upper_quarter"] < 0.01 * found["usual"]["features"]["median"]
+    assert own["distances"]["pixels"]["held_out"]["least"] > 0
+    assert own["copied"]["images"] == 10
+    attacks = own["copied"]["attacks"]
+    assert attacks["distance in pixels"]["value"] == attacks["distance in features"]["value"] == 1
+    assert attacks["distance in pixels"]["caught"] == 1
+    assert attacks["loss"]["value"] > 0.95
+    assert attacks["calibrated"]["value"] > 0.85
+
+
+def test_networks_on_random_images_are_attacked_by_those_images_and_give_them_away(
+    copied: tuple[Run, Tree, np.ndarray, Path],
+) -> None:
+    random = copied[1]["sets"]["random"]
+    assert random["attacks"]["loss"]["members"] == 3 * 10
+    assert random["attacks"]["loss"]["value"] > 0.9
+    assert random["attacks"]["distance in pixels"]["value"] == 1
+    assert random["copies"] == 10
+
+
+def test_the_yardsticks_are_those_of_the_real_images(copied: tuple[Run, Tree, np.ndarray, Path]) -> None:
+    run, found, _, _ = copied
+    counts = run.real.counts
+    assert (found["training"], found["held_out"]) == (counts["train"].sum(), counts["val"].sum() + counts["test"].sum())
+    train, val, test = (
+        np.concatenate([run.pool.fetch(ref) for ref in run.real.splits[split]]).reshape(-1, 64).astype(float)
+        for split in ("train", "val", "test")
+    )
+    slow = [np.sqrt(((train - image) ** 2).mean(1).min()) for image in np.concatenate([val, test])]
+    assert found["usual"]["pixels"]["median"] == pytest.approx(np.median(slow))
+    full = found["sets"]["full"]
+    assert full["attacks"]["loss"]["members"] == len(train)
+    assert full["accuracy"]["held_out"] > 0.5
+    assert "distances" not in full
+
+
+def test_networks_that_are_on_disk_are_not_trained_again(copied: tuple[Run, Tree, np.ndarray, Path]) -> None:
+    run, found, indices, folder = copied
+    assert isinstance(run.pool, LocalPool)
+    before = len(list((folder / "cells").iterdir()))
+    times = {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
+    assert before == 2 + 3 + 2
+    assert audit(run, selected_set(run, pixels_of(run, indices)), 3, Place(folder / "cells")) == found
+    assert times == {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
+
+
+def test_noise_tells_nothing_of_who_was_there(digits: RealRefs, tmp_path: Path) -> None:
+    run = local_run(small(), tmp_path, digits)
+    noise = np.random.Generator(np.random.PCG64(0)).random((20, 1, 8, 8), np.float32)
+    own = audit(run, selected_set(run, noise), 2, None)["sets"]["distilled"]
+    assert own["copies"] == 0
+    assert "copied" not in own
+    for attack in ("loss", "calibrated", "distance in pixels", "distance in features"):
+        found = own["attacks"][attack]
+        assert abs(found["value"] - 0.5) < 4 * found["error"]
+    nearer = own["distances"]["pixels"]["nearer_to_training"]
+    assert abs(nearer["value"] - 0.5) < 4 * max(nearer["error"], 0.12)
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_the_images_that_a_set_started_from_are_known_again(factor: int, digits: RealRefs, tmp_path: Path) -> None:
+    run = local_run(small(synthetic={"factor": factor}), tmp_path, digits)
+    made = distil(run, train_experts(run))
+    artifact = distilled_set(run, made.segments)
+    own = audit(run, artifact, 2, None, Place(tmp_path / "segments"))["sets"]["distilled"]
+    assert own["started from"]["images"] == len(artifact.labels) * factor**2 == own["images"]
+    other = replace(artifact, labels=artifact.labels[::-1].copy())
+    assert "started from" not in audit(run, other, 2, None, Place(tmp_path / "segments"))["sets"]["distilled"]
