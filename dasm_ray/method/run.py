@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -48,9 +49,9 @@ class Run:
     whitening: ObjectRef | None = None
     said: set[str] = field(default_factory=set)
 
-    @property
+    @cached_property
     def job(self) -> Job:
-        """What every task needs to know."""
+        """What every task needs to know: one object, so that it travels once."""
         return Job(self.config, self.real, self.session.device, self.whitening)
 
     @property

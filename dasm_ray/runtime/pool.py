@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -47,11 +48,20 @@ Parameters = ParamSpec("Parameters")
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
+class Shared:
+    """Marks what many tasks are given, as one and the same object: it goes into the object store once.
+
+    A task that has it among its arguments carries a reference of a few bytes, whatever it holds, and each node fetches
+    it once.
+    """
+
+
 @dataclass(frozen=True)
 class Task:
     """A call of ``method`` on any worker. ``name`` is unique among the open tasks of a pool.
 
-    Of several ``outputs`` the first is small and fetched, the others stay in the object store.
+    Arguments of kind `Shared` travel as references. Of several ``outputs`` the first is small and fetched, the others
+    stay in the object store.
     """
 
     name: str
@@ -207,6 +217,7 @@ class Pool:
         self._hired = 0
         self._ledger = Ledger(max_lost)
         self._tasks: dict[str, Task] = {}
+        self._shared: dict[int, tuple[weakref.ref[Shared], ObjectRef]] = {}
         self._workers: list[_Worker] = []
         self._draining: dict[str, float] = {}
         self._next_look = 0.0
@@ -275,6 +286,7 @@ class Pool:
             for worker in self._workers:
                 self._dismiss(worker.actor)
         self._workers.clear()
+        self._shared.clear()
 
     def _hire(self) -> Any:
         return self._remote.remote(*self._actor_args)
@@ -303,9 +315,17 @@ class Pool:
                 return
             task = self._tasks[name]
             worker.greeting = worker.actor.__ray_call__.remote(_node)
-            refs = getattr(worker.actor, task.method).options(num_returns=task.outputs).remote(*task.args)
+            args = [self._reference(each) if isinstance(each, Shared) else each for each in task.args]
+            refs = getattr(worker.actor, task.method).options(num_returns=task.outputs).remote(*args)
             worker.task, worker.since = task, time.monotonic()
             worker.refs = refs if task.outputs > 1 else [refs]
+
+    def _reference(self, value: Shared) -> ObjectRef:
+        """A reference to a value, put when it is first given, and let go with the value itself."""
+        key = id(value)
+        if key not in self._shared:
+            self._shared[key] = weakref.ref(value, lambda _: self._shared.pop(key, None)), self.put(value)
+        return self._shared[key][1]
 
     def _collect(self) -> Iterator[Done]:
         """Waits a moment for whatever comes first, and takes in all that is there by then."""

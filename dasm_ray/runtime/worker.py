@@ -39,7 +39,7 @@ from dasm_ray.core.start import initial_pixels
 from dasm_ray.core.whiten import Sums, Whitening, fit, sums_of
 from dasm_ray.errors import NonFinite
 from dasm_ray.runtime.decoding import RealRefs
-from dasm_ray.runtime.pool import ObjectRef, outputs
+from dasm_ray.runtime.pool import ObjectRef, Shared, outputs
 from dasm_ray.store import tensors
 from dasm_ray.store.checkpoints import read_trajectory, write_trajectory
 from dasm_ray.store.place import Place
@@ -74,8 +74,8 @@ def environment(threads: int) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What every task of a run needs to know: a few hundred bytes and references."""
+class Job(Shared):
+    """What every task of a run needs to know."""
 
     config: RunConfig
     real: RealRefs
@@ -85,7 +85,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class RoundInputRefs:
+class RoundInputRefs(Shared):
     """References behind a ``core.matching.round.RoundInputs``: nothing is fetched before a worker needs it."""
 
     windows: ObjectRef
@@ -102,7 +102,7 @@ class RoundInputRefs:
 
 
 @dataclass(frozen=True)
-class Stored:
+class Stored(Shared):
     """To train on: stored images of a synthetic set. ``digest`` is of all that the training sees."""
 
     pixels: ObjectRef  # (N, C, H, W)
@@ -113,7 +113,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Chosen(Shared):
     """To train on: real images by global index, with their own labels or ``logits`` of soft ones."""
 
     indices: Indices  # (N,)
