@@ -188,6 +188,7 @@ def estimate(config: RunConfig) -> list[str]:
         "memory of a worker": _size(found.worker_memory) + ", as measured",
         "memory on its GPU": _size(found.device_memory) if found.device_memory else "none",
         "object store": _size(found.object_store) + " on each node",
+        "sorted images": f"{_size(found.sorted_images)} in data.cache, twice that while they are sorted",
         "disk": _size(found.disk),
         "moved by a round's task": _size(found.moved_each_round),
         "useful workers": f"{found.useful_workers} at most",

@@ -119,6 +119,17 @@ class Data(Section):
     download: StrictBool = Field(
         False, description="fetch a torchvision set into `path`", json_schema_extra=NOT_IN_RESULT
     )
+    cache: Text | None = Field(
+        None,
+        description="folder or URI where decoded images are kept, sorted by class; unset: ~/.cache/dasm_ray/blocks",
+        json_schema_extra=NOT_IN_RESULT,
+    )
+    cache_gb: Positive | None = Field(
+        None,
+        le=1e9,
+        description="GB that this folder may hold; sets used longest ago go first; unset: as the disk has room",
+        json_schema_extra=NOT_IN_RESULT,
+    )
     image_size: Whole | None = Field(
         None, le=4096, description="resize and centre-crop to this square; unset: sizes must agree"
     )

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.core import selection
 from dasm_ray.core.augment import draw
-from dasm_ray.core.blocks import Blocks
+from dasm_ray.core.blocks import Blocks, Layout
 from dasm_ray.core.matching.lane import SetGradient, SetState, moved, walk_lane
 from dasm_ray.core.matching.round import Assignment, Matching, RoundInputs, distil_round, matching_of
 from dasm_ray.core.matching.step import StepInputs
@@ -39,9 +39,11 @@ from dasm_ray.core.start import initial_pixels
 from dasm_ray.core.whiten import Sums, Whitening, fit, sums_of
 from dasm_ray.errors import NonFinite
 from dasm_ray.runtime.decoding import RealRefs
+from dasm_ray.runtime.parts import opened_here
 from dasm_ray.runtime.pool import ObjectRef, Shared, outputs
 from dasm_ray.store import tensors
 from dasm_ray.store.checkpoints import read_trajectory, write_trajectory
+from dasm_ray.store.datasets.blockcache import Kept, SortedSet
 from dasm_ray.store.place import Place
 
 KEPT_MEMORY = 1 << 30
@@ -214,7 +216,8 @@ class Worker:
     def __init__(self, threads: int, fetch: Callable[[Any], Any] = ray.get) -> None:
         torch.set_num_threads(threads)
         self._fetch = fetch
-        self._splits: dict[tuple[ObjectRef, ...], Blocks] = {}
+        self._sets: dict[Kept, SortedSet] = {}
+        self._splits: dict[tuple[Kept, str], Blocks] = {}
         self._networks: dict[str, Network] = {}
         self._matchings: dict[str, Matching] = {}
         self._students: dict[tuple[int, bool], Student] = {}
@@ -573,11 +576,15 @@ class Worker:
         return features_of(self._network(job), self._blocks(job, "train"), flat, label, job.config.score.batch)
 
     def _blocks(self, job: Job, split: str) -> Blocks:
-        """A split in place: views of the node's one copy in shared memory, and what of it is on the device already."""
-        refs = job.real.splits[split]
-        if refs not in self._splits:
-            self._splits[refs] = Blocks(self._all(refs))
-        return self._splits[refs]
+        """A split in place: files of this node that are mapped as they are used, and what is on the device already."""
+        real = job.real
+        assert split in real.splits, f"nobody here may read the {split} split"
+        if (real.kept, split) not in self._splits:
+            if real.kept not in self._sets:
+                self._sets[real.kept] = opened_here(real.kept, real.digest)
+            parts = self._sets[real.kept].split(split)
+            self._splits[real.kept, split] = Blocks(parts, Layout(parts.counts, parts.sizes, parts.shape))
+        return self._splits[real.kept, split]
 
     def _real(self, network: Network, job: Job, split: str, classes: tuple[int, ...] | None = None) -> RealSamples:
         blocks = self._blocks(job, split)
