@@ -11,7 +11,6 @@ measured side by side.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import io
 import json
@@ -31,19 +30,16 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from coordinator import Simulated, alone, coordinated, hosts_of
 from PIL import Image
 
 from dasm_ray.config.keys import Data, Runtime
 from dasm_ray.config.parsing import parse_config
-from dasm_ray.core.matching.round import Assignment
 from dasm_ray.runtime.decoding import load_real
-from dasm_ray.runtime.groups import SegmentRun
-from dasm_ray.runtime.pool import Pool
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.session import Session
-from dasm_ray.runtime.worker import Job, RoundInputRefs, RoundMetrics, Worker
+from dasm_ray.runtime.worker import Job, Worker
 from dasm_ray.store.datasets.catalogue import open_source
-from dasm_ray.store.place import Place
 
 Figures = dict[str, Any]
 
@@ -70,67 +66,6 @@ def write_images(folder: Path, classes: int, images: int, side: int) -> Data:
 # --- tasks -------------------------------------------------------------------------------------------------------
 
 
-class Host:
-    """Answers for many workers at once."""
-
-    async def __ray_call__(self, function: Any, *args: Any) -> Any:
-        return function(self, *args)
-
-    async def distil(self, *arguments: Any) -> tuple[RoundMetrics, Any]:
-        await asyncio.sleep(0)
-        pixels, velocity = arguments[-1]
-        return RoundMetrics((), [1.0], 64), (pixels + 1, velocity)
-
-
-class Simulated:
-    """What the pool takes for an actor: its calls go to a host."""
-
-    sizes: list[int] = []  # noqa: RUF012
-
-    def __init__(self, host: Any) -> None:
-        self._host, self.__ray_call__ = host, host.__ray_call__
-
-    @property
-    def distil(self) -> Simulated:
-        return self
-
-    def options(self, *, num_returns: int) -> Simulated:
-        assert num_returns == 2
-        return self
-
-    def remote(self, *args: Any) -> Any:
-        if len(self.sizes) < 20:
-            self.sizes.append(bytes_of(args))
-        return self._host.distil.options(num_returns=2).remote(*args)
-
-
-class SimulatedPool(Pool):
-    """A pool whose actors are simulated."""
-
-    def __init__(self, hosts: list[Any], count: int) -> None:
-        settings: dict[str, Any] = {"max_lost": 1, "task_seconds": 600, "idle_seconds": 600, "notice": print}
-        super().__init__(Worker, (1,), count=count, num_cpus=1, num_gpus=0, **settings)
-        self._hosts = hosts
-
-    def _hire(self) -> Simulated:
-        return Simulated(self._hosts[self._hired % len(self._hosts)])
-
-    def _dismiss(self, actor: Any) -> None:
-        pass
-
-
-def bytes_of(args: tuple[Any, ...]) -> int:
-    """What arguments add to a task as Ray sends it: values serialised, references by id and owner."""
-    worker = ray._private.worker.global_worker
-    total = 0
-    for each in args:
-        if isinstance(each, ray.ObjectRef):
-            total += len(each.binary()) + len(worker.core_worker.get_owner_address(each))
-        else:
-            total += len(worker.get_serialization_context().serialize(each).to_bytes())
-    return total
-
-
 def tasks(classes: int = 1000, total: int = 2000) -> Figures:
     """The coordinator with groups of one class, on workers that do nothing; and the same calls in a short loop."""
     workers, rounds = min(classes, 1000), max(2, total // classes)
@@ -142,71 +77,28 @@ def tasks(classes: int = 1000, total: int = 2000) -> Figures:
     with tempfile.TemporaryDirectory() as folder, Session.open(Runtime(workers=2, gpus_per_worker=0), quiet) as _:
         data = write_images(Path(folder) / "set", classes, 12 * classes, 8)
         config = parse_config({**tree, "data": {**tree["data"], "path": data.path}})
-        host = ray.remote(Host).options(num_cpus=0, max_concurrency=2 * workers)
-        hosts = [host.remote() for _ in range(2)]
-        ray.get([each.__ray_call__.remote(lambda _: None) for each in hosts])
+        hosts = hosts_of(workers)
         real = load_real(open_source(config.data), config.data, quiet)
         if isinstance(real.splits, Mapping):  # the earlier version; a large set's blocks lie in the store
             blocks = {name: tuple(ray.put(block) for block in ray.get(list(of))) for name, of in real.splits.items()}
             real = replace(real, splits=blocks)
-        job = Job(config, real, "cpu")
-        plain, plain_cpu = alone(hosts, workers, rounds)
-        ours, cpu = coordinated(hosts, job, workers, rounds, Place(folder) / "segments")
+        plain = alone(hosts, workers, rounds, 0)
+        ours = coordinated(hosts, Job(config, real, "cpu"), workers, 0, f"{folder}/segments")
     count = workers * rounds
     return {
         "classes": classes,
         "tasks": count,
         "bytes a task": max(Simulated.sizes),
-        "driver ms a task": round(1000 * cpu / count, 2),
-        "Ray alone: ms a task": round(1000 * plain_cpu / count, 2),
-        "tasks a second": round(count / ours),
-        "Ray alone: tasks a second": round(count / plain),
-        "ratio": round(plain / ours, 2),
+        "driver ms a task": round(1000 * ours.cpu / count, 2),
+        "Ray alone: ms a task": round(1000 * plain.cpu / count, 2),
+        "tasks a second": round(count / ours.seconds),
+        "Ray alone: tasks a second": round(count / plain.seconds),
+        "ratio": round(plain.seconds / ours.seconds, 2),
     }
 
 
 def quiet(text: str) -> None:
     """Says nothing."""
-
-
-def coordinated(hosts: list[Any], job: Job, workers: int, rounds: int, place: Place) -> tuple[float, float]:
-    """Seconds of all rounds, and CPU seconds of this process."""
-    initial = np.zeros((workers, 1, 3, 8, 8), np.float32)
-    earlier = ray.put(np.empty((workers, 0, 3, 8, 8), np.float32))
-    inputs = RoundInputRefs(ray.put([[np.arange(100)] * workers]), earlier, (), ())
-    progress = Progress(live=False)
-    with SimulatedPool(hosts, workers) as pool:
-        run = SegmentRun(job, pool, progress, place, "key", 0, initial)
-        progress.stage("distil", run.rounds_total)
-        began, cpu = time.perf_counter(), time.process_time()
-        pixels = run.run(inputs, lambda: inputs)
-        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    assert (pixels == rounds).all()  # every round of every group was done, once
-    return seconds, cpu
-
-
-def alone(hosts: list[Any], workers: int, rounds: int) -> tuple[float, float]:
-    """The same of the same calls in the shortest loop."""
-    waiting: dict[Any, tuple[int, int, Any]] = {}
-
-    def give(number: int, round: int, state: Any) -> None:
-        where = Assignment(0, number, round, (number,))
-        value, after = hosts[number % len(hosts)].distil.options(num_returns=2).remote(None, where, None, state)
-        waiting[value] = (number, round, after)
-
-    state = (np.zeros((1, 1, 3, 8, 8), np.float32),) * 2
-    began, cpu = time.perf_counter(), time.process_time()
-    for number in range(workers):
-        give(number, 0, ray.put(state))
-    while waiting:
-        first, others = ray.wait(list(waiting), num_returns=1, timeout=1)
-        also = ray.wait(others, num_returns=len(others), timeout=0)[0] if first and others else []
-        for value in [*first, *also]:
-            number, round, after = waiting.pop(value)
-            ray.get(value)
-            if round + 1 < rounds:
-                give(number, round + 1, after)
-    return time.perf_counter() - began, time.process_time() - cpu
 
 
 # --- sort --------------------------------------------------------------------------------------------------------
@@ -384,5 +276,4 @@ ROWS: dict[str, Callable[..., Figures]] = {"tasks": tasks, "sort": sort, "second
 
 if __name__ == "__main__":
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    sys.modules.setdefault("scale", sys.modules["__main__"])
     print(json.dumps(ROWS[sys.argv[1]](*map(int, sys.argv[2:]))))
