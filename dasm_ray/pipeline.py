@@ -36,7 +36,7 @@ from dasm_ray.report.page import draw_rows
 from dasm_ray.report.standings import Line
 from dasm_ray.report.table import Row, from_json
 from dasm_ray.report.webpage import report
-from dasm_ray.runtime.opening import check_relabelling, open_checked
+from dasm_ray.runtime.opening import check_relabelling, open_checked, settled
 from dasm_ray.runtime.pool import task
 from dasm_ray.runtime.progress import Progress, clock_text
 from dasm_ray.runtime.session import Session
@@ -113,7 +113,8 @@ def distill(config: RunConfig, run: str | Place | None = None) -> Result:
 
     Raises a DasmError; an interrupted run goes on when it is called again.
     """
-    with RunDir.open(run or f"runs/{config.name}", config) as record:
+    where = run or f"runs/{config.name}"
+    with RunDir.open(where, settled(config, where)) as record:
         finished = _finished(record)
         if finished is not None:
             return finished
@@ -176,7 +177,8 @@ def experts(config: RunConfig, run: str | None = None) -> list[str]:
 def estimate(config: RunConfig) -> list[str]:
     """What ``config`` will take on the workers that are there: a line a fact. Measures a few steps; writes nothing."""
     with connected(config, Place(f"runs/{config.name}"), only_measures=True) as run:
-        found, workers = measured(run), run.session.workers
+        whole = replace(run, config=run.config.for_classes(run.classes))
+        found, workers = measured(whole), run.session.workers
     lines = [
         f"{stage.name:24} {clock_text(stage.wall(workers))} on {workers} worker{'s' * (workers > 1)}, "
         f"{clock_text(stage.seconds)} of work in {stage.tasks} parallel tasks"

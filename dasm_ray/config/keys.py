@@ -76,6 +76,9 @@ Text = Annotated[StrictStr, Field(max_length=4096), pydantic.AfterValidator(_che
 """A name or a place: one line, and no credentials, since it is written down and shown."""
 
 
+GROUP_SIZE = 5
+"""Classes of a group where none is said: as many tasks as keep many workers busy, each long enough to be worth it."""
+
 AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 
@@ -182,7 +185,7 @@ class Synthetic(Section):
         description="mix: f*f downsized real images a slot, drawn from the window; real: one a slot; loop: as mix, but "
         "chosen: nearest to k-means centres, then what probes get wrong and experts right, easiest first",
     )
-    group_size: Count | None = Field(None, description="classes that one task works on; unset: all classes in 2 groups")
+    group_size: Count | None = Field(None, description="classes that one task works on; unset: half of them, 5 at most")
 
 
 class TrainRecipe(Section):
@@ -580,6 +583,21 @@ class RunConfig(Section):
         changes = {name: recipe.model_dump(exclude_none=True) for name, recipe in self.networks.items()}
         evaluate = self.evaluate.model_copy(update=changes.get(model.arch, {}))
         return self.model_copy(update={"model": model, "evaluate": evaluate})
+
+    @property
+    def waits_for_classes(self) -> bool:
+        """Whether the number of classes decides a key that results depend on: the size of groups, if there are any."""
+        return self.synthetic.group_size is None and self.base.couples != "set"
+
+    def for_classes(self, classes: int) -> RunConfig:
+        """The configuration with what the number of classes decides filled in.
+
+        Up to ten classes are two groups, as the key is read where it is unset. More are groups of GROUP_SIZE, which
+        stands in the configuration from then on, since results depend on it.
+        """
+        if not self.waits_for_classes or classes <= 2 * GROUP_SIZE:
+            return self
+        return self.model_copy(update={"synthetic": self.synthetic.model_copy(update={"group_size": GROUP_SIZE})})
 
     def snapshots_of(self, segment: int) -> tuple[int, int]:
         """The range ``[first, last)`` of expert epochs that segment ``segment`` (from 0) is matched at."""

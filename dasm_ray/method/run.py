@@ -22,7 +22,7 @@ from dasm_ray.errors import ConfigError, DataError, TaskLost, UserError
 from dasm_ray.plain import Values
 from dasm_ray.runtime.decoding import RealRefs, load_real
 from dasm_ray.runtime.metrics import Metrics
-from dasm_ray.runtime.opening import open_checked
+from dasm_ray.runtime.opening import open_checked, settled
 from dasm_ray.runtime.plan import GIB
 from dasm_ray.runtime.pool import Done, ObjectRef, Pool, Task, task
 from dasm_ray.runtime.progress import Progress
@@ -108,6 +108,7 @@ class Given:
 @contextlib.contextmanager
 def opened(config: RunConfig, uri: str | Place, given: Given | None = None, patience: float = 0) -> Iterator[Run]:
     """The run directory under lock (waited for up to ``patience`` seconds), a session, the real data and workers."""
+    config = settled(config, uri) if given is None else config.for_classes(len(given.real.class_names))
     with RunDir.open(uri, config, patience) as record, begun(record, given) as run:
         yield run
 

@@ -6,17 +6,18 @@ from elsewhere chooses neither the files that are read here nor the machines tha
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 
 from dasm_ray.config.afterwards import AFTERWARDS, RELABELLING, changed, check_allowed, without_address
 from dasm_ray.config.compared import Plan, check
 from dasm_ray.config.digests import result_keys
-from dasm_ray.config.keys import RunConfig
+from dasm_ray.config.keys import GROUP_SIZE, RunConfig
 from dasm_ray.config.parsing import parse_config, parse_result_keys
 from dasm_ray.config.space import Sweep
 from dasm_ray.config.study import Study
-from dasm_ray.errors import ArtifactError, ConfigError
+from dasm_ray.errors import ArtifactError, ConfigError, UserError
 from dasm_ray.plain import Tree, Values
 from dasm_ray.runtime.machine import check_whitening, read_memory
 from dasm_ray.store import findings
@@ -32,7 +33,8 @@ WITH_PATH = ("folder", "parquet", "tiny_imagenet")
 
 def check_run(config: RunConfig, run: str | None) -> None:
     """Refuses a run whose directory is another's or, unless it is done, whose images cannot be used."""
-    place = RunDir.check(run or f"runs/{config.name}", config)
+    uri = run or f"runs/{config.name}"
+    place = RunDir.check(uri, settled(config, uri))
     if not (place / "synthetic" / DESCRIPTION).exists():
         open_checked(config)
 
@@ -79,6 +81,21 @@ def check_relabelling(path: str, to: str, changes: Sequence[str]) -> Place:
             f"are, or shall be trained, by --set experts.cache=FOLDER"
         )
     return target
+
+
+def settled(config: RunConfig, run: str | Place) -> RunConfig:
+    """The configuration of a run with what the number of classes decides filled in, as it is kept.
+
+    The classes are looked up unless the run directory says by what it keeps that they were: a run that was begun
+    before the key was filled in goes on as it was begun.
+    """
+    if not config.waits_for_classes:
+        return config
+    with contextlib.suppress(UserError):  # who opens the directory says what is wrong with it
+        kept = RunDir.read(run).config.synthetic.group_size
+        if kept in (None, GROUP_SIZE):
+            return config.model_copy(update={"synthetic": config.synthetic.model_copy(update={"group_size": kept})})
+    return config.for_classes(len(open_checked(config).class_names))
 
 
 def open_checked(config: RunConfig) -> Source:
