@@ -15,7 +15,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import sys
 import tempfile
 import threading
@@ -152,11 +151,11 @@ def small_store(mebibytes: int) -> Iterator[None]:
 
 def store_figures() -> Figures:
     """What Ray says of its object store: MiB spilled, and in files that stand in for memory that it lacks."""
-    text = ray._private.internal_api.memory_summary(stats_only=True)
-    spilled = re.search(r"Spilled (\d+) MiB", text)
-    session = Path(ray._private.worker._global_node.get_session_dir_path())
-    fallback = sum(file.stat().st_size for file in session.glob("plasma*/**/*") if file.is_file())
-    return {"spilled MiB": int(spilled[1]) if spilled else 0, "fallback MiB": fallback >> 20}
+    stats = ray._private.internal_api.get_memory_info_reply(ray._private.state.state).store_stats
+    return {
+        "spilled MiB": stats.spilled_bytes_total >> 20,
+        "fallback MiB": stats.object_store_bytes_fallback >> 20,
+    }
 
 
 def sort(classes: int = 100, images: int = 20_000, side: int = 64) -> Figures:
@@ -204,10 +203,10 @@ class Counted(Progress):
         super().__init__(live=False)
         self.samples = 0
 
-    def advance(self, count: int = 1, samples: int = 0, **values: Any) -> None:
+    def advance(self, n: int = 1, samples: int = 0, **metrics: float) -> None:
         """See Progress."""
         self.samples += samples
-        super().advance(count, samples=samples, **values)
+        super().advance(n, samples, **metrics)
 
 
 # --- nodes -------------------------------------------------------------------------------------------------------
