@@ -456,9 +456,9 @@ def rank(
 def report(runs: tuple[str, ...], target: str | None) -> None:
     """Draw a run, or several side by side, as one HTML page.
 
-    RUN: a run directory, a comparison or a sweep, finished or not. The page holds all it shows: what was found in the
-    data, the table, the images, how the method went on, time, bytes, and how to get it again. Several runs stand
-    against size and time. Example: dasm-ray report runs/digits
+    RUN: a run directory, a comparison, a study or a sweep, finished or not. The page holds all it shows: what was found
+    in the data, the table, the images, how the method went on, time, bytes, and how to get it again. Several runs
+    stand against size and time. Example: dasm-ray report runs/digits
     """
     with _reporting_errors("the same command draws the page again"):
         from dasm_ray.report.webpage import report as written

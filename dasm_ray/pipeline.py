@@ -45,7 +45,9 @@ from dasm_ray.store.artifact import digest, read_artifact, write_artifact
 from dasm_ray.store.checked import write_checked_json
 from dasm_ray.store.datasets.catalogue import first_pictures
 from dasm_ray.store.findings import (
+    RESULTS,
     STUDY_COLUMNS,
+    TRAININGS,
     claimed_comparison,
     claimed_study,
     claimed_sweep,
@@ -131,9 +133,10 @@ def _distilled(run: Run) -> Result:
     sets = {"distilled": flattened(made.segments), "initial": flattened(made.starts)}
     rows = evaluate_rows(run, sets, run.config.synthetic.factor, experts, cells_place(run))
     result = _reported(run, rows, stamp, config_digest(run.config))
-    run.progress.stage("page", 1)
-    _draw_page(run.place, run.progress.note)
-    run.progress.advance()
+    if run.config.runtime.page:
+        run.progress.stage("page", 1)
+        _draw_page(run.place, run.progress.note)
+        run.progress.advance()
     return result
 
 
@@ -157,7 +160,7 @@ def _stages(config: RunConfig) -> int:
     of_method = [matcher.strata, *[matcher.bank_share > 0] * (segments - 1)]
     of_polish = [config.rounds_of(segments) > 0] * len(("probes", "bank", "distil"))
     of_set = of_segments * segments - without_probes + sum(of_method) + sum(of_polish)
-    return before_segments + of_set + len(read) + len(("evaluate", "page"))
+    return before_segments + of_set + len(read) + len(("evaluate", *["page"] * config.runtime.page))
 
 
 def experts(config: RunConfig, run: str | None = None) -> list[str]:
@@ -261,8 +264,9 @@ def compare(
             rows = Comparison(open_run, configs, plan).rows(stem)
         title = f"{configs[0].data.name}; {configs[0].evaluate.seeds} seeds"
         keep_table(place, stem, rows, title, tested, shown)
-        with Progress() as progress:
-            _draw_page(place, progress.note)
+        if configs[0].runtime.page:
+            with Progress() as progress:
+                _draw_page(place, progress.note)
         return Table(place, rows, title, tested)
 
 
@@ -279,13 +283,16 @@ def study(plan: Study, run: str | None = None) -> Studied:
             known = Laboratory(open_run, plan, lambda known: _keep_study(place, plan, known, tested)).work()
         if all(tried.failed for tried in known):
             raise RunFailure(f"{place}: no arm could be finished; {place / 'study.md'} says why")
+        if plan.config.runtime.page and any(tried.folder for tried in known):
+            with Progress() as progress:
+                _draw_page(place, progress.note)
         return Studied(place, differences.summary(plan, known, tested))
 
 
 def _keep_study(place: Place, plan: Study, known: list[Tried], tested: int) -> None:
     found = differences.summary(plan, known, tested)
-    write_trainings(place / "trainings.parquet", rows_of(known), STUDY_COLUMNS)
-    write_checked_json(place / "results.json", found)
+    write_trainings(place / TRAININGS, rows_of(known), STUDY_COLUMNS)
+    write_checked_json(place / RESULTS, found)
     (place / "study.md").write_text(differences.markdown(found))
 
 
@@ -315,7 +322,7 @@ def sweep(plan: Sweep, run: str | None = None, *, resume: bool = False) -> Swept
         config = trials.config_in(place, plan.trials[best.trial])
         everyone = config.model_copy(update={"runtime": config.runtime.model_copy(update={"workers": None})})
         swept = Swept(place, lines, title, distill(everyone, trial_place(place, best.trial)))
-        if not is_over:
+        if config.runtime.page and not is_over:
             with Progress() as progress:
                 _draw_page(place, progress.note)
         return swept
@@ -408,7 +415,7 @@ def _reported(run: Run, rows: list[Row], stamp: str, own: str) -> Result:
 
 
 def _draw_page(place: Place, note: Callable[[str], None]) -> None:
-    """Draws the page of a run, a comparison or a sweep. What it costs is seconds; it costs no finished run its end."""
+    """Draws the page of a run, a comparison, a study or a sweep; that it fails costs nothing finished its end."""
     try:
         note(f"page {report([place])}")
     except Exception as error:

@@ -27,7 +27,7 @@ matcher: {rounds: 3, networks: 4, lr_img: 0.01, scale_lr: false, snapshots: [[0,
 score: {early: 1, batch: 100}
 probe: {epochs: 10, batch: 20, members: 2}
 evaluate: {epochs: 4, full_epochs: 1, batch: 20, seeds: 1, checkpoints: 2, rows: [distilled, random]}
-runtime: {compile: false, checkpoint_seconds: 0}
+runtime: {compile: false, checkpoint_seconds: 0, page: false}
 """
 
 TRAJECTORIES = """
@@ -42,7 +42,7 @@ trajectory: {steps: 4, epochs: 1, batch: 10, lanes: 3, starts: [[0, 1, 3]], expa
 score: {early: 1, batch: 100}
 probe: {epochs: 10, batch: 20, members: 1}
 evaluate: {epochs: 4, full_epochs: 1, batch: 20, seeds: 1, checkpoints: 2, rows: [distilled, initial, random, full]}
-runtime: {compile: false, checkpoint_seconds: 0}
+runtime: {compile: false, checkpoint_seconds: 0, page: false}
 """
 
 

@@ -73,9 +73,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed run with two workers."""
+    """An undisturbed run with two workers, and its page."""
     run = tmp_path_factory.mktemp("reference") / "run"
-    out = finished(started(recipe, run, "--workers", "2"))
+    out = finished(started(recipe, run, "--workers", "2", "--set", "runtime.page=true"))
     assert f"digest {digest_in(run)}" in out
     return run
 

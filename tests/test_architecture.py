@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -331,6 +332,14 @@ def no_docstring(source: Source) -> Iterator[str]:
         yield "does not open with a docstring that says what it is for"
 
 
+def forgotten_f(source: Source) -> Iterator[str]:
+    """A call in braces, in a text that nobody fills in: the user would read the code."""
+    filled = {id(part) for node in ast.walk(source.tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in filled:
+            yield from (f"shows {call} as it is" for call in re.findall(r"\{[A-Za-z_][\w.]*\(.*?\}", node.value))
+
+
 def full_init(source: Source) -> Iterator[str]:
     if source.path.endswith("/__init__.py") and source.text.strip():
         yield "is not empty"
@@ -339,7 +348,7 @@ def full_init(source: Source) -> Iterator[str]:
 Rule = Callable[[Source], Iterator[str]]
 RULES: tuple[Rule, ...] = (
     *(wrong_way, foreign_library, impure_core, torch_in_store, pickled),
-    *(global_generator, unseeded_module, device_of_the_driver, matcher_by_name, no_docstring, full_init),
+    *(global_generator, unseeded_module, device_of_the_driver, matcher_by_name, no_docstring, forgotten_f, full_init),
 )
 
 
@@ -398,6 +407,7 @@ def test_the_package_keeps_the_rule(rule: Rule) -> None:
         (matcher_by_name, "method/x.py", "def f(config):\n    return config.matcher.name in ('mtt', 'datm')"),
         (matcher_by_name, "core/x.py", "def f(m):\n    return isinstance(m, GradientMatching)"),
         (no_docstring, "core/x.py", "import torch"),
+        (forgotten_f, "config/x.py", "def f(text):\n    return '--set {shown(text)}'"),
         (full_init, "core/__init__.py", "from dasm_ray.core.window import window"),
     ],
 )
@@ -431,6 +441,7 @@ def test_a_line_that_breaks_the_rule_is_seen(rule: Rule, path: str, text: str) -
             "'''Doc.'''\nimport torch\ndef f(d):\n    torch.cuda.empty_cache()\n    torch.ones(1).to(d)",
         ),
         ("runtime/x.py", "'''Doc.'''\nimport torch.version\nbuilt_for = torch.version.cuda"),
+        ("config/x.py", "'''Doc.'''\ndef f(text):\n    return f'--set {shown(text)}' + '{what}'"),
         ("core/__init__.py", ""),
     ],
 )

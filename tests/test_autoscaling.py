@@ -23,7 +23,7 @@ matcher: {rounds: 4, networks: 4, lr_img: 0.01, scale_lr: false, snapshots: [[0,
 score: {early: 1, batch: 100}
 probe: {epochs: 10, batch: 20, members: 2}
 evaluate: {epochs: 4, full_epochs: 1, batch: 20, seeds: 2, checkpoints: 2, rows: [distilled, random]}
-runtime: {compile: false, checkpoint_seconds: 0, device: cpu, idle_seconds: 5}
+runtime: {compile: false, checkpoint_seconds: 0, page: false, device: cpu, idle_seconds: 5}
 """
 
 pytestmark = pytest.mark.slow

@@ -172,6 +172,7 @@ thirds: true
 """)
     run = tmp_path / "run"
     call = [sys.executable, "-m", "dasm_ray.cli", "study", str(tmp_path / "study.yaml"), "--run", str(run)]
+    call += ["--set", "runtime.page=true"]
 
     def begun() -> subprocess.Popen[str]:
         return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -210,6 +211,9 @@ thirds: true
     made = {line["folder"]: line["digest"] for line in by_arm["base"]}
     assert len(made) == 2
     assert all(digest(read_artifact(Place(run / folder / "synthetic"))) == stamp for folder, stamp in made.items())
+    page = (run / "report" / "index.html").read_text()
+    assert "Points over base at 2 images a class" in page
+    assert all(f"{arm} of 2" in page for arm in ("base", "dasm"))
 
 
 def test_relabelling_changes_labels_alone(reference: Path, tmp_path: Path, ray_session: object) -> None:

@@ -32,7 +32,7 @@ matcher: {rounds: 12, networks: 6, lr_img: 0.01, scale_lr: false, snapshots: [[0
 score: {early: 1, batch: 100}
 probe: {epochs: 10, batch: 20, members: 2}
 evaluate: {epochs: 4, full_epochs: 1, batch: 20, seeds: 2, checkpoints: 2, rows: [distilled, random]}
-runtime: {compile: false, checkpoint_seconds: 0, device: cpu, max_lost: 40}
+runtime: {compile: false, checkpoint_seconds: 0, page: false, device: cpu, max_lost: 40}
 """
 
 FAULTS = ("worker", "worker", "worker", "node", "node", "driver", "driver stopped")

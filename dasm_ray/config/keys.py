@@ -463,6 +463,11 @@ class Runtime(Section):
         description="a worker with nothing to do for this long is given back",
         json_schema_extra=NOT_IN_RESULT,
     )
+    page: StrictBool = Field(
+        True,
+        description="draw the page of what is finished, in a few seconds; off: once `dasm-ray report` is asked",
+        json_schema_extra=NOT_IN_RESULT,
+    )
 
 
 class RunConfig(Section):

@@ -71,7 +71,7 @@ def meet(one: str, other: str) -> bool:
 def apply_override(tree: Tree, override: str) -> str:
     """Sets one ``a.b=value`` in the tree, and returns the key; the value is read as YAML."""
     key, equals, value = (part.strip() for part in override.partition("="))
-    source = "--set {_shown(override)}"
+    source = f"--set {_shown(override)}"
     if not equals or not all(key.split(".")):
         raise ConfigError(f"{source}: write it as section.key=value")
     set_key(tree, key, plain_yaml.read(value, source), source)

@@ -11,12 +11,13 @@ import numpy as np
 
 from dasm_ray.config.shown import escaped
 from dasm_ray.plain import Tree
-from dasm_ray.report import figures
+from dasm_ray.report import differences, figures
 from dasm_ray.report.gathered import Gathered, gather, runs_in, table_of
 from dasm_ray.report.sections import table
 from dasm_ray.report.table import Row, ior
 from dasm_ray.report.wording import duration, figure, grid, percent, points
-from dasm_ray.store.findings import COMPARISON, SWEEP
+from dasm_ray.store.checked import read_checked_json
+from dasm_ray.store.findings import COMPARISON, RESULTS, STUDY, SWEEP
 from dasm_ray.store.place import Place
 
 SPREAD = "Bars are one standard deviation over seeds."
@@ -26,12 +27,12 @@ def side_by_side(places: Sequence[Place], runs: Sequence[Gathered]) -> Tree:
     """What the template shows above the single runs."""
     data = escaped(", ".join(dict.fromkeys(run.config.data.name for run in runs)), 100)
     done = sum(run.artifact is not None for run in runs)
-    tables = [found for found in map(_own_table, places) if found is not None]
+    tables = [found for place in places for found in _own_tables(place)]
     return {
         "title": f"{len(runs)} runs on {data}",
         "lead": f"{len(runs)} runs on {data}, {done} of them done.",
         "heading": "Side by side",
-        "figures": [*_against(runs), *_by_size(places)],
+        "figures": [*_against(runs), *_by_size(places), *_differences(places)],
         "tables": [*tables, _summary(runs)],
     }
 
@@ -85,12 +86,44 @@ def _by_size(places: Sequence[Place]) -> Iterator[Tree]:
             yield figure("Every set of the comparison", drawn, f"Trained alike, {rows[0].labels} labels. {SPREAD}")
 
 
-def _own_table(place: Place) -> Tree | None:
-    """The table of a comparison, or the trials of a sweep."""
+def _differences(places: Sequence[Place]) -> Iterator[Tree]:
+    """What the arms of a study gain over its opponent at each size, by validation."""
+    for found in filter(None, map(_results, places)):
+        for ipc in dict.fromkeys(arm["ipc"] for arm in found["arms"]):
+            arms = [arm for arm in found["arms"] if arm["ipc"] == ipc]
+            drawn = [(arm["arm"], gain) for arm in arms if (gain := arm["differences"].get("validation"))]
+            if drawn:
+                title = f"Points over {escaped(found['against'], 60)} at {ipc} images a class"
+                says = (
+                    "Validation accuracy, pairs at one distillation seed. A bar is two standard errors to either side."
+                )
+                points = [(name, 100 * gain["mean"], _percent_or_none(gain["error"])) for name, gain in drawn]
+                yield figure(title, figures.differences(points, title), says)
+
+
+def _results(place: Place) -> Tree | None:
+    """The figures of a study; None where there are none yet, or the place is something else."""
+    return read_checked_json(place / RESULTS) if (place / STUDY).exists() else None
+
+
+def _percent_or_none(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def _own_tables(place: Place) -> Iterator[Tree]:
+    """The table of a comparison, the trials of a sweep, or the tables of a study."""
     if (place / COMPARISON).exists():
         rows, _, tested = table_of(place)
-        return table(rows, tested) if rows else None
-    return _trials(place) if (place / SWEEP).exists() else None
+        if rows:
+            yield table(rows, tested)
+    if (place / SWEEP).exists():
+        yield _trials(place)
+    found = _results(place)
+    if found is not None:
+        drawn = differences.tables(found).items()
+        for number, (title, lines) in enumerate(drawn, 1):
+            below = differences.notes(found) if number == len(drawn) else []
+            yield {**grid(title, lines[0], lines[1:]), "below": [escaped(note, 400) for note in below]}
 
 
 def _trials(place: Place) -> Tree:

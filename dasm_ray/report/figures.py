@@ -149,6 +149,28 @@ def accuracies(rows: Sequence[tuple[str, float, float | None, bool]]) -> str:
     return svg(draw, 0.75 + 0.32 * len(rows), f"Test accuracy of networks trained on each set: {said}")
 
 
+def differences(rows: Sequence[tuple[str, float, float | None]], what: str) -> str:
+    """Arms of a study: name, gain in points and its standard error; what is clear of zero stands out."""
+
+    def draw(axes: Axes) -> None:
+        axes.axvline(0, color=LINE, linewidth=1)
+        for y, (_, gain, error) in enumerate(rows):
+            colour = ACCENT if error is not None and abs(gain) > 2 * error else MUTED
+            if error:
+                axes.plot([gain - 2 * error, gain + 2 * error], [y, y], color=colour, linewidth=2, alpha=0.5)
+            axes.plot([gain], [y], "o", color=colour, markersize=6)
+            end = gain + 2 * (error or 0)
+            axes.annotate(f"{gain:+.1f}", (end, y), (8, 0), textcoords="offset points", va="center", fontsize=8.5)
+        axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.margins(x=0.15)
+        axes.set_xlabel("points")
+        axes.spines["left"].set_visible(False)
+
+    said = "; ".join(f"{name} {gain:+.1f}" for name, gain, _ in rows)
+    return svg(draw, 0.75 + 0.32 * len(rows), f"{what}: {said}")
+
+
 def against(
     series: Mapping[str, Sequence[tuple[float, float, float | None]]], x: str, levels: Mapping[str, float], what: str
 ) -> str:

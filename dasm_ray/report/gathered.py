@@ -7,6 +7,7 @@ but for the synthetic set itself, which is refused.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -27,7 +28,7 @@ from dasm_ray.store.checkpoints import Scores, read_scores, segment_pixels
 from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.description import DESCRIPTION
 from dasm_ray.store.events import read_events
-from dasm_ray.store.findings import COMPARISON, SWEEP, find
+from dasm_ray.store.findings import COMPARISON, STUDY, STUDY_COLUMNS, SWEEP, TRAININGS, find, read_trainings
 from dasm_ray.store.place import Place
 from dasm_ray.store.rundir import RECORD, RunDir
 
@@ -75,13 +76,19 @@ class Gathered:
     scores: list[Scores] = field(default_factory=list)
     experts: list[tuple[list[float], list[float]]] = field(default_factory=list)  # accuracy and loss by epoch
     validation: tuple[tuple[float, ...], ...] = ()  # after each segment, one a seed, in [0, 1]
+    arm: str = ""  # of the study that it is a set of
     sizes: dict[str, int] = field(default_factory=dict)  # bytes by part
     remarks: list[str] = field(default_factory=list)  # what could not be shown, and why
 
     @property
     def name(self) -> str:
         """What the run is called."""
-        return self.config.name
+        return f"{self.arm} of {self.config.synthetic.ipc}" if self.arm else self.config.name
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do: a set is there, and what it is worth."""
+        return self.artifact is not None and bool(self.rows or self.validation or self.arm)
 
     @property
     def digest(self) -> str | None:
@@ -143,18 +150,26 @@ def _by_rank(scores: Scores) -> NDArray[np.float64]:
 
 
 def runs_in(place: Place) -> list[Place]:
-    """The run directories that a place stands for: itself, the sets of a comparison, the trials of a sweep.
+    """The run directories that a place stands for: itself, the sets of a comparison, the trials of a sweep, and of a
+    study the sets of its first distillation seed.
 
     Raises RunDirError if there is none.
     """
-    for mark, folder in ((COMPARISON, "sets"), (SWEEP, "trials")):
+    for mark, folder in ((COMPARISON, "sets"), (SWEEP, "trials"), (STUDY, "sets")):
         if (place / mark).exists():
-            found = [place / folder / name for name in (place / folder).names()]
+            names = (place / folder).names()
+            found = [place / folder / name for name in (_of_first_seed(names) if mark == STUDY else names)]
             runs = [run for run in found if (run / RECORD).exists()]
             if not runs:
                 raise RunDirError(f"{place} holds no run yet, so there is nothing to show; wait for its first one")
             return runs
     return [place]
+
+
+def _of_first_seed(names: Sequence[str]) -> list[str]:
+    """Of the folders of a study's sets, ipcN_seedS_KEY, those of the smallest S."""
+    seeds = {name: int(found[1]) for name in names if (found := re.search(r"_seed(\d+)_", name))}
+    return [name for name, seed in seeds.items() if seed == min(seeds.values())]
 
 
 def table_of(place: Place) -> tuple[list[Row], str, int | None]:
@@ -172,7 +187,20 @@ def gather_all(place: Place, *, looks_at_data: bool = True) -> list[Gathered]:
         rows, title, tested = table_of(place)
         for run in runs:
             run.rows, run.title, run.tested = _rows_of(run, rows), title, tested
+    if (place / STUDY).exists():
+        kept = place / TRAININGS
+        trainings = read_trainings(kept, STUDY_COLUMNS) if kept.exists() else []
+        distilled = [training for training in trainings if training["source"] == "distilled"]
+        for run in runs:
+            mine = [training for training in distilled if str(training["folder"]).endswith(run.place.name)]
+            run.arm, run.rows = ", ".join(dict.fromkeys(training["arm"] for training in mine)), _rows_in(mine)
     return runs
+
+
+def _rows_in(trainings: Sequence[Tree]) -> list[Row]:
+    """The row of a study's set, where the study reads the test set."""
+    tests = [training["test"] for training in trainings if training["test"] is not None]
+    return [Row("distilled", tests, [training["validation"] for training in trainings])] if tests else []
 
 
 def _rows_of(run: Gathered, rows: Sequence[Row]) -> list[Row]:

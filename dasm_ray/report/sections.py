@@ -17,7 +17,7 @@ from dasm_ray.plain import Plain, Tree, Values
 from dasm_ray.report import figures
 from dasm_ray.report.gallery import gallery
 from dasm_ray.report.gathered import Gathered, real_bytes, stored_bytes
-from dasm_ray.report.table import LEGEND, WORDS, Row, as_cells, cautions
+from dasm_ray.report.table import LEGEND, WORDS, Row, as_cells, best_selection, cautions
 from dasm_ray.report.wording import duration, figure, grid, number, percent, points, share, size, thinned
 
 METHOD = (
@@ -78,14 +78,16 @@ def _of_accuracies(run: Gathered) -> str:
     own, random, full = run.row, run.row_of("random"), run.row_of("full")
     if own is None:
         return ""
+    best = best_selection(own, run.rows)
     said = f" Networks trained on them get {percent(own)} of the test images right"
     said += f", on as many random images {percent(random)}" if random else ""
+    said += f", on as many chosen by {best.name} {percent(best)}" if best else ""
     return said + (f", on all of the real ones {percent(full)}." if full else ".")
 
 
 def status(run: Gathered) -> str:
     """How far a run has come that is not done; empty for one that is."""
-    if run.artifact is not None and run.rows:
+    if run.is_done:
         return ""
     if not run.log.stages:
         return "Not finished: its log names no stage yet."
@@ -112,8 +114,11 @@ def _tiles_of_accuracy(run: Gathered) -> Iterator[Tree]:
         return
     spread = "one seed" if own.std is None else f"± {100 * own.std:.1f} over {len(own.accuracies)} seeds"
     yield {"value": f"{100 * own.mean:.1f} %", "label": "test accuracy", "note": spread}
+    best = best_selection(own, run.rows)
     if random is not None:
         yield {"value": points(own.mean - random.mean), "label": "points over random images", "note": ""}
+    if best is not None:
+        yield {"value": points(own.mean - best.mean), "label": f"points over {best.name}", "note": "the best selection"}
     if full is not None:
         yield {"value": points(own.mean - full.mean), "label": "points to all real images", "note": ""}
 

@@ -7,6 +7,7 @@ made up.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.plain import Tree
 
 HEADINGS = ("ipc", "network", "set", "labels", "seeds", "test", "validation", "IOR", "HLR", "ratio", "note")
@@ -67,13 +69,42 @@ def hlr(row: Row, rows: Sequence[Row]) -> float | None:
 
 
 def cautions(rows: Sequence[Row], tested: int | None) -> list[str]:
-    """What keeps the figures from meaning much: ``tested`` images are few (None: not known how many), or one seed."""
+    """What is to be known before anyone believes the figures.
+
+    ``tested`` images are few (None: not known how many), there is one seed, or chosen real images do as well.
+    """
     said = []
     if tested is not None and tested < FEW_IMAGES:
         said.append(f"The test set has {tested} images: a figure moves by {100 / tested:.1f} points with each.")
     alone = dict.fromkeys(row.name for row in rows if len(row.accuracies) == 1)
     whose = "" if all(len(row.accuracies) == 1 for row in rows) else f" of {', '.join(alone)}"
-    return said + ([f"One seed{whose}: no spread is known."] if alone else [])
+    said += [f"One seed{whose}: no spread is known."] if alone else []
+    return said + [said_of for made in rows if (said_of := _against_the_chosen(made, rows))]
+
+
+def best_selection(made: Row, rows: Sequence[Row]) -> Row | None:
+    """Of the sets of real images that were chosen for the same size, labels and network, the one validation prefers."""
+    chosen = [row for row in rows if row.name in SELECTIONS and _is_beside(row, made)]
+    return max(chosen, key=lambda row: statistics.fmean(row.validation or row.accuracies), default=None)
+
+
+def _against_the_chosen(made: Row, rows: Sequence[Row]) -> str:
+    """Empty where ``made`` is no distilled set, or is above the best selection by two standard errors."""
+    best = None if made.name in ("random", "initial", "full", *SELECTIONS) else best_selection(made, rows)
+    if best is None:
+        return ""
+    gain, seeds = made.mean - best.mean, min(len(made.accuracies), len(best.accuracies))
+    figures = f"{100 * best.mean:.1f} against {100 * made.mean:.1f}"
+    where = _join(made.network, "" if made.ipc is None else f"{made.ipc} images a class")
+    where = f" ({where})" if where else ""
+    if gain <= 0:
+        return (
+            f"{best.name} does at least as well as {made.name}{where}, {figures}: choosing takes seconds, so take it."
+        )
+    error = math.hypot(made.std or 0.0, best.std or 0.0) / math.sqrt(seeds)
+    if gain < 2 * error:
+        return f"{made.name} is not shown to be above {best.name}{where}, {figures}: the gain is under two errors."
+    return ""
 
 
 def render(rows: Sequence[Row], title: str = "", tested: int | None = None) -> RenderableType:
@@ -231,6 +262,10 @@ def _spread(accuracies: Sequence[float]) -> float | None:
 
 def _points(difference: float | None) -> str:
     return "–" if difference is None else f"{100 * difference:+.1f}"
+
+
+def _is_beside(row: Row, made: Row) -> bool:
+    return (row.labels, row.network, row.ipc) == (made.labels, made.network, made.ipc)
 
 
 def _find(rows: Sequence[Row], name: str, labels: str, network: str, ipc: int | None = None) -> Row | None:

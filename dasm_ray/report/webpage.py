@@ -35,7 +35,7 @@ FOOTER = "Drawn by dasm-ray on {} UTC from the files of the run. This page holds
 def report(paths: Sequence[str | Place], to: str | None = None) -> Place:
     """Writes the page of the runs in ``paths``, and returns where it is: ``to``, or in the folder of a single path.
 
-    A path is a run directory, finished or not, a comparison or a sweep. Raises a UserError for anything else.
+    A path is a run directory, finished or not, a comparison, a study or a sweep. Raises a UserError for anything else.
     """
     if len(paths) > 1 and to is None:
         raise ConfigError(f"--to: there are {len(paths)} runs, and the page of several lies in none; name its file")
@@ -47,7 +47,7 @@ def report(paths: Sequence[str | Place], to: str | None = None) -> Place:
 
 
 def webpage(places: Sequence[Place]) -> str:
-    """The page of the runs, comparisons or sweeps in ``places``."""
+    """The page of the runs, comparisons, studies or sweeps in ``places``."""
     found = [run for place in places for run in runs_in(place)]
     few = len(found) <= MOST_BESIDE
     runs = [run for place in places for run in gather_all(place, looks_at_data=few)]

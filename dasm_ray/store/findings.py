@@ -220,6 +220,9 @@ STUDY_COLUMNS = pa.schema(
 
 COMPARISON = "comparison.json"
 STUDY = "study.json"
+RESULTS = "results.json"
+TRAININGS = "trainings.parquet"
+"""The figures of a study, and its row for every training."""
 
 
 @contextlib.contextmanager

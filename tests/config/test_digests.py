@@ -83,6 +83,7 @@ def test_what_a_run_is_does_not_hold_where_it_is_done() -> None:
         "runtime.idle_seconds",
         "runtime.max_lost",
         "runtime.memory_per_worker",
+        "runtime.page",
         "runtime.task_minutes",
         "runtime.workers",
         "score.shards",

@@ -258,6 +258,7 @@ def test_an_odd_value_by_set(tmp_path: Path, key: str, value: str, part: str) ->
     code, lines = run("distill", recipe, "--run", tmp_path / "run", "--set", f"{key}={value}")
     assert (code, len(lines)) == (2, 1), lines
     assert part in lines[0]
+    assert key in lines[0]
     assert not (tmp_path / "run").exists()
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from test_differences import SEEN, study_of
+
 from dasm_ray.report.abreast import names_of, side_by_side
+from dasm_ray.report.differences import summary
 from dasm_ray.report.gathered import gather, gather_all
 from dasm_ray.report.table import Row, as_json
 from dasm_ray.report.wording import percent
 from dasm_ray.store.checked import write_checked_json
-from dasm_ray.store.findings import Finding, keep
+from dasm_ray.store.findings import STUDY_COLUMNS, Finding, keep, write_trainings
 from dasm_ray.store.place import Place
+from dasm_ray.studies.laboratory import rows_of
 
 
 def test_runs_stand_against_size_and_time_and_in_a_table(run_folder: Path, walked_folder: Path) -> None:
@@ -71,3 +75,24 @@ def test_a_sweep_shows_its_trials_as_validation_orders_them(run_folder: Path, tm
     assert [run.validation for run in runs] == [((0.2,),), ((0.3,), (0.6,))]
     trials = side_by_side([place], runs)["tables"][0]
     assert [row["cells"] for row in trials["rows"]] == [["001", "60.0", "2/2"], ["000", "20.0", "1/2"]]
+
+
+def test_a_study_shows_its_differences_tables_and_the_sets_of_its_first_seed(run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text("{}")
+    for seed in (3, 12):
+        shutil.copytree(run_folder, tmp_path / "sets" / f"ipc2_seed{seed}_{'a' * 16}")
+    seen = [replace(each, folder=f"sets/ipc2_seed3_{'a' * 16}", seed=3) for each in SEEN[3:4]]
+    place = Place(tmp_path)
+    assert [run.arm for run in gather_all(place, looks_at_data=False)] == [""], "nothing is known of it yet"
+    found = summary(study_of(tmp_path), SEEN, 900)
+    write_checked_json(place / "results.json", found)
+    write_trainings(place / "trainings.parquet", rows_of(seen), STUDY_COLUMNS)
+    (run,) = gather_all(place, looks_at_data=False)
+    assert (run.name, run.is_done) == ("dasm of 2", True)
+    assert run.row is not None
+    assert run.row.accuracies == [0.25, 0.26]
+    shown = side_by_side([place], [run])
+    title = "Points over base at 2 images a class"
+    assert [drawn["svg"] for drawn in shown["figures"] if drawn["title"] == title and "dasm +2.0" in drawn["svg"]]
+    assert [table["caption"] for table in shown["tables"]][:2] == ["2 images a class", "2 images a class, cost"]
+    assert any("test is read once" in line for line in shown["tables"][1]["below"])

@@ -20,6 +20,7 @@ STAGES = [Stage("data", "", 0.0, 1.0, 1, 1), Stage("distil", "segment 1 of 2", 1
 
 DRAWN: dict[str, Callable[[], str]] = {
     "accuracies": lambda: figures.accuracies([(ODD, 60.0, 2.0, True), ("random", 50.0, None, False)]),
+    "differences": lambda: figures.differences([(ODD, 1.2, 0.4), ("base", -0.3, 0.4), ("alone", 0.1, None)], "Gains"),
     "against": lambda: figures.against({ODD: [(1, 50.0, 1.0), (10, 60.0, None)]}, "size", {ODD: 90.0}, "What"),
     "window_paths": lambda: figures.window_paths(np.array([[1.0, 0.5, 0.0], [0.0, 0.0, 0.0]])),
     "difficulty": lambda: figures.difficulty(np.arange(50.0), np.arange(50) < 20, 0),

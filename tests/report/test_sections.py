@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from dasm_ray.config.digests import config_digest
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.report.gathered import Gathered, gather
 from dasm_ray.report.sections import found_in, sections
+from dasm_ray.report.table import Row
 from dasm_ray.report.wording import duration, percent, points
 from dasm_ray.store.place import Place
 
@@ -42,6 +44,16 @@ def test_the_figures_are_those_of_the_run(run: Gathered, shown: dict[str, Any]) 
     assert [row["is_own"] for row in shown["table"]["rows"]] == [row.name == "distilled" for row in run.rows]
     assert shown["status"] == ""
     assert ("synthetic set", run.digest) in shown["identity"]
+
+
+def test_the_best_selection_stands_in_the_first_sentence(run: Gathered) -> None:
+    own = run.row
+    assert own
+    chosen = Row("herding", [own.mean + 0.02] * 2, [0.5, 0.5])
+    told = sections(replace(run, rows=[*run.rows, chosen]), "r0", 10**6)
+    assert f"on as many chosen by herding {percent(chosen)}" in told["lead"]
+    assert ["\u22122.0", "points over herding"] in [[tile["value"], tile["label"]] for tile in told["tiles"]]
+    assert any("herding does at least as well as distilled" in line for line in told["table"]["below"])
 
 
 def test_the_method_is_seen(shown: dict[str, Any]) -> None:

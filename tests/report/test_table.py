@@ -12,7 +12,19 @@ import math
 import pytest
 from rich.console import Console
 
-from dasm_ray.report.table import Row, as_cells, as_json, cautions, from_json, grid, hlr, ior, markdown, render
+from dasm_ray.report.table import (
+    Row,
+    as_cells,
+    as_json,
+    best_selection,
+    cautions,
+    from_json,
+    grid,
+    hlr,
+    ior,
+    markdown,
+    render,
+)
 
 ROWS = [
     Row("distilled", [0.80, 0.82, 0.84], [0.81, 0.82, 0.83]),
@@ -184,6 +196,33 @@ def test_few_test_images_and_one_seed_are_said(rows: list[Row], tested: int | No
         assert all(line in text for line in said)
         for words in ("One seed", "a figure moves"):
             assert (words in text) == (words in "".join(said))
+
+
+def against(*selected: Row) -> list[str]:
+    return cautions([Row("distilled", [0.80, 0.82, 0.84], [0.8, 0.8, 0.8]), *selected, Row("full", [0.9] * 3)], 1000)
+
+
+def test_a_set_that_chosen_real_images_equal_is_said() -> None:
+    assert against(Row("herding", [0.70, 0.71, 0.72]), Row("random", [0.9, 0.9, 0.9])) == []
+    (better,) = against(Row("herding", [0.82, 0.82, 0.82]))
+    assert better.startswith("herding does at least as well as distilled, 82.0 against 82.0")
+    (close,) = against(Row("herding", [0.79, 0.80, 0.81]))  # 2 points, errors 1.2 and 0.6: 1.3 together
+    assert close.startswith("distilled is not shown to be above herding, 80.0 against 82.0")
+    assert against(Row("herding", [0.788, 0.790, 0.792])) == []  # 3 points are more than two errors of 1.16
+
+
+def test_the_best_selection_is_the_one_that_validation_prefers_at_this_size() -> None:
+    made = Row("idc", [0.8, 0.8], [0.8, 0.8], ipc=1)
+    rows = [
+        Row("herding", [0.85, 0.85], [0.6, 0.6], ipc=1),
+        Row("k_means", [0.75, 0.75], [0.7, 0.7], ipc=1),
+        Row("k_center", [0.90, 0.90], [0.9, 0.9], ipc=10),
+        Row("ccs", [0.90, 0.90], [0.9, 0.9], ipc=1, labels="soft"),
+    ]
+    best = best_selection(made, [made, *rows])
+    assert best is rows[1]
+    assert best_selection(made, [made]) is None
+    assert cautions([made, rows[1]], None) == []
 
 
 def test_a_table_of_several_sizes_says_it_once() -> None:

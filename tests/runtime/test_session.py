@@ -172,7 +172,7 @@ matcher: {rounds: 8, networks: 3, batch_real: 16, lr_img: 0.01, scale_lr: false,
 score: {early: 1, batch: 400}
 probe: {epochs: 2, batch: 20, members: 1}
 evaluate: {epochs: 2, full_epochs: 1, batch: 20, seeds: 1, checkpoints: 1, rows: [distilled, random]}
-runtime: {compile: false, checkpoint_seconds: 0, device: cpu, gpus_per_worker: 0}
+runtime: {compile: false, checkpoint_seconds: 0, page: false, device: cpu, gpus_per_worker: 0}
 """
 
 

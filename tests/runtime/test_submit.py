@@ -51,7 +51,7 @@ matcher: {rounds: 1, networks: 2, lr_img: 0.01, scale_lr: false, snapshots: [[0,
 score: {early: 1, batch: 200}
 probe: {epochs: 2, batch: 20, members: 1}
 evaluate: {epochs: 2, full_epochs: 1, batch: 20, seeds: 1, checkpoints: 1, rows: [distilled, random]}
-runtime: {compile: false}
+runtime: {compile: false, page: false}
 """
 AT_EXIT = """
 
@@ -583,7 +583,7 @@ matcher: {rounds: 2, networks: 2, snapshots: [[0, 1]]}
 score: {early: 1}
 probe: {epochs: 2, members: 1}
 evaluate: {epochs: 2, batch: 10, seeds: 1, checkpoints: 1, rows: [distilled, random]}
-runtime: {compile: false}
+runtime: {compile: false, page: false}
 """
 
 

@@ -236,7 +236,7 @@ matcher: {rounds: 3, networks: 3, lr_img: 0.01, scale_lr: false, snapshots: [[0,
 score: {early: 1, batch: 100}
 probe: {epochs: 5, batch: 20, members: 1}
 evaluate: {epochs: 60, full_epochs: 1, batch: 20, seeds: 2, checkpoints: 2, rows: [distilled, random]}
-runtime: {compile: false, checkpoint_seconds: 0}
+runtime: {compile: false, checkpoint_seconds: 0, page: false}
 """
 
 SWEEP = """
