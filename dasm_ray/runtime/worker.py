@@ -476,9 +476,9 @@ class Worker:
             current=np.concatenate(groups) if groups else np.empty((0, 0), np.float32),
             experts=self._all(refs.experts),
             probes=self._all(refs.probes),
-            strata=self._all(refs.strata),
+            strata=self._of(refs.strata, where.classes),
             bank=self._all(refs.bank),
-            frontier=self._all(refs.frontier),
+            frontier=self._of(refs.frontier, where.classes),
         )
         pixels, velocity, distances = distil_round(
             self._matching(job, where.segment), job.config, where, inputs, pixels, velocity
@@ -565,6 +565,11 @@ class Worker:
     def _all(self, refs: Sequence[ObjectRef]) -> list[Any]:
         """What each of several references refers to, brought here side by side."""
         return list(self._fetch(list(refs))) if refs else []
+
+    def _of(self, refs: Sequence[ObjectRef], classes: Sequence[int]) -> dict[int, Any]:
+        """What some classes' references refer to, of references by class; nothing where there are none."""
+        wanted = classes if refs else ()
+        return dict(zip(wanted, self._all([refs[label] for label in wanted]), strict=True))
 
     def _on_device(self, job: Job, refs: Sequence[ObjectRef]) -> list[torch.Tensor]:
         """Copies of the arrays that references refer to."""

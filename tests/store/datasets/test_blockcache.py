@@ -169,6 +169,31 @@ def test_two_commands_make_a_set_one_after_the_other(tmp_path: Path) -> None:
     assert said == ["digits: another command decodes and sorts its images; waiting for it"]
 
 
+def make_until_killed(folder: str, begun: object) -> None:
+    cache = BlockCache(Data(cache=folder), print)
+    with cache.alone("key", "digits"), cache.making("key", 100) as making:
+        (making.chunks / "000000.raw").write_bytes(b"half")
+        begun.set()  # type: ignore[attr-defined]
+        time.sleep(60)
+
+
+def test_a_command_that_is_killed_while_it_makes_a_set_leaves_it_to_the_next(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    begun, said = context.Event(), list[str]()
+    process = context.Process(target=make_until_killed, args=(str(tmp_path), begun))
+    process.start()
+    assert begun.wait(60)
+    assert [path.name for path in tmp_path.rglob("*.raw")] == ["000000.raw"]
+    assert cache_at(tmp_path, said).find("key") is None
+    process.kill()
+    process.join()
+    with cache_at(tmp_path, said).alone("key", "digits"):
+        index = made(tmp_path)
+    assert cache_at(tmp_path, said).find("key") == index
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".key.lock", "key"]
+    assert said == []
+
+
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunDirError, match=r"data\.cache: .*file/c cannot be written \(Not a directory\); name another"):
