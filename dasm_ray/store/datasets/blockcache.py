@@ -377,6 +377,7 @@ def make_room(folder: Path, needed: int, most: int | None, keep: str, *, twice: 
 
     Until ``needed`` bytes more are within ``most``, and the disk has room for them (``twice``: for two times as many).
     """
+    _remove_left(folder)
     sets = sorted((file.stat().st_mtime, file.parent) for file in folder.glob(f"[!.]*/{INDEX}"))
     sizes = {path: _bytes_below(path) for _, path in sets}
     said = []
@@ -388,6 +389,14 @@ def make_room(folder: Path, needed: int, most: int | None, keep: str, *, twice: 
             said.append(f"{path}: sorted images that nobody uses were removed to make room")
             del sizes[path]
     return said
+
+
+def _remove_left(folder: Path) -> None:
+    """Removes what killed commands have left: sets that were being made, and that nobody makes now."""
+    for left in folder.glob(".*.*.tmp"):
+        lock = filelock.FileLock(folder / f".{left.name.split('.')[1]}.lock", thread_local=False)
+        with contextlib.suppress(filelock.Timeout, OSError, NotImplementedError), lock.acquire(timeout=0):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _remove(folder: Path) -> bool:

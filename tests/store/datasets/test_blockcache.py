@@ -111,9 +111,12 @@ def test_a_set_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
 
 def test_what_a_killed_command_has_left_is_removed_by_the_next(tmp_path: Path) -> None:
     (tmp_path / ".key.0123.tmp" / "chunks").mkdir(parents=True)
-    (tmp_path / ".other.0123.tmp").mkdir()
-    made(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.0123.tmp", "key"]
+    (tmp_path / ".dead.0123.tmp").mkdir()
+    (tmp_path / ".alive.0123.tmp").mkdir()
+    with cache_at(tmp_path).alone("alive", "digits"):
+        made(tmp_path)
+    left = sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock"))
+    assert left == [".alive.0123.tmp", "key"], "what another command makes now is its own"
 
 
 def spoil_index(folder: Path) -> None:
