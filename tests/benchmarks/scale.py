@@ -230,7 +230,7 @@ def nodes(classes: int = 60, images: int = 6000, side: int = 64) -> Figures:
             ]
             ray.init(address=cluster.address, log_to_driver=False)
             real = load_real(open_source(data), data, quiet)
-            read = ray.remote(read_classes).options(num_cpus=1)
+            read = ray.remote(num_cpus=1)(read_classes)
             thirds = np.array_split(np.arange(classes), 3)
             there = [NodeAffinitySchedulingStrategy(node.node_id, soft=False) for node in added]
             calls = [
