@@ -159,7 +159,10 @@ def _last_line(cause: BaseException) -> str:
 
 @dataclass(eq=False)
 class _Worker:
-    """An actor and what it is asked; ``greeting`` goes ahead of each task. ``since``: when it got or ended the last."""
+    """An actor and what it is asked; ``greeting`` goes ahead of a task. ``since``: when it got or ended the last.
+
+    ``is_fresh``: it has answered in this very reading of answers, so it need not be greeted.
+    """
 
     actor: Any
     greeting: ObjectRef
@@ -168,6 +171,7 @@ class _Worker:
     task: Task | None = None
     refs: list[ObjectRef] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
+    is_fresh: bool = False
 
     @property
     def awaited(self) -> ObjectRef | None:
@@ -272,6 +276,8 @@ class Pool:
         lost too often, SessionError when no worker can be had, or when Ray itself has died.
         """
         self._empty_since = None
+        for worker in self._workers:
+            worker.is_fresh = False
         while self._ledger.open:
             watchdog.check()
             self._staff()
@@ -306,7 +312,10 @@ class Pool:
             self._workers.append(_Worker(actor, actor.__ray_call__.remote(_node), self._hired))
 
     def _give(self) -> None:
-        """Gives one task to each idle worker, behind a greeting that tells a dead worker from a lost task."""
+        """Gives one task to each idle worker, behind a greeting that tells a dead worker from a lost task.
+
+        A greeting costs the driver as much as a task: one that has answered a moment ago is known to live.
+        """
         for worker in self._workers:
             if worker.node is None or worker.task or worker.node in self._draining:
                 continue
@@ -314,7 +323,9 @@ class Pool:
             if name is None:
                 return
             task = self._tasks[name]
-            worker.greeting = worker.actor.__ray_call__.remote(_node)
+            worker.is_fresh &= time.monotonic() - worker.since < TICK_SECONDS
+            if not worker.is_fresh:
+                worker.greeting = worker.actor.__ray_call__.remote(_node)
             args = [self._reference(each) if isinstance(each, Shared) else each for each in task.args]
             refs = getattr(worker.actor, task.method).options(num_returns=task.outputs).remote(*args)
             worker.task, worker.since = task, time.monotonic()
@@ -388,13 +399,13 @@ class Pool:
         self._on_task(worker.task.name, worker.number, time.monotonic() - worker.since, "")
         self._ledger.finish(worker.task.name)
         del self._tasks[worker.task.name]
-        worker.task, worker.refs, worker.since = None, [], time.monotonic()
+        worker.task, worker.refs, worker.since, worker.is_fresh = None, [], time.monotonic(), True
 
     def _lose(self, worker: _Worker, loss: Loss) -> None:
         """Gives the worker's task back, counted as lost if the worker was there when it came."""
         task = worker.task
         assert task is not None
-        began = _is_answered(worker.greeting)
+        began = worker.is_fresh or _is_answered(worker.greeting)
         self._remove(worker)
         if not began:
             self._ledger.put_back(task.name)
