@@ -150,9 +150,9 @@ class Kept:
 
     @property
     def copy(self) -> Path:
-        """The folder of the set on a machine that may lack it: what it shares, or one of its own."""
-        there = self.place.local
-        if there is not None and (self.is_named or (there / INDEX).exists()):
+        """The folder of the set on a machine that may lack it: one that it shares, unless its own is said."""
+        there, is_said = self.place.local, bool(os.environ.get(VARIABLE))
+        if there is not None and (self.is_named or (not is_said and (there / INDEX).exists())):
             return there
         own = (cache_folder(None) / self.key).local
         assert own is not None

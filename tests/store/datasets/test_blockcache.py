@@ -456,6 +456,8 @@ def test_the_folder_is_named_by_the_key_or_the_variable_or_is_at_home(
     assert Kept(str(tmp_path / "z"), "key").copy == tmp_path / "z" / "key"
     made(tmp_path / "z")
     assert Kept(str(tmp_path / "z"), "key", is_named=False).copy == tmp_path / "z" / "key", "a disk that is shared"
+    monkeypatch.setenv("DASM_RAY_CACHE", str(tmp_path / "y"))
+    assert Kept(str(tmp_path / "z"), "key", is_named=False).copy == tmp_path / "y" / "blocks" / "key"
 
 
 def test_a_home_that_cannot_be_written_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
