@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 import ray
 from coordinator import Simulated, alone, coordinated, hosts_of
 from PIL import Image
+from ray._private.internal_api import get_memory_info_reply
 
 from dasm_ray.config.keys import Data, Runtime
 from dasm_ray.config.parsing import parse_config
@@ -151,7 +152,7 @@ def small_store(mebibytes: int) -> Iterator[None]:
 
 def store_figures() -> Figures:
     """What Ray says of its object store: MiB spilled, and in files that stand in for memory that it lacks."""
-    stats = ray._private.internal_api.get_memory_info_reply(ray._private.state.state).store_stats
+    stats = get_memory_info_reply(ray._private.state.state).store_stats
     return {
         "spilled MiB": stats.spilled_bytes_total >> 20,
         "fallback MiB": stats.object_store_bytes_fallback >> 20,
