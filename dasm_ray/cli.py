@@ -766,7 +766,7 @@ def _config(path: str, overrides: tuple[str, ...], workers: int | None, address:
     from dasm_ray.config.parsing import load_config
 
     config = load_config(path, _with_options(overrides, workers, address))
-    return _checking().settled(config) if config.runtime.precision == "auto" else config
+    return _checking().with_precision(config) if config.runtime.precision == "auto" else config
 
 
 def _starting(config: RunConfig, doing: str) -> None:

@@ -37,7 +37,7 @@ from dasm_ray.report.page import draw_few, draw_rows
 from dasm_ray.report.standings import Line
 from dasm_ray.report.table import Row, from_json, told
 from dasm_ray.report.webpage import report
-from dasm_ray.runtime.opening import check_relabelling, open_checked, settled
+from dasm_ray.runtime.opening import check_relabelling, open_checked, settled, with_precision
 from dasm_ray.runtime.pool import task
 from dasm_ray.runtime.progress import Progress, clock_text
 from dasm_ray.runtime.session import Session
@@ -130,7 +130,8 @@ def distill(
 
     Raises a DasmError; an interrupted run goes on when it is called again.
     """
-    with RunDir.open(run or f"runs/{config.name}", settled(config)) as record:
+    where = run or f"runs/{config.name}"
+    with RunDir.open(where, settled(config, where)) as record:
         finished = _finished(record)
         if finished is not None:
             return finished
@@ -195,8 +196,9 @@ def experts(config: RunConfig, run: str | None = None) -> list[str]:
 
 def estimate(config: RunConfig) -> list[str]:
     """What ``config`` will take on the workers that are there: a line a fact. Measures a few steps; writes nothing."""
-    with connected(settled(config), Place(f"runs/{config.name}"), only_measures=True) as run:
-        found, workers = measured(run), run.session.workers
+    with connected(with_precision(config), Place(f"runs/{config.name}"), only_measures=True) as run:
+        whole = replace(run, config=run.config.for_classes(run.classes))
+        found, workers = measured(whole), run.session.workers
     lines = [
         f"{stage.name:24} {clock_text(stage.wall(workers))} on {workers} worker{'s' * (workers > 1)}, "
         f"{clock_text(stage.seconds)} of work in {stage.tasks} parallel tasks"
@@ -208,6 +210,7 @@ def estimate(config: RunConfig) -> list[str]:
         "memory of a worker": _size(found.worker_memory) + ", as measured",
         "memory on its GPU": _size(found.device_memory) if found.device_memory else "none",
         "object store": _size(found.object_store) + " on each node",
+        "sorted images": f"{_size(found.sorted_images)} in data.cache, twice that while they are sorted",
         "disk": _size(found.disk),
         "moved by a round's task": _size(found.moved_each_round),
         "useful workers": f"{found.useful_workers} at most",
@@ -268,7 +271,7 @@ def compare(
     ``ipcs`` and ``networks`` (ARCH or ARCH:NORM) unset: those of the first recipe. Sets and cells that are on disk are
     not computed again, so it goes on where it was stopped.
     """
-    configs, plan = [settled(config) for config in configs], Plan(ipcs, selections, labels, networks)
+    configs, plan = [with_precision(config) for config in configs], Plan(ipcs, selections, labels, networks)
     check(configs, plan)
     with claimed_comparison(Place(run or "runs/comparison")) as place:
         with connected(configs[0], place) as open_run:

@@ -3,7 +3,10 @@
 What Hypothesis tries is the same in every run, and a failure says how to have it again.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +17,9 @@ from hypothesis import settings
 settings.register_profile("same", derandomize=True, print_blob=True, deadline=None, database=None)
 settings.load_profile("same")
 
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers of one run share a cache, and nobody's home is written to
+    os.environ["DASM_RAY_CACHE"] = tempfile.mkdtemp(prefix="dasm_ray_tests_")
+    atexit.register(shutil.rmtree, os.environ["DASM_RAY_CACHE"], ignore_errors=True)
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.pop("RAY_ADDRESS", None)
 

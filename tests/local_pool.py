@@ -11,18 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from dasm_ray.config.digests import digest_of
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.method.run import Run, whitened
-from dasm_ray.runtime.decoding import RealRefs
+from dasm_ray.runtime.decoding import RealRefs, index_of, told
+from dasm_ray.runtime.parts import opened_here
 from dasm_ray.runtime.plan import Shape
 from dasm_ray.runtime.pool import Done, InputLost, Task
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.session import Session
 from dasm_ray.runtime.worker import Worker
-from dasm_ray.store.datasets.catalogue import open_source, rows_of
-from dasm_ray.store.datasets.shards import decode, split_of
+from dasm_ray.store.datasets.blockcache import BlockCache, Index, Kept, part_name
+from dasm_ray.store.datasets.blockfile import write_part
+from dasm_ray.store.datasets.catalogue import open_source
+from dasm_ray.store.datasets.fingerprint import fingerprint
+from dasm_ray.store.datasets.sorting import merge, pieces, write_chunk
 from dasm_ray.store.datasets.splits import SPLITS
 from dasm_ray.store.place import Place
 
@@ -123,27 +126,44 @@ SESSION = Session(workers=1, shape=Shape(1, 0.0), device="cpu", started_here=Fal
 
 
 def local_real(config: RunConfig) -> RealRefs:
-    """The real images of a configuration, decoded here."""
-    source = open_source(config.data)
-    images, labels, splits = [], [], []
-    for shard in (shard for of_split in source.shards.values() for shard in of_split):
-        found = decode(shard, rows_of(shard), config.data)
-        names = split_of(found.keys, source.cut)
-        splits.append(names if shard.split == "train" else np.full(len(shard), shard.split))
-        images.append(found.images)
-        labels.append(found.labels)
-    pixels, label, split = (np.concatenate(parts) for parts in (images, labels, splits))
-    blocks = {s: [pixels[(split == s) & (label == c)] for c in range(len(source.class_names))] for s in SPLITS}
-    train = np.concatenate(blocks["train"]).astype(np.float64) / 255
-    return RealRefs(
-        splits={name: tuple(map(put, of_class)) for name, of_class in blocks.items()},
-        counts={name: np.array([len(block) for block in of_class]) for name, of_class in blocks.items()},
-        shape=source.shape,
-        class_names=source.class_names,
-        mean=tuple(train.mean((0, 2, 3)).tolist()),
-        std=tuple(train.std((0, 2, 3)).tolist()),
-        digest=digest_of([[block.tobytes().hex() for block in of_class] for of_class in blocks.values()]),
-    )
+    """The real images of a configuration, decoded and sorted here, or found."""
+    source, said = open_source(config.data), list[str]()
+    cache, key = BlockCache(config.data, said.append), fingerprint(source, config.data)
+    index = cache.find(key)
+    if index is None:
+        shards = [shard for of_split in source.shards.values() for shard in of_split]
+        with cache.making(key, 0) as making:
+            facts = [write_chunk(making.chunks, n, shard, config.data, source.cut) for n, shard in enumerate(shards)]
+            work = pieces(np.stack([each.counts for each in facts]), source.shape)
+            merged = [each for piece in work for each in merge(making, piece, source.shape)]
+            index = index_of(merged, source.shape, told(facts))
+            index.write(making.place)
+    return _refs(cache.kept(key), index, source.class_names)
+
+
+def _refs(kept: Kept, index: Index, class_names: tuple[str, ...]) -> RealRefs:
+    return RealRefs(kept, index.counts, index.shape, class_names, index.mean, index.std, index.digest)
+
+
+def blocks_of(real: RealRefs, split: str = "train") -> list[np.ndarray]:
+    """The images of every class, in place."""
+    parts, nothing = opened_here(real.kept, real.digest).split(split), np.empty((0, *real.shape), np.uint8)
+    assert len(parts) == np.count_nonzero(parts.counts), "each class is one part here"
+    of_class = iter(parts)
+    return [next(of_class) if count else nothing for count in parts.counts]
+
+
+def with_blocks(real: RealRefs, folder: Path, **blocks: list[np.ndarray]) -> RealRefs:
+    """The same set, kept in a folder, with other images in some splits."""
+    of_split = {split: blocks.get(split) or blocks_of(real, split) for split in SPLITS}
+    parts = {}
+    for split, of_class in of_split.items():
+        (folder / "other" / "blocks" / split).mkdir(parents=True)
+        files = [folder / "other" / part_name(split, label, 0) for label in range(len(of_class))]
+        parts[split] = tuple((write_part(*each),) for each in zip(files, of_class, strict=True))
+    index = Index(real.shape, parts, (), real.mean, real.std, real.digest, {})
+    index.write(Place(folder / "other"))
+    return _refs(Kept(str(folder), "other"), index, real.class_names)
 
 
 def local_run(config: RunConfig, folder: Path, real: RealRefs, pool: LocalPool | None = None) -> Run:

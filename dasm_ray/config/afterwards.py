@@ -12,7 +12,7 @@ from dasm_ray.config.parsing import apply_overrides, parse_config
 from dasm_ray.config.shown import escaped, masked
 from dasm_ray.errors import ConfigError
 
-AFTERWARDS = ("evaluate.", "runtime.", "data.path", "data.download")
+AFTERWARDS = ("evaluate.", "runtime.", "data.path", "data.download", "data.cache")
 """What can be changed once a set is there."""
 
 RELABELLING = ("experts.", *AFTERWARDS)

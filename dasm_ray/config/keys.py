@@ -92,6 +92,9 @@ Text = Annotated[StrictStr, Field(max_length=4096), pydantic.AfterValidator(_che
 """A name or a place: one line, and no credentials, since it is written down and shown."""
 
 
+GROUP_SIZE = 5
+"""Classes of a group where none is said: as many tasks as keep many workers busy, each long enough to be worth it."""
+
 AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 
@@ -147,6 +150,17 @@ class Data(Section):
     )
     download: StrictBool = Field(
         False, description="Fetch a set that torchvision knows into `path`.", json_schema_extra=NOT_IN_RESULT
+    )
+    cache: Text | None = Field(
+        None,
+        description="Folder or URI where decoded images are kept, sorted by class; unset: ~/.cache/dasm_ray/blocks.",
+        json_schema_extra=NOT_IN_RESULT,
+    )
+    cache_gb: Positive | None = Field(
+        None,
+        le=1e9,
+        description="GB that this folder may hold; sets used longest ago go first; unset: as the disk has room.",
+        json_schema_extra=NOT_IN_RESULT,
     )
     image_size: Whole | None = Field(
         None,
@@ -228,7 +242,7 @@ class Synthetic(Section):
         "get wrong and experts right, easiest first.",
     )
     group_size: Count | None = Field(
-        None, description="Classes that one task works on; unset: all classes in two groups."
+        None, description="Classes that one task works on; unset: half of them, and five at most."
     )
 
 
@@ -731,6 +745,21 @@ class RunConfig(Section):
         changes = {name: recipe.model_dump(exclude_none=True) for name, recipe in self.networks.items()}
         evaluate = self.evaluate.model_copy(update=changes.get(model.arch, {}))
         return self.model_copy(update={"model": model, "evaluate": evaluate})
+
+    @property
+    def waits_for_classes(self) -> bool:
+        """Whether the number of classes decides a key that results depend on: the size of groups, if there are any."""
+        return self.synthetic.group_size is None and self.base.couples != "set"
+
+    def for_classes(self, classes: int) -> RunConfig:
+        """The configuration with what the number of classes decides filled in.
+
+        Up to ten classes are two groups, as the key is read where it is unset. More are groups of GROUP_SIZE, which
+        stands in the configuration from then on, since results depend on it.
+        """
+        if not self.waits_for_classes or classes <= 2 * GROUP_SIZE:
+            return self
+        return self.model_copy(update={"synthetic": self.synthetic.model_copy(update={"group_size": GROUP_SIZE})})
 
     def snapshots_of(self, segment: int) -> tuple[int, int]:
         """The range ``[first, last)`` of expert epochs that segment ``segment`` (from 0) is matched at."""

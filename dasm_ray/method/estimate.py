@@ -39,6 +39,7 @@ class Estimate:
     worker_memory: int
     device_memory: int
     object_store: int
+    sorted_images: int
     disk: int
     moved_each_round: int
     useful_workers: int
@@ -70,7 +71,8 @@ def estimate(run: Run) -> Estimate:
         stages=stages,
         worker_memory=max(found.memory for found in paces),
         device_memory=max(found.device_memory for found in paces),
-        object_store=decoded + trajectories + 2 * stored,
+        object_store=trajectories + 2 * stored,
+        sorted_images=decoded,
         disk=trajectories + 4 * stored,
         moved_each_round=_moved(config, classes, math.prod(run.real.shape)),
         useful_workers=max(stage.tasks for stage in stages),

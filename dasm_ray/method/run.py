@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -48,9 +49,9 @@ class Run:
     whitening: ObjectRef | None = None
     said: set[str] = field(default_factory=set)
 
-    @property
+    @cached_property
     def job(self) -> Job:
-        """What every task needs to know."""
+        """What every task needs to know: one object, so that it travels once."""
         return Job(self.config, self.real, self.session.device, self.whitening)
 
     @property
@@ -107,7 +108,8 @@ class Given:
 @contextlib.contextmanager
 def opened(config: RunConfig, uri: str | Place, given: Given | None = None, patience: float = 0) -> Iterator[Run]:
     """The run directory under lock (waited for up to ``patience`` seconds), a session, the real data and workers."""
-    with RunDir.open(uri, settled(config), patience) as record, begun(record, given) as run:
+    config = settled(config, uri) if given is None else config.for_classes(len(given.real.class_names))
+    with RunDir.open(uri, config, patience) as record, begun(record, given) as run:
         yield run
 
 

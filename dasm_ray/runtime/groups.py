@@ -56,7 +56,7 @@ class SegmentRun:
         self._is_coupled = job.config.states == "synthetic"
         """Whether a round reads what every group was after the round before: then a round is a barrier."""
         self._rounds = job.config.rounds_of(segment)
-        self._base: dict[int, tuple[ObjectRef, ...]] = {}
+        self._base: tuple[int, RoundInputRefs] | None = None
         self._given: dict[str, _Group] = {}
         self._losses: dict[int, str] = {}
         """Groups whose last task lost what it reads, with its name; they go back when all that is out is home."""
@@ -114,16 +114,15 @@ class SegmentRun:
             if group.round >= self._rounds or waits or name in self._given:
                 continue
             where = Assignment(self._segment, group.number, group.round, group.classes)
-            current = self._states_of(group.round) if self._is_coupled else ()
-            reads = replace(inputs, current=current)
+            reads = self._with_states(inputs, group.round) if self._is_coupled else inputs
             self._pool.submit(task(name, Worker.distil, self._job, where, reads, group.state))
             self._given[name] = group
 
-    def _states_of(self, round: int) -> tuple[ObjectRef, ...]:
-        """All groups' states before ``round``, fixed when its first task is given."""
-        if round not in self._base:
-            self._base = {round: tuple(group.state for group in self._groups)}
-        return self._base[round]
+    def _with_states(self, inputs: RoundInputRefs, round: int) -> RoundInputRefs:
+        """The inputs with all groups' states before ``round``, fixed when its first task is given."""
+        if self._base is None or self._base[0] != round:
+            self._base = round, replace(inputs, current=tuple(group.state for group in self._groups))
+        return self._base[1]
 
     def _take(self, done: Done) -> None:
         """Swaps the group's reference for the new one, or notes that what the task reads was lost."""
@@ -155,7 +154,7 @@ class SegmentRun:
             group.state, group.saved_round = self._pool.put((arrays["pixels"], arrays["velocity"])), group.round
         if self._is_coupled:
             self._align()
-        self._base.clear()
+        self._base = None
         self._losses.clear()
         self._progress.note(f"{name}: what it reads was lost with its node; going on from the last checkpoint")
         self._progress.advance(self.rounds_done - before)

@@ -6,17 +6,18 @@ from elsewhere chooses neither the files that are read here nor the machines tha
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 
 from dasm_ray.config.afterwards import AFTERWARDS, RELABELLING, changed, check_allowed, without_address
 from dasm_ray.config.compared import Plan, check
 from dasm_ray.config.digests import result_keys
-from dasm_ray.config.keys import RunConfig
+from dasm_ray.config.keys import GROUP_SIZE, RunConfig
 from dasm_ray.config.parsing import parse_config, parse_result_keys
 from dasm_ray.config.space import Sweep
 from dasm_ray.config.study import Study
-from dasm_ray.errors import ArtifactError, ConfigError
+from dasm_ray.errors import ArtifactError, ConfigError, UserError
 from dasm_ray.plain import Tree, Values
 from dasm_ray.runtime.machine import check_whitening, computes_bf16, read_memory
 from dasm_ray.store import findings
@@ -35,7 +36,8 @@ WORTH_ROUNDING = 1 << 14
 
 def check_run(config: RunConfig, run: str | None) -> None:
     """Refuses a run whose directory is another's or, unless it is done, whose images cannot be used."""
-    place = RunDir.check(run or f"runs/{config.name}", config)
+    uri = run or f"runs/{config.name}"
+    place = RunDir.check(uri, settled(config, uri))
     if not (place / "synthetic" / DESCRIPTION).exists():
         open_checked(config)
 
@@ -86,6 +88,22 @@ def check_relabelling(path: str, to: str, changes: Sequence[str]) -> Place:
     return target
 
 
+def settled(config: RunConfig, run: str | Place) -> RunConfig:
+    """The configuration of a run with what the number of classes and the machine decide filled in, as it is kept.
+
+    The classes are looked up unless the run directory says by what it keeps that they were: a run that was begun
+    before the key was filled in goes on as it was begun.
+    """
+    config = with_precision(config)
+    if not config.waits_for_classes:
+        return config
+    with contextlib.suppress(UserError):  # who opens the directory says what is wrong with it
+        kept = RunDir.read(run).config.synthetic.group_size
+        if kept in (None, GROUP_SIZE):
+            return config.model_copy(update={"synthetic": config.synthetic.model_copy(update={"group_size": kept})})
+    return config.for_classes(len(open_checked(config).class_names))
+
+
 def open_checked(config: RunConfig) -> Source:
     """The set of a configuration, found but not decoded; what it holds stands in ``found``.
 
@@ -98,7 +116,7 @@ def open_checked(config: RunConfig) -> Source:
     return source
 
 
-def settled(config: RunConfig) -> RunConfig:
+def with_precision(config: RunConfig) -> RunConfig:
     """The configuration with ``runtime.precision: auto`` as this machine decides it; it is kept so.
 
     bf16 where workers here multiply it and the first block is large enough to be waited for. Raises ConfigError for

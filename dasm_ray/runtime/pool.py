@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -47,11 +48,20 @@ Parameters = ParamSpec("Parameters")
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
+class Shared:
+    """Marks what many tasks are given, as one and the same object: it goes into the object store once.
+
+    A task that has it among its arguments carries a reference of a few bytes, whatever it holds, and each node fetches
+    it once.
+    """
+
+
 @dataclass(frozen=True)
 class Task:
     """A call of ``method`` on any worker. ``name`` is unique among the open tasks of a pool.
 
-    Of several ``outputs`` the first is small and fetched, the others stay in the object store.
+    Arguments of kind `Shared` travel as references. Of several ``outputs`` the first is small and fetched, the others
+    stay in the object store.
     """
 
     name: str
@@ -149,7 +159,10 @@ def _last_line(cause: BaseException) -> str:
 
 @dataclass(eq=False)
 class _Worker:
-    """An actor and what it is asked; ``greeting`` goes ahead of each task. ``since``: when it got or ended the last."""
+    """An actor and what it is asked; ``greeting`` goes ahead of a task. ``since``: when it got or ended the last.
+
+    ``is_fresh``: it has answered in this very reading of answers, so it need not be greeted.
+    """
 
     actor: Any
     greeting: ObjectRef
@@ -158,6 +171,7 @@ class _Worker:
     task: Task | None = None
     refs: list[ObjectRef] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
+    is_fresh: bool = False
 
     @property
     def awaited(self) -> ObjectRef | None:
@@ -207,6 +221,7 @@ class Pool:
         self._hired = 0
         self._ledger = Ledger(max_lost)
         self._tasks: dict[str, Task] = {}
+        self._shared: dict[int, tuple[weakref.ref[Shared], ObjectRef]] = {}
         self._workers: list[_Worker] = []
         self._draining: dict[str, float] = {}
         self._next_look = 0.0
@@ -261,6 +276,8 @@ class Pool:
         lost too often, SessionError when no worker can be had, or when Ray itself has died.
         """
         self._empty_since = None
+        for worker in self._workers:
+            worker.is_fresh = False
         while self._ledger.open:
             watchdog.check()
             self._staff()
@@ -275,6 +292,7 @@ class Pool:
             for worker in self._workers:
                 self._dismiss(worker.actor)
         self._workers.clear()
+        self._shared.clear()
 
     def _hire(self) -> Any:
         return self._remote.remote(*self._actor_args)
@@ -294,7 +312,10 @@ class Pool:
             self._workers.append(_Worker(actor, actor.__ray_call__.remote(_node), self._hired))
 
     def _give(self) -> None:
-        """Gives one task to each idle worker, behind a greeting that tells a dead worker from a lost task."""
+        """Gives one task to each idle worker, behind a greeting that tells a dead worker from a lost task.
+
+        A greeting costs the driver as much as a task: one that has answered a moment ago is known to live.
+        """
         for worker in self._workers:
             if worker.node is None or worker.task or worker.node in self._draining:
                 continue
@@ -302,10 +323,20 @@ class Pool:
             if name is None:
                 return
             task = self._tasks[name]
-            worker.greeting = worker.actor.__ray_call__.remote(_node)
-            refs = getattr(worker.actor, task.method).options(num_returns=task.outputs).remote(*task.args)
+            worker.is_fresh &= time.monotonic() - worker.since < TICK_SECONDS
+            if not worker.is_fresh:
+                worker.greeting = worker.actor.__ray_call__.remote(_node)
+            args = [self._reference(each) if isinstance(each, Shared) else each for each in task.args]
+            refs = getattr(worker.actor, task.method).options(num_returns=task.outputs).remote(*args)
             worker.task, worker.since = task, time.monotonic()
             worker.refs = refs if task.outputs > 1 else [refs]
+
+    def _reference(self, value: Shared) -> ObjectRef:
+        """A reference to a value, put when it is first given, and let go with the value itself."""
+        key = id(value)
+        if key not in self._shared:
+            self._shared[key] = weakref.ref(value, lambda _: self._shared.pop(key, None)), self.put(value)
+        return self._shared[key][1]
 
     def _collect(self) -> Iterator[Done]:
         """Waits a moment for whatever comes first, and takes in all that is there by then."""
@@ -368,13 +399,13 @@ class Pool:
         self._on_task(worker.task.name, worker.number, time.monotonic() - worker.since, "")
         self._ledger.finish(worker.task.name)
         del self._tasks[worker.task.name]
-        worker.task, worker.refs, worker.since = None, [], time.monotonic()
+        worker.task, worker.refs, worker.since, worker.is_fresh = None, [], time.monotonic(), True
 
     def _lose(self, worker: _Worker, loss: Loss) -> None:
         """Gives the worker's task back, counted as lost if the worker was there when it came."""
         task = worker.task
         assert task is not None
-        began = _is_answered(worker.greeting)
+        began = worker.is_fresh or _is_answered(worker.greeting)
         self._remove(worker)
         if not began:
             self._ledger.put_back(task.name)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.core import selection
 from dasm_ray.core.augment import draw
-from dasm_ray.core.blocks import Blocks
+from dasm_ray.core.blocks import Blocks, Layout
 from dasm_ray.core.matching.lane import SetGradient, SetState, moved, walk_lane
 from dasm_ray.core.matching.round import Assignment, Matching, RoundInputs, distil_round, matching_of
 from dasm_ray.core.matching.step import StepInputs
@@ -41,9 +41,11 @@ from dasm_ray.core.start import initial_pixels
 from dasm_ray.core.whiten import Sums, Whitening, fit, sums_of
 from dasm_ray.errors import NonFinite
 from dasm_ray.runtime.decoding import RealRefs
-from dasm_ray.runtime.pool import ObjectRef, outputs
+from dasm_ray.runtime.parts import opened_here
+from dasm_ray.runtime.pool import ObjectRef, Shared, outputs
 from dasm_ray.store import tensors
 from dasm_ray.store.checkpoints import read_trajectory, write_trajectory
+from dasm_ray.store.datasets.blockcache import Kept, SortedSet
 from dasm_ray.store.place import Place
 
 KEPT_MEMORY = 1 << 30
@@ -76,8 +78,8 @@ def environment(threads: int) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What every task of a run needs to know: a few hundred bytes and references."""
+class Job(Shared):
+    """What every task of a run needs to know."""
 
     config: RunConfig
     real: RealRefs
@@ -87,7 +89,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class RoundInputRefs:
+class RoundInputRefs(Shared):
     """References behind a ``core.matching.round.RoundInputs``: nothing is fetched before a worker needs it."""
 
     windows: ObjectRef
@@ -104,7 +106,7 @@ class RoundInputRefs:
 
 
 @dataclass(frozen=True)
-class Stored:
+class Stored(Shared):
     """To train on: stored images of a synthetic set. ``digest`` is of all that the training sees."""
 
     pixels: ObjectRef  # (N, C, H, W)
@@ -115,7 +117,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Chosen(Shared):
     """To train on: real images by global index, with their own labels or ``logits`` of soft ones."""
 
     indices: Indices  # (N,)
@@ -227,7 +229,8 @@ class Worker:
     def __init__(self, threads: int, fetch: Callable[[Any], Any] = ray.get) -> None:
         torch.set_num_threads(threads)
         self._fetch = fetch
-        self._splits: dict[tuple[ObjectRef, ...], Blocks] = {}
+        self._sets: dict[Kept, SortedSet] = {}
+        self._splits: dict[tuple[Kept, str], Blocks] = {}
         self._networks: dict[str, Network] = {}
         self._matchings: dict[str, Matching] = {}
         self._students: dict[tuple[int, bool], Student] = {}
@@ -486,9 +489,9 @@ class Worker:
             current=np.concatenate(groups) if groups else np.empty((0, 0), np.float32),
             experts=self._all(refs.experts),
             probes=self._all(refs.probes),
-            strata=self._all(refs.strata),
+            strata=self._of(refs.strata, where.classes),
             bank=self._all(refs.bank),
-            frontier=self._all(refs.frontier),
+            frontier=self._of(refs.frontier, where.classes),
         )
         pixels, velocity, distances = distil_round(
             self._matching(job, where.segment), job.config, where, inputs, pixels, velocity
@@ -682,6 +685,11 @@ class Worker:
         """What each of several references refers to, brought here side by side."""
         return list(self._fetch(list(refs))) if refs else []
 
+    def _of(self, refs: Sequence[ObjectRef], classes: Sequence[int]) -> dict[int, Any]:
+        """What some classes' references refer to, of references by class; nothing where there are none."""
+        wanted = classes if refs else ()
+        return dict(zip(wanted, self._all([refs[label] for label in wanted]), strict=True))
+
     def _on_device(self, job: Job, refs: Sequence[ObjectRef]) -> list[torch.Tensor]:
         """Copies of the arrays that references refer to."""
         return [torch.tensor(array, device=job.device) for array in self._all(refs)]
@@ -692,11 +700,15 @@ class Worker:
         return features_of(self._network(job), self._blocks(job, "train"), flat, label, job.config.score.batch)
 
     def _blocks(self, job: Job, split: str) -> Blocks:
-        """A split in place: views of the node's one copy in shared memory, and what of it is on the device already."""
-        refs = job.real.splits[split]
-        if refs not in self._splits:
-            self._splits[refs] = Blocks(self._all(refs))
-        return self._splits[refs]
+        """A split in place: files of this node that are mapped as they are used, and what is on the device already."""
+        real = job.real
+        assert split in real.splits, f"nobody here may read the {split} split"
+        if (real.kept, split) not in self._splits:
+            if real.kept not in self._sets:
+                self._sets[real.kept] = opened_here(real.kept, real.digest)
+            parts = self._sets[real.kept].split(split)
+            self._splits[real.kept, split] = Blocks(parts, Layout(parts.counts, parts.sizes, parts.shape))
+        return self._splits[real.kept, split]
 
     def _real(self, network: Network, job: Job, split: str, classes: tuple[int, ...] | None = None) -> RealSamples:
         blocks = self._blocks(job, split)

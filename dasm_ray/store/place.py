@@ -131,6 +131,11 @@ class Place:
         below = self._listing(recursive=True)
         return {path: info.size or 0 for path, info in below if not (_is_folder(info) or _is_temporary(path))}
 
+    def stamps(self) -> dict[str, tuple[int, int]]:
+        """Bytes, and nanoseconds since 1970 when it was last written, of every file in this folder, by its name."""
+        found = self._listing(recursive=False)
+        return {name: (info.size or 0, info.mtime_ns or 0) for name, info in found if not _is_folder(info)}
+
     def temporaries(self) -> dict[str, float]:
         """The files below this folder that are being written or that killed writers left: path to time as above."""
         return {path: _time(info) for path, info in self._listing(recursive=True) if _is_temporary(path)}

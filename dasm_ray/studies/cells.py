@@ -80,14 +80,14 @@ def cells_for(
     ``folder``: where outcomes are kept. ``label`` unset: trainings on the same images draw the same numbers, whatever
     they are called. ``config``: another network or recipe than the run's own.
     """
-    config = config or run.config
-    cells = []
+    job = run.job if config is None else replace(run.job, config=config)
+    config, cells = job.config, []
     for seed in range(config.evaluate.seeds):
         training = training_of(seed)
         cell = Cell(
             name=f"{name}, seed {seed}",
             file=None,
-            job=replace(run.job, config=config),
+            job=job,
             label=label or digest_of(training.digest, steps),
             seed=seed,
             steps=steps,

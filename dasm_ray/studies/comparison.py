@@ -58,7 +58,8 @@ class Comparison:
         sizes = plan.ipcs or (self.config.synthetic.ipc,)
         # Experts that recipes have in common are trained once.
         cache = (run.place / "experts").uri
-        self._recipes = {ipc: [_with_cache(at_size(config, ipc), cache) for config in configs] for ipc in sizes}
+        full = [config.for_classes(run.classes) for config in configs]
+        self._recipes = {ipc: [_with_cache(at_size(config, ipc), cache) for config in full] for ipc in sizes}
         # Whitening follows from what recipes agree on, so the run's holds for all of them.
         self._run = replace(run, config=self._recipes[sizes[0]][0])
         self._under = {name: self.config.under(name) for name in self._networks}

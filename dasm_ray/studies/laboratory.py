@@ -103,7 +103,7 @@ class Laboratory:
 
     def _unit(self, arm: Arm, ipc: int, seed: int) -> Unit:
         """With experts that arms have in common: they are trained once."""
-        config = arm.at(ipc, seed)
+        config = arm.at(ipc, seed).for_classes(self._run.classes)
         cache = config.experts.cache or (self._run.place / "experts").uri
         return Unit(arm, ipc, seed, config.model_copy(
             update={"experts": config.experts.model_copy(update={"cache": cache})}

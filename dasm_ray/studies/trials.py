@@ -29,6 +29,7 @@ from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.session import Session
 from dasm_ray.runtime.tune import Callbacks, Report, Stopping, run_trials
 from dasm_ray.store.checkpoints import trajectory_name
+from dasm_ray.store.datasets.fingerprint import read_keys
 from dasm_ray.store.findings import find, keep, keep_stopped, trial_place, write_trials
 from dasm_ray.store.place import Place
 from dasm_ray.studies.cells import cells_for, evaluate_cells
@@ -100,14 +101,14 @@ def _seen_images(trials: Sequence[Trial], progress: Progress) -> dict[str, RealR
         key = _data_key(trial.config)
         if key not in real:
             found = load_real(open_checked(trial.config), trial.config.data, progress.note, progress)
-            real[key] = replace(found, splits={name: refs for name, refs in found.splits.items() if name != "test"})
+            real[key] = replace(found, splits=tuple(name for name in found.splits if name != "test"))
         check_against_data(trial.config, real[key])
     return real
 
 
 def _data_key(config: RunConfig) -> str:
-    """Of what decoding depends on; whitening comes after it."""
-    return digest_of({name: value for name, value in result_keys(config.data).items() if name != "zca"})
+    """Of what decoding depends on."""
+    return digest_of(read_keys(config.data))
 
 
 def _make_shared(trials: Sequence[Trial], place: Place, session: Session, real: dict[str, RealRefs]) -> None:

@@ -3,8 +3,9 @@
     python tests/benchmarks/coordinator.py [workers] [rounds] [seconds a task]
 
 Workers are simulated: a few real actors answer for all of them, after a pause, with what a round gives back. Everything
-else is real: the coordinator, the pool, Ray's calls and object store, checkpoints. "Ray alone" is the same calls to
-the same actors in one loop over ``ray.wait`` that keeps every worker busy and does nothing else.
+else is real: the coordinator, the pool, Ray's calls and object store, checkpoints. "Ray alone" is calls to the same
+actors in one loop over ``ray.wait`` that keeps every worker busy and does nothing else. What a task costs by the number
+of classes is a row of scale.py.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ import os
 import sys
 import tempfile
 import time
-from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -53,6 +53,9 @@ class Host:
 class Simulated:
     """What the pool takes for an actor: its calls go to a host."""
 
+    sizes: list[int] = []  # noqa: RUF012
+    """Of the first calls: bytes of their arguments."""
+
     def __init__(self, host: Any, pause: float) -> None:
         self.__ray_call__ = host.__ray_call__
         self.distil = _Paused(host, pause)
@@ -66,6 +69,8 @@ class _Paused:
         return _Paused(self._host, self._pause, num_returns)
 
     def remote(self, *args: Any) -> Any:
+        if len(Simulated.sizes) < 20:
+            Simulated.sizes.append(bytes_of(args))
         return self._host.distil.options(num_returns=self._returns).remote(self._pause, *args)
 
 
@@ -84,49 +89,76 @@ class SimulatedPool(Pool):
         pass
 
 
-def coordinated(hosts: list[Any], job: Job, workers: int, pause: float, folder: str) -> tuple[float, float, float]:
-    """Seconds of all rounds; bytes that the driver grew by; bytes of a task's arguments."""
-    settings = {"count": workers, "max_lost": 1, "task_seconds": 600, "idle_seconds": 600, "notice": print}
+def bytes_of(args: tuple[Any, ...]) -> int:
+    """What arguments add to a task as Ray sends it: values serialised, references by id and owner."""
+    worker = ray._private.worker.global_worker
+    context, owner_of = worker.get_serialization_context(), worker.core_worker.get_owner_address
+    return sum(
+        len(each.binary()) + len(owner_of(each))
+        if isinstance(each, ray.ObjectRef)
+        else len(context.serialize(each).to_bytes())
+        for each in args
+    )
+
+
+class Cost(NamedTuple):
+    """What all tasks took: seconds, CPU seconds of the driver, and bytes that it grew by."""
+
+    seconds: float
+    cpu: float
+    grown: int
+
+
+def coordinated(hosts: list[Any], job: Job, workers: int, pause: float, folder: str) -> Cost:
+    """All rounds by the coordinator."""
+    settings: dict[str, Any] = {"count": workers, "max_lost": 1, "task_seconds": 600, "idle_seconds": 600}
     initial = np.zeros((workers, *SHAPE[1:]), np.float32)
     windows = ray.put([[np.arange(100)] * workers])
     inputs = RoundInputRefs(windows, ray.put(np.empty((workers, 0, *SHAPE[2:]), np.float32)), (), ())
     memory = psutil.Process().memory_info().rss
     progress = Progress(live=False)
-    with SimulatedPool(hosts, pause, **settings) as pool:
+    with SimulatedPool(hosts, pause, notice=print, **settings) as pool:
         run = SegmentRun(job, pool, progress, Place(folder), "key", 0, initial)
         progress.stage("distil", run.rounds_total)
-        start = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         pixels = run.run(inputs, lambda: inputs)
-        seconds = time.perf_counter() - start
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     assert (pixels == job.config.matcher.rounds).all()  # every round of every group was done, once
-    grown = psutil.Process().memory_info().rss - memory
-    arguments = (job, Assignment(0, 0, 0, (0,)), inputs, windows)
-    size = len(ray._private.worker.global_worker.get_serialization_context().serialize(arguments).to_bytes())
-    return seconds, grown, size
+    return Cost(seconds, cpu, psutil.Process().memory_info().rss - memory)
 
 
-def alone(hosts: list[Any], job: Job, workers: int, pause: float) -> float:
-    """Seconds of the same calls in the shortest loop."""
-    rounds = job.config.matcher.rounds
-    waiting: dict[Any, tuple[int, int]] = {}
+def alone(hosts: list[Any], workers: int, rounds: int, pause: float) -> Cost:
+    """The same calls in the shortest loop, of tasks that carry nothing but their group's state."""
+    waiting: dict[Any, tuple[int, int, Any]] = {}
+    memory = psutil.Process().memory_info().rss
 
     def give(number: int, round: int, state: Any) -> None:
         host = hosts[number % len(hosts)]
-        arguments = (pause, job, Assignment(0, number, round, (number,)), None, state)
+        arguments = (pause, None, Assignment(0, number, round, (number,)), None, state)
         value, state = host.distil.options(num_returns=2).remote(*arguments)
         waiting[value] = (number, round, state)
 
-    start = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     for number in range(workers):
         give(number, 0, ray.put((np.zeros(SHAPE, np.float32), np.zeros(SHAPE, np.float32))))
     while waiting:
-        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=1)
-        for value in ready:
+        first, others = ray.wait(list(waiting), num_returns=1, timeout=1)
+        also = ray.wait(others, num_returns=len(others), timeout=0)[0] if first and others else []
+        for value in [*first, *also]:
             number, round, state = waiting.pop(value)
             ray.get(value)
             if round + 1 < rounds:
                 give(number, round + 1, state)
-    return time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    return Cost(seconds, cpu, psutil.Process().memory_info().rss - memory)
+
+
+def hosts_of(workers: int) -> list[Any]:
+    """Actors that answer for so many workers, started."""
+    host = ray.remote(Host).options(num_cpus=0, max_concurrency=2 * workers)
+    hosts = [host.remote() for _ in range(HOSTS)]
+    ray.get([each.__ray_call__.remote(lambda _: None) for each in hosts])
+    return hosts
 
 
 def main(workers: int = 1000, rounds: int = 10, pause: float = 1.0) -> None:
@@ -139,20 +171,16 @@ def main(workers: int = 1000, rounds: int = 10, pause: float = 1.0) -> None:
         }
     )
     with Session.open(Runtime(workers=2, gpus_per_worker=0), print), tempfile.TemporaryDirectory() as folder:
-        host = ray.remote(Host).options(num_cpus=0, max_concurrency=2 * workers)
-        hosts = [host.remote() for _ in range(HOSTS)]
-        ray.get([each.__ray_call__.remote(lambda _: None) for each in hosts])  # they have started
-        real = load_real(open_source(config.data), config.data, print)
-        # Blocks as small as those of digits would travel inside their references; a large set's lie in the store.
-        blocks = {name: tuple(ray.put(block) for block in ray.get(list(of))) for name, of in real.splits.items()}
-        job = Job(config, replace(real, splits=blocks), "cpu")
-        plain = alone(hosts, job, workers, pause)
-        ours, grown, size = coordinated(hosts, job, workers, pause, folder)
+        hosts = hosts_of(workers)
+        job = Job(config, load_real(open_source(config.data), config.data, print), "cpu")
+        plain = alone(hosts, workers, rounds, pause)
+        ours = coordinated(hosts, job, workers, pause, folder)
     tasks = workers * rounds
     print(
-        f"{workers} workers, {tasks} tasks of {pause:g} s: Ray alone {tasks / plain:.0f} a second, coordinator "
-        f"{tasks / ours:.0f} a second, ratio {plain / ours:.2f}; driver grew by {grown / 2**20:.0f} MiB "
-        f"({grown / workers / 1024:.0f} KiB a worker); {size} bytes of arguments a task"
+        f"{workers} workers, {tasks} tasks of {pause:g} s: Ray alone {tasks / plain.seconds:.0f} a second, coordinator "
+        f"{tasks / ours.seconds:.0f} a second, ratio {plain.seconds / ours.seconds:.2f}; driver grew by "
+        f"{ours.grown / 2**20:.0f} MiB ({ours.grown / workers / 1024:.0f} KiB a worker); {max(Simulated.sizes)} bytes "
+        f"of arguments a task"
     )
 
 

@@ -70,6 +70,8 @@ def test_a_key_that_came_later_is_no_part_of_a_digest_until_it_is_set() -> None:
 def test_what_a_run_is_does_not_hold_where_it_is_done() -> None:
     """Written out, so that marking one more field as NOT_IN_RESULT is a decision that this line records."""
     assert sorted(filter(is_how, LEAVES)) == [
+        "data.cache",
+        "data.cache_gb",
         "data.download",
         "data.path",
         "evaluate.cache",

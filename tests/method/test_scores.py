@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from local_pool import WALKS, LocalPool, again, local_run, small
+from local_pool import WALKS, LocalPool, again, blocks_of, local_run, small, with_blocks
 
 from dasm_ray.core.window import window
 from dasm_ray.errors import NonFinite
@@ -151,7 +151,6 @@ def test_scores_of_validation_images_lie_beside_the_experts(digits: RealRefs, tm
     assert validation_scores(later, experts).tobytes() == found.tobytes()
     assert isinstance(later.pool, LocalPool)
     assert later.pool.done == []
-    as_training = replace(run, real=replace(digits, splits={**digits.splits, "train": digits.splits["val"]},
-                                            counts={**digits.counts, "train": digits.counts["val"]}))  # fmt: skip
+    as_training = replace(run, real=with_blocks(digits, tmp_path / "kept", train=blocks_of(digits, "val")))
     same, *_ = sharded(as_training, Worker.score_statically, "static scores", experts.snapshots)
     assert same.tobytes() == found.tobytes(), "as training images would be scored"

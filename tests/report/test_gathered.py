@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from local_pool import blocks_of
 
 from dasm_ray.errors import ArtifactError, RunDirError
 from dasm_ray.report import gathered as module
@@ -66,7 +67,7 @@ def test_trajectories_keep_where_they_started(walked_folder: Path, digits: RealR
     assert run.pictures is not None
     assert run.pictures.starts is not None
     for start, label in zip(run.pictures.starts, run.pictures.labels, strict=True):
-        distance = np.abs(digits.splits["train"][label].value.astype(int) - start).max(axis=(1, 2, 3)).min()
+        distance = np.abs(blocks_of(digits)[label].astype(int) - start).max(axis=(1, 2, 3)).min()
         assert distance <= 1, "as a picture, it is a real image"
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from local_pool import blocks_of
 from PIL import Image
 
 from dasm_ray.config.keys import Data
@@ -20,7 +21,7 @@ DATA = Data(name="digits")
 
 
 def training(digits: RealRefs) -> list[np.ndarray]:
-    return [ref.value for ref in digits.splits["train"]]
+    return blocks_of(digits)
 
 
 def noise(count: int, seed: int = 0) -> np.ndarray:
@@ -52,7 +53,7 @@ def test_a_real_image_is_its_own_neighbour_and_held_out_images_are_none(digits: 
     found = nearest(open_source(DATA), DATA, mine, np.array([4, 4, 4]), 1)
     assert np.array_equal(found.pictures, mine)
     assert found.distances.tolist() == [0.0, 0.0, 0.0]
-    held_out = digits.splits["test"][4].value[:3]
+    held_out = blocks_of(digits, "test")[4][:3]
     assert (nearest(open_source(DATA), DATA, held_out, np.array([4, 4, 4]), 1).distances > 0).all()
 
 

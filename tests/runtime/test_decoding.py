@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from local_pool import blocks_of
 from PIL import Image
 
 from dasm_ray.config.keys import Data
@@ -20,9 +22,12 @@ from dasm_ray.runtime import decoding as real_module
 from dasm_ray.runtime.decoding import SPLITS, RealRefs, load_real
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.store.datasets import catalogue, folders
+from dasm_ray.store.datasets.blockcache import Making
 from dasm_ray.store.datasets.catalogue import open_source, rows_of
 from dasm_ray.store.datasets.shards import Source, decode, split_of
+from dasm_ray.store.datasets.sorting import merge, pieces
 from dasm_ray.store.datasets.splits import CALLED
+from dasm_ray.store.place import Place
 
 
 def load(data: Data) -> tuple[RealRefs, list[str]]:
@@ -31,7 +36,7 @@ def load(data: Data) -> tuple[RealRefs, list[str]]:
 
 
 def fetched(real: RealRefs) -> dict[str, list[np.ndarray]]:
-    return {split: [ray.get(ref) for ref in refs] for split, refs in real.splits.items()}
+    return {split: blocks_of(real, split) for split in real.splits}
 
 
 def one_by_one(data: Data) -> dict[str, list[list[np.ndarray]]]:
@@ -77,7 +82,7 @@ def test_digits_are_those_of_a_plain_loop(ray_session: object) -> None:
     source = open_source(data)
     assert notices[: len(source.found.lines())] == source.found.lines()
     sizes = ", ".join(f"{name} {int(real.counts[s].sum())}" for s, name in CALLED.items())
-    assert notices[len(source.found.lines()) :] == [f"  decoded    {sizes}; grey"]
+    assert f"  decoded    {sizes}; grey" in notices[len(source.found.lines()) :]
 
 
 def test_parquet_is_that_of_a_plain_loop(ray_session: object, mnist: Path) -> None:
@@ -245,7 +250,8 @@ def test_a_corrupt_image_stops_the_loading_and_leaves_nothing_behind(
     write_folder(tmp_path / "set", last=b"no image")
     before = references()
     with pytest.raises(DataError, match=r"class2/19\.png") as caught:
-        load(Data(name="folder", path=str(tmp_path / "set")))
+        load(Data(name="folder", path=str(tmp_path / "set"), cache=str(tmp_path / "cache")))
+    assert kept_in(tmp_path / "cache") == []
     assert type(caught.value) is DataError
     del caught
     assert references() <= before
@@ -259,10 +265,59 @@ def references() -> int:
     return len(ray._private.worker.global_worker.core_worker.get_all_reference_counts())
 
 
-def test_decoded_chunks_are_free_afterwards(ray_session: object) -> None:
+def kept_in(cache: Path) -> list[str]:
+    return sorted(path.name for path in cache.iterdir() if not path.name.endswith(".lock"))
+
+
+def test_a_set_that_is_kept_is_not_decoded_again(
+    ray_session: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whatever recipe; a file that has changed makes another set of it."""
+    write_folder(tmp_path / "set")
+    data = Data(name="folder", path=str(tmp_path / "set"), cache=str(tmp_path / "cache"))
+    real, said = load(data)
+    decode = real_module._decode_all
+    monkeypatch.setattr(real_module, "_decode_all", None)
+    again, said_again = load(data.model_copy(update={"zca": 0.1, "cache_gb": 3.0}))
+    assert said_again[:-1] == [*said[:-1], f"  kept       sorted images in {real.kept.place}; nothing is decoded"]
+    assert said_again[-1] == said[-1]
+    for name in ("shape", "class_names", "mean", "std", "digest", "found", "splits"):
+        assert getattr(again, name) == getattr(real, name), name
+    assert_equal(fetched(again), fetched(real))
+    monkeypatch.setattr(real_module, "_decode_all", decode)
+    write_folder(tmp_path / "other", changed=1)
+    shutil.copy(tmp_path / "other" / "class2" / "07.png", tmp_path / "set" / "class2" / "07.png")
+    assert load(data)[0].digest != real.digest
+    assert len(kept_in(tmp_path / "cache")) == 2
+
+
+def test_a_set_that_is_damaged_is_decoded_anew(ray_session: object, tmp_path: Path) -> None:
+    write_folder(tmp_path / "set")
+    data = Data(name="folder", path=str(tmp_path / "set"), cache=str(tmp_path / "cache"))
+    real, _ = load(data)
+    (file,) = (tmp_path / "cache").rglob("train/000001-000.arrow")
+    file.write_bytes(file.read_bytes()[:-8])
+    again, said = load(data)
+    assert f"{real.kept.place} is not whole, or not as it was written: its images are decoded anew" in said
+    assert again.digest == real.digest
+    assert_equal(fetched(again), one_by_one(data))
+
+
+def test_a_digest_is_that_of_all_blocks(ray_session: object) -> None:
+    """Written out: everything that was ever made of a set is found under it."""
+    data = Data(name="digits")
+    lists = one_by_one(data)
+    digests = []
+    for label in range(10):
+        blocks = [np.stack(lists[split][label]) for split in SPLITS]
+        digests.append([hashlib.sha256(str(block.shape).encode() + block.tobytes()).hexdigest() for block in blocks])
+    assert load(data)[0].digest == hashlib.sha256(json.dumps([digests]).encode()).hexdigest()[:16]
+
+
+def test_no_image_goes_through_the_object_store(ray_session: object) -> None:
     before = references()
-    real, _ = load(Data(name="digits"))
-    assert references() - before <= sum(len(refs) for refs in real.splits.values())
+    load(Data(name="digits"))
+    assert references() <= before
 
 
 def test_a_class_without_a_training_image_is_named(ray_session: object, mnist: Path) -> None:
@@ -304,8 +359,10 @@ def test_a_cluster_that_does_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch
         real_module._tell_idle(61, "decoding", notices.append)
 
 
-def test_a_constant_channel_has_a_deviation_that_can_be_divided_by() -> None:
-    block = np.full((5, 1, 2, 2), 255, np.uint8)
-    sums, squares = real_module._sums(block)
-    summary = real_module._Summary((), sums, squares)
-    assert real_module._moments([summary], block.size) == ((1.0,), (1.0,))
+def test_a_constant_channel_has_a_deviation_that_can_be_divided_by(tmp_path: Path) -> None:
+    counts = np.array([[[5], [0], [0]]])
+    (tmp_path / "chunks").mkdir()
+    (tmp_path / "chunks" / "000000.raw").write_bytes(bytes([255]) * 20)
+    (piece,) = pieces(counts, (1, 2, 2))
+    merged = merge(Making(Place(tmp_path), Place(tmp_path) / "chunks"), piece, (1, 2, 2))
+    assert real_module._moments(merged, 20) == ((1.0,), (1.0,))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from local_pool import LocalPool, local_real
+from local_pool import LocalPool, blocks_of, local_real
 
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config
@@ -59,7 +59,7 @@ class Run:
         self.progress.stage("distil", 1)
         self.pool = pool
         job = Job(config, real, "cpu")
-        blocks = Blocks(pool.fetch(list(real.splits["train"])))
+        blocks = Blocks(blocks_of(real))
         windows = [np.arange(count) for count in blocks.counts]
         self.start, _ = initial_pixels(config, blocks, windows, [np.empty(0, np.int64)] * 10, 0)
         network = Network(config.model, real.shape, 10, real.mean, real.std, compile=False)

@@ -4,12 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from dasm_ray.config.digests import config_digest
+from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.errors import ConfigError, DataError, ResourceError
 from dasm_ray.runtime import opening
-from dasm_ray.runtime.opening import check_settled, open_checked, settled
+from dasm_ray.runtime.opening import check_settled, open_checked, settled, with_precision
+from dasm_ray.store.rundir import RunDir
 
 
 def test_a_set_that_can_be_used() -> None:
@@ -41,6 +46,42 @@ def test_a_cluster_elsewhere_has_a_memory_of_its_own(monkeypatch: pytest.MonkeyP
     open_checked(parse_config({"data": {"zca": 0.1}, "runtime": runtime}))
 
 
+def many(folder: Path, classes: int) -> RunConfig:
+    """Folders of a few images each."""
+    for label in range(classes):
+        (folder / f"{label:02}").mkdir(parents=True)
+        for number in range(3):
+            pixels = np.full((4, 4), 20 * label + number, np.uint8)
+            Image.fromarray(pixels).save(folder / f"{label:02}" / f"{number}.png")
+    return parse_config({"data": {"name": "folder", "path": str(folder)}})
+
+
+@pytest.mark.parametrize(("classes", "size"), [(2, None), (10, None), (11, 5)])
+def test_the_size_of_groups_follows_from_the_number_of_classes(tmp_path: Path, classes: int, size: int | None) -> None:
+    config = many(tmp_path / "set", classes)
+    found = settled(config, tmp_path / "run")
+    assert found.synthetic.group_size == size
+    assert config_digest(found) == config_digest(config) or size
+    said = parse_config({**config.model_dump(), "synthetic": {"group_size": 7}})
+    assert settled(said, tmp_path / "run") == said
+
+
+def test_a_run_that_was_begun_goes_on_as_it_was_begun(tmp_path: Path) -> None:
+    """By an older version, or on images that are not there any more."""
+    config = parse_config({"data": {"name": "folder", "path": str(tmp_path / "gone")}})
+    for name, kept in (("older", config), ("newer", config.for_classes(100))):
+        RunDir.open(tmp_path / name, kept).close()
+        assert settled(config, tmp_path / name) == kept
+    RunDir.open(tmp_path / "other", parse_config({**config.model_dump(), "synthetic": {"group_size": 7}})).close()
+    with pytest.raises(DataError):
+        settled(config, tmp_path / "other")
+
+
+def test_where_there_are_no_groups_nothing_is_looked_up(tmp_path: Path) -> None:
+    config = parse_config({"data": {"name": "folder", "path": "/nowhere"}, "matcher": {"name": "cafe"}})
+    assert settled(config, tmp_path) == config
+
+
 def test_neither_ray_nor_torch_is_waited_for() -> None:
     script = (
         "import sys\nfrom dasm_ray.config.parsing import parse_config\n"
@@ -65,8 +106,8 @@ def test_auto_is_bf16_where_it_is_computed_and_the_network_is_large(
 ) -> None:
     monkeypatch.setattr(opening, "computes_bf16", lambda by_gpu: computes)
     config = parse_config({**AUTO, "model": {"width": width}})
-    assert settled(config).runtime.precision == expected
-    assert settled(config).model_copy(update={"runtime": config.runtime}) == config, "nothing else is changed"
+    assert with_precision(config).runtime.precision == expected
+    assert with_precision(config).model_copy(update={"runtime": config.runtime}) == config, "nothing else is changed"
 
 
 @pytest.mark.parametrize(
@@ -77,22 +118,22 @@ def test_auto_asks_for_what_workers_compute_on(
 ) -> None:
     asked: list[bool] = []
     monkeypatch.setattr(opening, "computes_bf16", lambda by_gpu: bool(asked.append(by_gpu)))
-    settled(parse_config({**AUTO, "runtime": {"precision": "auto", **runtime}}))
+    with_precision(parse_config({**AUTO, "runtime": {"precision": "auto", **runtime}}))
     assert asked == [by_gpu]
 
 
 def test_what_is_said_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "computes_bf16", lambda by_gpu: pytest.fail("was asked"))
     config = parse_config({"runtime": {"precision": "bf16"}})
-    assert settled(config) is config
+    assert with_precision(config) is config
 
 
 def test_auto_is_for_one_machine_and_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = parse_config({"runtime": {"precision": "auto", "address": "10.0.0.5:6379"}})
     with pytest.raises(ConfigError, match=r"runtime\.precision: auto is decided by the machine .* say bf16 or float32"):
-        settled(elsewhere)
+        with_precision(elsewhere)
     with pytest.raises(ConfigError, match="say bf16 or float32 here"):
         check_settled(parse_config(AUTO))
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.5:6379")
     with pytest.raises(ConfigError, match="the work is done elsewhere"):
-        settled(parse_config(AUTO))
+        with_precision(parse_config(AUTO))

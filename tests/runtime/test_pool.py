@@ -18,7 +18,7 @@ from ray.exceptions import ActorDiedError, NodeDiedError, ObjectLostError, OutOf
 
 from dasm_ray.errors import DataError, NonFinite, SessionError, TaskFailed, TaskLost
 from dasm_ray.runtime import pool as pool_module
-from dasm_ray.runtime.pool import Done, InputLost, Pool, Task, failure_of, loss_of
+from dasm_ray.runtime.pool import Done, InputLost, Pool, Shared, Task, failure_of, loss_of
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
 
@@ -290,6 +290,31 @@ def test_of_several_outputs_only_the_first_is_fetched(make_pool: Callable[..., P
     assert done.value == {"number": 4}
     assert [type(ref) for ref in done.refs] == [ray.ObjectRef, ray.ObjectRef]
     assert values(pool.run([Task("total", "total", (done.refs[0],))])) == {"total": 800_000}
+
+
+class Numbers(Shared):
+    """Many numbers for many tasks."""
+
+    def __init__(self, count: int) -> None:
+        self.numbers = list(range(count))
+
+    def sum(self) -> int:
+        return sum(self.numbers)
+
+
+def test_what_many_tasks_are_given_is_put_once_and_let_go_with_it(
+    make_pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put: list[object] = []
+    monkeypatch.setattr(Pool, "put", staticmethod(lambda value: put.append(type(value)) or ray.put(value)))
+    pool, numbers, others = make_pool(), Numbers(100_000), Numbers(3)
+    tasks = [Task(f"total {n}", "total", (numbers if n % 2 else others,)) for n in range(6)]
+    assert set(values(pool.run(tasks)).values()) == {sum(range(100_000)), 3}
+    assert put == [Numbers, Numbers]
+    assert len(pool._shared) == 2
+    tasks.clear()
+    del numbers
+    assert len(pool._shared) == 1
 
 
 def test_the_environment_reaches_the_worker(make_pool: Callable[..., Pool]) -> None:

@@ -134,7 +134,7 @@ def test_a_stored_image_gets_the_mean_label_of_what_it_decodes_to(job: Job, work
 
 
 @pytest.mark.slow
-def test_the_store_holds_one_decoded_copy_for_four_workers(ray_session: object, data_folder: Path) -> None:
+def test_four_workers_read_one_decoded_copy_which_is_not_in_the_store(ray_session: object, data_folder: Path) -> None:
     """CIFAR-10, 184 MB decoded, read by four workers.
 
     The C allocator is told to give large blocks back at once: else what it keeps for later (up to 400 MB a worker,
@@ -172,7 +172,7 @@ def test_the_store_holds_one_decoded_copy_for_four_workers(ray_session: object, 
         f"\ndecoded {decoded / 2**20:.0f} MiB; store holds {store / 2**20:.0f} MiB; "
         f"workers grew by {[f'{grow / 2**20:.0f}' for grow in grown]} MiB of their own"
     )
-    assert store < 1.5 * decoded
+    assert store < decoded / 10
     assert max(grown) < decoded / 4, "a worker holds a copy of its own"
 
 

@@ -418,6 +418,15 @@ def test_an_empty_folder_is_removed_and_no_other(place) -> None:
     place.delete_if_empty()
 
 
+def test_stamps_are_of_the_files_of_a_folder(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    (place / "a").write_bytes(b"12")
+    (place / "b" / "c").write_bytes(b"12345")
+    os.utime(tmp_path / "a", ns=(1, 1_700_000_000_123_456_789))
+    assert place.stamps() == {"a": (2, 1_700_000_000_123_456_789)}
+    assert (place / "nothing").stamps() == {}
+
+
 def test_sizes_are_of_all_files_below_that_are_whole(tmp_path: Path) -> None:
     place = Place(tmp_path)
     (place / "a").write_bytes(b"12")

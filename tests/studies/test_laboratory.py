@@ -6,10 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
-from local_pool import SMALL, LocalPool, fetch, local_run, put
+from local_pool import SMALL, LocalPool, blocks_of, local_run, with_blocks
 
 from dasm_ray.config.study import Study, load_study
 from dasm_ray.method.dasm import distil
@@ -209,8 +208,7 @@ def test_thirds_are_of_the_same_trainings(digits: RealRefs, tmp_path: Path) -> N
 
 def test_a_third_without_an_image_has_no_accuracy(digits: RealRefs, tmp_path: Path) -> None:
     """Of classes with one validation image each."""
-    lone = tuple(put(fetch(block)[:1].copy()) for block in digits.splits["val"])
-    real = replace(digits, splits={**digits.splits, "val": lone}, counts={**digits.counts, "val": np.ones(10, int)})
+    real = with_blocks(digits, tmp_path / "kept", val=[block[:1] for block in blocks_of(digits, "val")])
     study = study_of(tmp_path, arms={"random": {"select": "random"}}, against=None, seeds=[0], thirds=True)
     known, _ = worked(study, tmp_path, real)
     for training in known[0].trainings:
@@ -220,7 +218,7 @@ def test_a_third_without_an_image_has_no_accuracy(digits: RealRefs, tmp_path: Pa
 
 def test_without_the_test_set_none_is_read(digits: RealRefs, tmp_path: Path) -> None:
     study = study_of(tmp_path, arms={"random": {"select": "random"}}, against=None, seeds=[0], test=False)
-    blind = replace(digits, splits={name: refs for name, refs in digits.splits.items() if name != "test"})
+    blind = replace(digits, splits=("train", "val"))
     known, _ = worked(study, tmp_path, blind)
     assert [training["test"] for training in known[0].trainings] == [None, None]
     assert known[0].mean("test") is None

@@ -9,7 +9,7 @@ time; it gives finite numbers or none.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,6 +37,9 @@ from dasm_ray.errors import NonFinite
 Windows = Sequence[Sequence[NDArray[np.int64]]]
 """``windows[j][c]``: within-class indices that segment j may see of class c."""
 
+OfClasses = Sequence[NDArray[np.int64]] | Mapping[int, NDArray[np.int64]]
+"""Within-class indices or numbers by class; a mapping where only the classes of the group are there."""
+
 INNER = TrainRecipe(epochs=1, batch=64, momentum=0.9, weight_decay=5e-4, augment="color_crop", cutmix=0.5)
 """How IDC trains the network inside its loop; the rate is matcher.inner_lr."""
 
@@ -62,9 +65,9 @@ class RoundInputs:
     ``windows`` of the segments up to this one; ``earlier`` float32 (K, n, C, H, W): all classes' pixels of the frozen
     segments (n may be 0); ``current`` float32 (K, m, C, H, W): this segment as it stood before the round, for the walks
     that train on the synthetic set; ``experts``: trajectories (E+1, P); ``probes``: parameters (P,);
-    ``strata``: of each class, which stratum each of its images is in (n_c,), where batches are stratified; ``bank``:
-    snapshots (S, P) of networks that some states are drawn from (none: all are as the base matcher's);
-    ``frontier``: of each class, within-class indices that a share of a real batch is drawn from.
+    ``strata``: of each class of the group, which stratum each of its images is in (n_c,), where batches are stratified;
+    ``bank``: snapshots (S, P) of networks that some states are drawn from (none: all are as the base matcher's);
+    ``frontier``: of each class of the group, within-class indices that a share of a real batch is drawn from.
     """
 
     blocks: Blocks
@@ -73,9 +76,9 @@ class RoundInputs:
     current: NDArray[np.float32]
     experts: Sequence[NDArray[np.float32]]
     probes: Sequence[NDArray[np.float32]]
-    strata: Sequence[NDArray[np.int64]] = ()
+    strata: OfClasses = ()
     bank: Sequence[NDArray[np.float32]] = ()
-    frontier: Sequence[NDArray[np.int64]] = ()
+    frontier: OfClasses = ()
 
 
 def pixel_rate(config: RunConfig, size: int, segment: int = 0) -> float:

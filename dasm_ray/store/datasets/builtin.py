@@ -61,9 +61,13 @@ def read_digits(shard: Shard) -> Rows:
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     """Scans (1797, 8, 8) and what they show (1797,): a file of scikit-learn, which takes two seconds to load."""
-    packed = importlib.metadata.distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
-    rows = np.loadtxt(str(packed), delimiter=",")
+    rows = np.loadtxt(digits_file(), delimiter=",")
     return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int64)
+
+
+def digits_file() -> str:
+    """The path of that file."""
+    return str(importlib.metadata.distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz"))
 
 
 Loaded = Any

@@ -157,13 +157,6 @@ def check_classes(class_names: Sequence[str], where: str) -> None:
         )
 
 
-def digest_block(block: np.ndarray) -> str:
-    """SHA-256 (hex) of the shape and pixels of one class block (n, C, H, W) uint8."""
-    total = hashlib.sha256(str(block.shape).encode())
-    total.update(np.ascontiguousarray(block).data)
-    return total.hexdigest()
-
-
 def _label(label: Plain, where: str, classes: int) -> int:
     if label is None:
         raise DataError(f"{where} has no label; remove the row or label it")

@@ -8,7 +8,7 @@ from made import decode_all, encoded, parquet, pixels_of, table_of, write
 
 from dasm_ray.config.keys import Data
 from dasm_ray.errors import DataError
-from dasm_ray.store.datasets.shards import check_classes, check_counts, digest_block, split_of
+from dasm_ray.store.datasets.shards import check_classes, check_counts, split_of
 from dasm_ray.store.datasets.splits import cut_of
 
 
@@ -63,12 +63,3 @@ def test_a_class_whose_name_an_artifact_could_not_hold_is_refused_before_anythin
     with pytest.raises(DataError, match=r"here: class .* in its name, which cannot be shown; rename it") as caught:
         check_classes(("a", name), "here")
     assert str(caught.value).isprintable()
-
-
-def test_the_digest_of_a_block_sees_pixels_and_shape():
-    block = np.arange(24, dtype=np.uint8).reshape(2, 3, 2, 2)
-    other = block.copy()
-    other[1, 2, 1, 1] += 1
-    digests = {digest_block(block), digest_block(other), digest_block(block.reshape(2, 3, 4, 1))}
-    assert len(digests) == 3
-    assert digest_block(block) == digest_block(np.asfortranarray(block))

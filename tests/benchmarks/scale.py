@@ -1,0 +1,279 @@
+"""How the data plane scales: each row prints what it has measured as one line of JSON. Bytes and CPU seconds, not time.
+
+    python tests/benchmarks/scale.py tasks [classes]      bytes and driver CPU a task, beside Ray alone
+    python tests/benchmarks/scale.py sort [classes images side]   spilled, read, written while a set is sorted
+    python tests/benchmarks/scale.py second [classes images side] a second command on the same set
+    python tests/benchmarks/scale.py nodes [classes images side]  bytes that each of three nodes fetches
+
+`tasks` works in the earlier version as well (``PYTHONPATH=OTHER/CHECKOUT``), and so does `sort`, so that both can be
+measured side by side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from coordinator import Simulated, alone, coordinated, hosts_of
+from PIL import Image
+from ray._private.internal_api import get_memory_info_reply
+
+from dasm_ray.config.keys import Data, Runtime
+from dasm_ray.config.parsing import parse_config
+from dasm_ray.runtime.decoding import load_real
+from dasm_ray.runtime.progress import Progress
+from dasm_ray.runtime.session import Session
+from dasm_ray.runtime.worker import Job, Worker
+from dasm_ray.store.datasets.catalogue import open_source
+
+Figures = dict[str, Any]
+
+
+def write_images(folder: Path, classes: int, images: int, side: int) -> Data:
+    """A Parquet set of so many images of noise, in the order of a shuffle, as bitmaps: reading them costs little."""
+    draw = np.random.Generator(np.random.PCG64(0))
+    labels = draw.permutation(np.arange(images) % classes)
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("image", kind), ("label", pa.int64())])
+    with pq.ParquetWriter(folder / "train.parquet", schema, compression="none") as writer:
+        for first in range(0, images, 1000):
+            rows = []
+            for _ in labels[first : first + 1000]:
+                out = io.BytesIO()
+                Image.fromarray(draw.integers(0, 256, (side, side, 3), np.uint8)).save(out, "BMP")
+                rows.append({"bytes": out.getvalue(), "path": "x.bmp"})
+            writer.write_table(pa.table([pa.array(rows, kind), labels[first : first + 1000]], schema=schema))
+    # One image in ten is held out as validation, one in five as test, by its content.
+    return Data(name="parquet", path=str(folder), val_share=0.1, test_share=0.2)
+
+
+# --- tasks -------------------------------------------------------------------------------------------------------
+
+
+def tasks(classes: int = 1000, total: int = 2000) -> Figures:
+    """The coordinator with groups of one class, on workers that do nothing; and the same calls in a short loop."""
+    workers, rounds = min(classes, 1000), max(2, total // classes)
+    tree = {
+        "data": {"name": "parquet", "path": "unset"},
+        "synthetic": {"ipc": 1, "segments": 1, "group_size": 1},
+        "matcher": {"rounds": rounds},
+    }
+    with tempfile.TemporaryDirectory() as folder, Session.open(Runtime(workers=2, gpus_per_worker=0), quiet) as _:
+        data = write_images(Path(folder) / "set", classes, 12 * classes, 8)
+        config = parse_config({**tree, "data": {**tree["data"], "path": data.path}})
+        hosts = hosts_of(workers)
+        real = load_real(open_source(config.data), config.data, quiet)
+        if isinstance(real.splits, Mapping):  # the earlier version; a large set's blocks lie in the store
+            blocks = {name: tuple(ray.put(block) for block in ray.get(list(of))) for name, of in real.splits.items()}
+            real = replace(real, splits=blocks)
+        plain = alone(hosts, workers, rounds, 0)
+        ours = coordinated(hosts, Job(config, real, "cpu"), workers, 0, f"{folder}/segments")
+    count = workers * rounds
+    return {
+        "classes": classes,
+        "tasks": count,
+        "bytes a task": max(Simulated.sizes),
+        "driver ms a task": round(1000 * ours.cpu / count, 2),
+        "Ray alone: ms a task": round(1000 * plain.cpu / count, 2),
+        "tasks a second": round(count / ours.seconds),
+        "Ray alone: tasks a second": round(count / plain.seconds),
+        "ratio": round(plain.seconds / ours.seconds, 2),
+    }
+
+
+def quiet(text: str) -> None:
+    """Says nothing."""
+
+
+# --- sort --------------------------------------------------------------------------------------------------------
+
+
+class Watched:
+    """What this process and all that it starts have read and written, by the kernel's count."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, dict[str, int]] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Watched:
+        self._first = self._look()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._look()
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.1):
+            self._look()
+
+    def _look(self) -> dict[int, dict[str, int]]:
+        me = psutil.Process()
+        for process in [me, *me.children(recursive=True)]:
+            with contextlib.suppress(OSError, psutil.Error):
+                lines = Path(f"/proc/{process.pid}/io").read_text().splitlines()
+                self._seen[process.pid] = {name: int(value) for name, value in (line.split(": ") for line in lines)}
+        return {pid: dict(found) for pid, found in self._seen.items()}
+
+    def total(self, name: str) -> int:
+        """Bytes since the beginning, of all processes."""
+        return sum(found[name] - self._first.get(pid, {}).get(name, 0) for pid, found in self._seen.items())
+
+
+@contextlib.contextmanager
+def small_store(mebibytes: int) -> Iterator[None]:
+    """A Ray of two cores whose object store is so small."""
+    size = mebibytes << 20
+    ray.init(address="local", num_cpus=2, object_store_memory=size, include_dashboard=False, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def store_figures() -> Figures:
+    """What Ray says of its object store: MiB spilled, and in files that stand in for memory that it lacks."""
+    stats = get_memory_info_reply(ray._private.state.state).store_stats
+    return {
+        "spilled MiB": stats.spilled_bytes_total >> 20,
+        "fallback MiB": stats.object_store_bytes_fallback >> 20,
+    }
+
+
+def sort(classes: int = 100, images: int = 20_000, side: int = 64) -> Figures:
+    """A set sorted beside an object store of 80 MiB, and once more."""
+    size = images * 3 * side * side
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["DASM_RAY_CACHE"] = folder
+        data = write_images(Path(folder) / "set", classes, images, side)
+        with small_store(80):
+            found: Figures = {"classes": classes, "images": images, "decoded MiB": size >> 20}
+            with Watched() as watched:
+                began, cpu = time.perf_counter(), time.process_time()
+                kept = load_real(open_source(data), data, quiet)
+                found["seconds"] = round(time.perf_counter() - began, 2)
+                found["driver CPU seconds"] = round(time.process_time() - cpu, 2)
+            encoded = Path(folder, "set", "train.parquet").stat().st_size
+            for name in ("rchar", "wchar", "write_bytes"):
+                found[f"{name} / decoded"] = round(watched.total(name) / size, 2)
+            found["of which the set's own files, read"] = round(encoded / size, 2)
+            found |= store_figures()
+            found["digest"] = kept.digest
+    return found
+
+
+def second(classes: int = 100, images: int = 20_000, side: int = 64) -> Figures:
+    """What a second command on a set decodes, and its seconds until the images can be read."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["DASM_RAY_CACHE"] = folder
+        data = write_images(Path(folder) / "set", classes, images, side)
+        found: Figures = {"classes": classes, "images": images}
+        with small_store(80):
+            for command in ("first", "second"):
+                counted = Counted()
+                began = time.perf_counter()
+                load_real(open_source(data), data, quiet, counted)
+                found[f"{command}: decoded"] = counted.samples
+                found[f"{command}: seconds"] = round(time.perf_counter() - began, 2)
+    return found
+
+
+class Counted(Progress):
+    """Counts the images that are worked on."""
+
+    def __init__(self) -> None:
+        super().__init__(live=False)
+        self.samples = 0
+
+    def advance(self, n: int = 1, samples: int = 0, **metrics: float) -> None:
+        """See Progress."""
+        self.samples += samples
+        super().advance(n, samples, **metrics)
+
+
+# --- nodes -------------------------------------------------------------------------------------------------------
+
+
+def nodes(classes: int = 60, images: int = 6000, side: int = 64) -> Figures:
+    """Three nodes beside the head, each with a cache folder of its own, each of which reads a third of the classes."""
+    from ray.cluster_utils import Cluster
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
+        os.environ["DASM_RAY_CACHE"] = f"{folder}/cache0"
+        data = write_images(Path(folder) / "set", classes, images, side)
+        small = {"object_store_memory": 100 * 2**20, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **small})
+        try:
+            added = [
+                cluster.add_node(num_cpus=1, **small, env_vars={"DASM_RAY_CACHE": f"{folder}/cache{number}"})
+                for number in (1, 2, 3)
+            ]
+            ray.init(address=cluster.address, log_to_driver=False)
+            real = load_real(open_source(data), data, quiet)
+            read = ray.remote(num_cpus=1)(read_classes)
+            thirds = np.array_split(np.arange(classes), 3)
+            there = [NodeAffinitySchedulingStrategy(node.node_id, soft=False) for node in added]
+            calls = [
+                read.options(scheduling_strategy=at).remote(real, of) for at, of in zip(there, thirds, strict=True)
+            ]
+            found = ray.get(calls)
+            here = read_classes(real, np.arange(classes))
+            fetched = [bytes_below(Path(folder) / f"cache{number}") for number in range(4)]
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+    size = sum(int(counts.sum()) for counts in real.counts.values()) * 3 * side * side
+    return {
+        "decoded MiB": round(size / 2**20, 2),
+        "kept on the head MiB": round(fetched[0] / 2**20, 2),
+        "fetched by each MiB": [round(each / 2**20, 2) for each in fetched[1:]],
+        "largest / third": round(max(fetched[1:]) / (size / 3), 3),
+        "same images": [each for third in found for each in third] == here,
+    }
+
+
+def read_classes(real: Any, classes: np.ndarray) -> list[int]:
+    """Checksums of all images of some classes, in every split, read as a worker reads them."""
+    from zlib import crc32
+
+    worker = Worker(1)
+    found = []
+    for label in classes:
+        for split in ("train", "val", "test"):
+            blocks = worker._blocks(Job(parse_config({"data": {"name": "digits"}}), real, "cpu"), split)
+            first = int(blocks.starts[label])
+            found.append(crc32(blocks.take(np.arange(first, first + int(blocks.counts[label]))).data))
+    return found
+
+
+def bytes_below(folder: Path) -> int:
+    """Bytes of the sorted images in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*.arrow"))
+
+
+ROWS: dict[str, Callable[..., Figures]] = {"tasks": tasks, "sort": sort, "second": second, "nodes": nodes}
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    print(json.dumps(ROWS[sys.argv[1]](*map(int, sys.argv[2:]))))
