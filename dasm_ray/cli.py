@@ -19,7 +19,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from dasm_ray.config.selections import SELECTIONS
-from dasm_ray.errors import ConfigError, DasmError
+from dasm_ray.errors import ConfigError, DasmError, RunFailure
 from dasm_ray.runtime.streams import awaited, onlooking
 
 if TYPE_CHECKING:
@@ -198,6 +198,42 @@ def distill(config: str, run: str | None, overrides: tuple[str, ...], workers: i
         from dasm_ray import pipeline
 
         _print_table(pipeline.distill(settings, run))
+
+
+@main.command(epilog=example("reproduce digits"))
+@recipe
+def reproduce(
+    config: str, run: str | None, overrides: tuple[str, ...], workers: int | None, address: str | None
+) -> None:
+    """Run a recipe and say whether it comes to what it says of itself.
+
+    CONFIG is a recipe whose first lines name its test accuracy, as those that `dasm-ray recipes` lists. The first
+    experts and the first rounds are held against what they should be as soon as they are there. Exit code 1: outside.
+    --set may say where and how it runs, not what.
+    """
+    with _reporting_errors():
+        from dasm_ray.config.digests import keys_that_differ
+        from dasm_ray.config.recipes import located
+        from dasm_ray.report.reproduced import Expected, verdict, watched
+
+        settings, plain = _config(config, overrides, workers, address), _config(config, (), None, None)
+        expected = Expected.of(located(config, "recipe"))
+        changed = keys_that_differ(plain, settings)
+        if changed:
+            raise ConfigError(
+                f"--set {changed[0]}: is another recipe, and what that comes to is not known; leave it out"
+            )
+        _starting(settings, "reproducing")
+        _checking().check_run(settings, run)
+        from dasm_ray import pipeline
+
+        result = pipeline.distill(settings, run, watched(expected, lambda sign: click.echo(sign, err=True)))
+        _print_table(result)
+        own = next(row for row in result.rows if row.name == "distilled")
+        is_within, sentence = verdict(expected, own, result.digest)
+        click.echo(sentence)
+        if not is_within:
+            raise RunFailure(f"{settings.name}: the run is outside of what its recipe says; {result.place} has it all")
 
 
 @main.command(epilog=example("experts cifar10_ipc10_cpu --set data.path=/data/cifar10"))

@@ -13,11 +13,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from commands import LIMIT, SMALL, digest_in, end, finished, killed, wait_for
 from local_pool import again as anew
 from local_pool import local_run, small
 
 from dasm_ray import pipeline
+from dasm_ray.cli import main
 from dasm_ray.config.digests import config_digest, digest_of, result_keys
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import load_config, parse_config
@@ -70,6 +72,24 @@ def test_artifact_and_table_are_whole(reference: Path) -> None:
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("accuracy", "code"), [(None, 0), (1.0, 1)])
+def test_a_finished_run_is_held_against_what_its_recipe_says(
+    reference: Path, tmp_path: Path, accuracy: float | None, code: int
+) -> None:
+    (own,) = (
+        row for row in json.loads((reference / "report/table.json").read_text())["rows"] if row["name"] == "distilled"
+    )
+    (tmp_path / "small.yaml").write_text(f"# Expected: {100 * (accuracy or own['mean']):.1f} ± 0.1, nothing\n{SMALL}")
+    call = ["reproduce", str(tmp_path / "small.yaml"), "--run", str(reference)]
+    done = CliRunner().invoke(main, call)
+    assert done.exit_code == code, done.output
+    assert ("within" if code == 0 else "outside") in done.stdout
+    assert ("dasm-ray: small: the run is outside" in done.stderr) == (code == 1)
+    changed = CliRunner().invoke(main, [*call, "--set", "matcher.rounds=9"])
+    assert changed.exit_code == 2
+    assert "matcher.rounds: is another recipe" in changed.stderr
 
 
 @pytest.mark.parametrize("method", ["random", "herding", "forgetting", "ccs", "window"])
