@@ -173,7 +173,7 @@ def _stages(config: RunConfig) -> int:
     without_probes = 1  # the first segment has experts in their stead
     segments, matcher = config.synthetic.segments, config.matcher
     of_method = [matcher.strata, *[matcher.bank_share > 0] * (segments - 1)]
-    of_polish = [config.rounds_of(segments) > 0] * len(("probes", "bank", "distil"))
+    of_polish = [config.rounds_of(segments) > 0]
     of_set = of_segments * segments - without_probes + sum(of_method) + sum(of_polish)
     return before_segments + of_set + len(read) + len(("evaluate", *["page"] * config.runtime.page))
 

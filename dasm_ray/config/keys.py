@@ -210,10 +210,6 @@ DEPTH_FROM, DEPTHS = (10, 150, 500), (0.0, 0.25, 0.5, 0.75)
 """From how many images per class on which share of the shallow weights is left out (after PAD, Li et al. 2024)."""
 
 
-POLISH_BANK = 0.5
-"""Share of the polish's network states that are of the bank."""
-
-
 class Matcher(Section):
     """The base matcher: what is compared at which network state, and how the pixels move."""
 
@@ -524,8 +520,15 @@ class RunConfig(Section):
         return left * (before + weights[segment]) // whole - left * before // whole
 
     def bank_share_of(self, segment: int) -> float:
-        """The share of states from the bank at ``segment`` (from 0); at K, the polish, half of them."""
-        return POLISH_BANK if segment == self.synthetic.segments else self.matcher.bank_share
+        """The share of states from the bank at ``segment`` (from 0); at K, the polish, none.
+
+        Its bank would fit all that moves, so that an image could only gain a gradient by being got wrong.
+        """
+        return 0.0 if segment == self.synthetic.segments else self.matcher.bank_share
+
+    def probe_share_of(self, segment: int) -> float:
+        """The share of states that are probes at ``segment`` (from 0); at K, the polish, none, for the same reason."""
+        return 0.0 if segment == self.synthetic.segments else self.matcher.probe_share
 
     def size_up_to(self, segment: int) -> int:
         """n_k: stored images per class of all segments up to ``segment`` (from 0)."""

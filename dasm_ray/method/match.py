@@ -5,6 +5,7 @@ What must stay true: a checkpoint is enough to go on from.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -45,7 +46,7 @@ def match(
 
 
 def polished(run: Run, segments: Segments, experts: Experts, targets: list[Target]) -> Segments:
-    """All segments, once more: nothing is frozen, and half of the states are of networks that know all of them.
+    """All segments, once more, by the base matcher: nothing is frozen, and all of them are held against all windows.
 
     As if they were one more segment, number K, that starts as all of them together.
     """
@@ -56,7 +57,10 @@ def polished(run: Run, segments: Segments, experts: Experts, targets: list[Targe
         np.concatenate(logits, axis=1) if logits else None,
         segments[-1].step_size,
     )
-    seen = Target(targets[-1].window, [np.empty(0, np.int64)] * run.classes)  # no probe of it says what is hard
+    every = [
+        functools.reduce(np.union1d, of_class) for of_class in zip(*(each.window for each in targets), strict=True)
+    ]
+    seen = Target(every, [np.empty(0, np.int64)] * run.classes)  # no probe of it says what is hard
     done = match(run, number, start, experts, Probes(run, number, experts, segments), [], [*targets, seen])
     edges = np.cumsum(sizes)[:-1]
     parts = np.split(done.pixels, edges, axis=1)
@@ -78,7 +82,7 @@ def _by_groups(
     is_done = groups.rounds_done == groups.rounds_total
 
     def inputs() -> RoundInputRefs:
-        networks = probes.networks if run.config.matcher.probe_share and not is_done else ()
+        networks = probes.networks if run.config.probe_share_of(segment) and not is_done else ()
         bank = probes.bank if not is_done else ()
         snapshots = experts.snapshots if run.config.states == "experts" else ()
         earlier = run.pool.put(_joined([each.pixels for each in frozen], start.pixels))

@@ -240,10 +240,11 @@ class _Loop:
         """
         matcher, inputs = self.config.matcher, self.inputs
         choice, who, when = torch.rand(3, generator=generator).tolist()
-        if choice < matcher.probe_share:
+        probe_share = self.config.probe_share_of(self.where.segment)
+        if choice < probe_share:
             return torch.tensor(inputs.probes[int(who * len(inputs.probes))], device=self.network.device)
         bank_share = self.config.bank_share_of(self.where.segment)
-        if inputs.bank and choice < matcher.probe_share + bank_share:
+        if inputs.bank and choice < probe_share + bank_share:
             snapshots = inputs.bank[int(who * len(inputs.bank))]
             snapshot = snapshots[int(when * len(snapshots))]
         elif self.config.states == "experts":
