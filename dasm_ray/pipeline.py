@@ -18,6 +18,7 @@ from dasm_ray.config.digests import config_digest, digest_of
 from dasm_ray.config.keys import Model, RunConfig
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.config.selections import SELECTIONS
+from dasm_ray.config.shown import escaped
 from dasm_ray.config.space import Sweep
 from dasm_ray.config.study import Study
 from dasm_ray.errors import ConfigError, RunFailure
@@ -384,7 +385,7 @@ def evaluate(path: str, overrides: Iterable[str] = (), network: str | None = Non
         sets = {"distilled": flattened(made.segments), "initial": flattened(made.starts)}
         rows = evaluate_rows(run, sets, config.synthetic.factor, experts, cells_place(run), network)
         shown = run if network is None else replace(run, config=config.under(network))
-        return _reported(shown, rows, stamp, config_digest(record.config))
+        return _reported(shown, rows, stamp, config_digest(record.config), network)
 
 
 def learn_incrementally(path: str, steps: int = 5, overrides: Iterable[str] = ()) -> Accuracies:
@@ -451,15 +452,15 @@ def _evaluate_artifact(path: str, changes: list[str], network: str | None) -> Re
     with opened_again(path, changes) as kept:
         sets = {"distilled": images_of(kept.artifact)}
         rows = evaluate_rows(kept.run, sets, kept.artifact.factor, None, None, network)
-        return Result(Place(path), digest(kept.artifact), rows, _title(kept.run.config), tested_by(kept.run))
+        return Result(Place(path), digest(kept.artifact), rows, _title(kept.run.config, network), tested_by(kept.run))
 
 
 # --- reporting ---------------------------------------------------------------------------------------------------
 
 
-def _reported(run: Run, rows: list[Row], stamp: str, own: str) -> Result:
-    """The table on disk and in hand; ``own``: the settings of the run itself."""
-    title, tested, folder = _title(run.config), tested_by(run), run.place / "report"
+def _reported(run: Run, rows: list[Row], stamp: str, own: str, network: str | None = None) -> Result:
+    """The table on disk and in hand; ``own``: the settings of the run itself. ``network``: another than its own."""
+    title, tested, folder = _title(run.config, network), tested_by(run), run.place / "report"
     shown = Shown(config_digest(run.config), run.session.device)
     stem = stem_for(folder, shown, own)
     keep_table(folder, stem, rows, title, tested, shown, digest=stamp)
@@ -482,11 +483,12 @@ def tested_by(run: Run) -> int:
     return int(run.real.counts["test"].sum())
 
 
-def _title(config: RunConfig) -> str:
+def _title(config: RunConfig, network: str | None = None) -> str:
     synthetic, seeds = config.synthetic, config.evaluate.seeds
     return (
         f"{config.data.name}, {synthetic.ipc} images a class (factor {synthetic.factor}), {config.matcher.name} in "
         f"{synthetic.segments} segment{'s' * (synthetic.segments > 1)}, {config.window.policy} windows; {seeds} seeds"
+        f"{'' if network is None else f', {escaped(network, 100)}'}"
     )
 
 

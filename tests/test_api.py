@@ -115,7 +115,7 @@ def test_images_in_memory_from_arrays_to_table_page_and_evaluation(tmp_path: Pat
     evaluated = dasm_ray.evaluate(result, {"evaluate.rows": ["distilled", "random"]}, seeds=2)
     assert [len(row.accuracies) for row in evaluated.rows if row.name == "distilled"] == [2]
     page = dasm_ray.report(result, to=tmp_path / "page.html")
-    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    assert (tmp_path / "page.html").read_text().lstrip().startswith("<!doctype html>")
     assert "iframe" in page._repr_html_()
     assert str(page) == str(Place(tmp_path / "page.html"))
 
