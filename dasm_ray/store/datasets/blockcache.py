@@ -434,8 +434,8 @@ class SortedSet:
 
     def __init__(self, folder: Path, digest: str, bring: Bring | None = None, most: int | None = None) -> None:
         self._folder, self._most, self._bring = folder, most, bring
-        if bring is not None:
-            _make_folder(self._folder)
+        if bring is not None and not folder.is_dir():  # one that is shared may be for reading alone
+            _make_folder(folder)
         hold(self._folder)
         self.index = self._index(digest)
         _touch(Place(self._folder))

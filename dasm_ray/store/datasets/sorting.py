@@ -83,7 +83,7 @@ def _write_rows(place: Place, images: Pixels, order: Indices) -> None:
         place.write_bytes(images[order].tobytes())
         return
     with _written(place):
-        place.local.parent.mkdir(parents=True, exist_ok=True)
+        place.local.parent.mkdir(exist_ok=True)  # not the folder above: it is gone once the set is given up
         with place.local.open("wb") as sink:
             for first in range(0, len(order), WRITTEN_ROWS):
                 sink.write(images[order[first : first + WRITTEN_ROWS]].data)
@@ -244,7 +244,8 @@ def _save(place: Place, images: Pixels) -> Part:
     """Writes a part; to an object store through a file here."""
     if place.local is not None:
         with _written(place):
-            place.local.parent.mkdir(parents=True, exist_ok=True)
+            place.local.parent.parent.mkdir(exist_ok=True)
+            place.local.parent.mkdir(exist_ok=True)
             return write_part(place.local, images)
     with tempfile.TemporaryDirectory() as folder, _written(Place(folder)):
         file = Path(folder) / "part.arrow"

@@ -383,6 +383,18 @@ def test_parts_are_fetched_when_they_are_asked_for_and_once(
     assert not [path for path in (tmp_path / "near").rglob("*") if path.name.endswith(".tmp")]
 
 
+def test_a_shared_folder_need_not_be_writable(far: tuple[Path, list[str], module.Bring]) -> None:
+    near, asked, bring = far
+    read(near, bring)
+    asked.clear()
+    for folder in (near, *near.rglob("*/")):
+        folder.chmod(0o555)
+    assert read(near, bring) == wanted()
+    for folder in (near, *near.rglob("*/")):
+        folder.chmod(0o755)
+    assert asked == []
+
+
 def test_a_copy_that_is_damaged_is_fetched_again(far: tuple[Path, list[str], module.Bring]) -> None:
     near, asked, bring = far
     read(near, bring)
