@@ -164,7 +164,7 @@ def init(path: str, target: str | None) -> None:
 @SET
 @click.option("--png", metavar="FILE", help="Also draw the first images of each class, a row per class.")
 def data(config: str, overrides: tuple[str, ...], png: str | None) -> None:
-    """Say what the real images of a config are, before anything runs.
+    """Say what the real images of a config are.
 
     Splits and what each serves as, classes, counts, shape, and what is left out. Nothing is started, and hardly an
     image is decoded. `docs/data.md` says how sets are read.
@@ -205,7 +205,7 @@ def distill(config: str, run: str | None, overrides: tuple[str, ...], workers: i
 def reproduce(
     config: str, run: str | None, overrides: tuple[str, ...], workers: int | None, address: str | None
 ) -> None:
-    """Run a recipe and say whether it comes to what it says of itself.
+    """Run a recipe and hold it against its own figure.
 
     CONFIG is a recipe whose first lines name its test accuracy, as those that `dasm-ray recipes` lists. The first
     experts and the first rounds are held against what they should be as soon as they are there. Exit code 1: outside.
@@ -308,10 +308,11 @@ def select(
     address: str | None,
     method: str,
 ) -> None:
-    """Choose real images instead of distilling, as an artifact in RUN/METHOD.
+    """Choose real images instead of distilling.
 
-    METHOD: random; herding, k_center, k_means by an expert's features; forgetting, el2n, grand (the hardest), ccs
-    (spread over difficulties) and window (the best neighbours in difficulty) by the experts' scores.
+    They are an artifact in RUN/METHOD. METHOD: random; herding, k_center, k_means by an expert's features; forgetting,
+    el2n, grand (the hardest), ccs (spread over difficulties) and window (the best neighbours in difficulty) by the
+    experts' scores.
     """
     with _reporting_errors():
         settings = _config(config, overrides, workers, address)
@@ -515,7 +516,7 @@ def evaluate(
 @WORKERS
 @ADDRESS
 def incremental(path: str, steps: int, overrides: tuple[str, ...], workers: int | None, address: str | None) -> None:
-    """Use a synthetic set as the memory of class-incremental learning.
+    """Learn class by class, with a synthetic set as memory.
 
     PATH: a run directory or an artifact. Classes come in parts; after each a fresh network is trained on the memory
     alone, which holds the set's images of the classes so far, and tested on these classes. Random images stand beside.
@@ -630,7 +631,7 @@ def report(runs: tuple[str, ...], target: str | None) -> None:
 @click.option("--port", metavar="N", type=int, default=8000, show_default=True, help="0: any that is free.")
 @click.option("--until-done", is_flag=True, help="End once the run has its table.")
 def watch(run: str, port: int, until_done: bool) -> None:
-    """Serve the page of a run on this machine, drawn anew as it goes on.
+    """Serve the page of a run while it goes on.
 
     RUN: a run directory, a comparison, a study or a sweep, perhaps one that another command works on. Only this machine
     is answered. The nearest real images are left to `report`, since looking for them takes time.
@@ -683,10 +684,10 @@ def inspect(path: str, png: str | None) -> None:
 )
 @click.option("--stored", is_flag=True, help="png: stored images, grids where the factor is above 1.")
 def export(path: str, target: str, kind: str, labels: str | None, normalise: str | None, stored: bool) -> None:
-    """Write a synthetic set in another form, and say what was left out.
+    """Write a synthetic set in another form.
 
-    PATH: a run directory or an artifact. pt: images.pt, labels.pt, lr.pt, mean.pt, std.pt, and the whitening where
-    images are whitened.
+    Says what was left out. PATH: a run directory or an artifact. pt: images.pt, labels.pt, lr.pt, mean.pt, std.pt, and
+    the whitening where images are whitened.
     """
     with _reporting_errors():
         from dasm_ray import synthetic
@@ -769,7 +770,7 @@ def submit(address: str, name: str | None, install: bool, no_wait: bool, words: 
 @main.command(epilog=example("doctor --address 10.0.0.5:6379"))
 @ADDRESS
 def doctor(address: str | None) -> None:
-    """Compare this machine and every node: versions, GPUs, memory, disk.
+    """Compare versions and room of this machine and every node.
 
     What differs is marked. Exits with 1 where something must be mended.
     """
