@@ -5,6 +5,7 @@ load         a finished set as a PyTorch data set, with the transform that test 
 load_config  a recipe, with keys changed
 evaluate     networks trained on a set anew
 compare      recipes and selections of real images in one table
+incremental  a set as the memory of class-incremental learning
 audit        how much a set tells of its real images
 report       a run, or several, as one HTML page
 """

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from local_pool import LocalPool, local_run, small
+from local_pool import LocalPool, blocks_of, local_run, small
 
 from dasm_ray.method.choices import random_choice
 from dasm_ray.method.dasm import distil
@@ -27,8 +27,7 @@ MEMORISING = small(
 
 
 def pixels_of(run: Run, indices: np.ndarray) -> np.ndarray:
-    blocks = [run.pool.fetch(ref) for ref in run.real.splits["train"]]
-    return (np.concatenate(blocks)[indices] / 255).astype(np.float32)
+    return (np.concatenate(blocks_of(run.real))[indices] / 255).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +70,7 @@ def test_the_yardsticks_are_those_of_the_real_images(copied: tuple[Run, Tree, np
     counts = run.real.counts
     assert (found["training"], found["held_out"]) == (counts["train"].sum(), counts["val"].sum() + counts["test"].sum())
     train, val, test = (
-        np.concatenate([run.pool.fetch(ref) for ref in run.real.splits[split]]).reshape(-1, 64).astype(float)
-        for split in ("train", "val", "test")
+        np.concatenate(blocks_of(run.real, split)).reshape(-1, 64).astype(float) for split in ("train", "val", "test")
     )
     slow = [np.sqrt(((train - image) ** 2).mean(1).min()) for image in np.concatenate([val, test])]
     assert found["usual"]["pixels"]["median"] == pytest.approx(np.median(slow))
