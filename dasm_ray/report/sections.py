@@ -17,7 +17,7 @@ from dasm_ray.plain import Plain, Tree, Values
 from dasm_ray.report import audited, figures
 from dasm_ray.report.gallery import gallery
 from dasm_ray.report.gathered import Gathered, real_bytes, stored_bytes
-from dasm_ray.report.table import LEGEND, WORDS, Row, as_cells, best_selection, cautions
+from dasm_ray.report.table import LEGEND, WORDS, Row, as_cells, best_selection, cautions, selection_of
 from dasm_ray.report.wording import duration, figure, grid, number, percent, points, share, size, thinned
 
 METHOD = (
@@ -82,7 +82,7 @@ def _of_accuracies(run: Gathered) -> str:
     best = best_selection(own, run.rows)
     said = f" Networks trained on them get {percent(own)} of the test images right"
     said += f", on as many random images {percent(random)}" if random else ""
-    said += f", on as many chosen by {best.name} {percent(best)}" if best else ""
+    said += f", on as many chosen by {selection_of(best)} {percent(best)}" if best else ""
     return said + (f", on all of the real ones {percent(full)}." if full else ".")
 
 
@@ -119,7 +119,8 @@ def _tiles_of_accuracy(run: Gathered) -> Iterator[Tree]:
     if random is not None:
         yield {"value": points(own.mean - random.mean), "label": "points over random images", "note": ""}
     if best is not None:
-        yield {"value": points(own.mean - best.mean), "label": f"points over {best.name}", "note": "the best selection"}
+        gain = points(own.mean - best.mean)
+        yield {"value": gain, "label": f"points over {selection_of(best)}", "note": "the best selection"}
     if full is not None:
         yield {"value": points(own.mean - full.mean), "label": "points to all real images", "note": ""}
 

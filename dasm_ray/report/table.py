@@ -28,6 +28,9 @@ LEGEND = (
 )
 
 
+BEST = "selection: "
+"""How the name of a row begins that is the best of several selections."""
+
 FEW_IMAGES = 100
 """Test images below which a table says what one of them weighs."""
 
@@ -84,26 +87,25 @@ def cautions(rows: Sequence[Row], tested: int | None) -> list[str]:
 
 def best_selection(made: Row, rows: Sequence[Row]) -> Row | None:
     """Of the sets of real images that were chosen for the same size, labels and network, the one validation prefers."""
-    chosen = [row for row in rows if row.name in SELECTIONS and _is_beside(row, made)]
+    chosen = [row for row in rows if selection_of(row) in SELECTIONS and _is_beside(row, made)]
     return max(chosen, key=lambda row: statistics.fmean(row.validation or row.accuracies), default=None)
 
 
 def _against_the_chosen(made: Row, rows: Sequence[Row]) -> str:
     """Empty where ``made`` is no distilled set, or is above the best selection by two standard errors."""
-    best = None if made.name in ("random", "initial", "full", *SELECTIONS) else best_selection(made, rows)
+    is_made = selection_of(made) not in ("random", "initial", "full", *SELECTIONS)
+    best = best_selection(made, rows) if is_made else None
     if best is None:
         return ""
     gain, seeds = made.mean - best.mean, min(len(made.accuracies), len(best.accuracies))
-    figures = f"{100 * best.mean:.1f} against {100 * made.mean:.1f}"
+    chosen, figures = selection_of(best), f"{100 * best.mean:.1f} against {100 * made.mean:.1f}"
     where = _join(made.network, "" if made.ipc is None else f"{made.ipc} images a class")
     where = f" ({where})" if where else ""
     if gain <= 0:
-        return (
-            f"{best.name} does at least as well as {made.name}{where}, {figures}: choosing takes seconds, so take it."
-        )
+        return f"{chosen} does at least as well as {made.name}{where}, {figures}: choosing takes seconds, so take it."
     error = math.hypot(made.std or 0.0, best.std or 0.0) / math.sqrt(seeds)
     if gain < 2 * error:
-        return f"{made.name} is not shown to be above {best.name}{where}, {figures}: the gain is under two errors."
+        return f"{made.name} is not shown to be above {chosen}{where}, {figures}: the gain is under two errors."
     return ""
 
 
@@ -268,6 +270,11 @@ def _spread(accuracies: Sequence[float]) -> float | None:
 
 def _points(difference: float | None) -> str:
     return "–" if difference is None else f"{100 * difference:+.1f}"
+
+
+def selection_of(row: Row) -> str:
+    """The row's name; the way that real images were chosen, where it stands for the best of several."""
+    return row.name.removeprefix(BEST)
 
 
 def _is_beside(row: Row, made: Row) -> bool:

@@ -16,7 +16,7 @@ from dasm_ray.method.experts import Experts, soft_labels
 from dasm_ray.method.run import Run
 from dasm_ray.method.sets import Images, Indices, chosen, stored
 from dasm_ray.plain import Plain
-from dasm_ray.report.table import Row
+from dasm_ray.report.table import BEST, Row
 from dasm_ray.runtime.worker import Everything, Training
 from dasm_ray.store.place import Place
 from dasm_ray.studies.cells import Found, cells_for, evaluate_cells
@@ -82,9 +82,7 @@ def _best_selection(rows: list[Row]) -> list[Row]:
         return rows
     best = max(selections, key=lambda row: float(np.mean(row.validation)))
     others = ", ".join(row.name for row in selections if row is not best)
-    shown = Row(
-        f"selection: {best.name}", best.accuracies, best.validation, best.labels, f"{best.note}, before {others}"
-    )
+    shown = Row(f"{BEST}{best.name}", best.accuracies, best.validation, best.labels, f"{best.note}, before {others}")
     kept = [shown if row is best else row for row in rows]
     return [row for row in kept if row is shown or row not in selections]
 

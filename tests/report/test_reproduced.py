@@ -60,12 +60,12 @@ TRAINED = {"kind": "note", "text": "experts: 2 trained, validation accuracy 87.7
             "early sign: accuracy of the best expert 0.889, NOT as expected: the end will hardly be (0.92)",
         ),
         (
-            {"kind": "progress", "stage": "distil", "distance": 8.4},
-            "early sign: first matching distance 8.4, as expected (7.4)",
+            {"kind": "progress", "stage": "distil", "distance": 10.3},
+            "early sign: first matching distance 10.3, as expected (7.4)",
         ),
         (
-            {"kind": "progress", "stage": "distil", "distance": 8.6},
-            "early sign: first matching distance 8.6, NOT as expected: the end will hardly be (7.4)",
+            {"kind": "progress", "stage": "distil", "distance": 10.4},
+            "early sign: first matching distance 10.4, NOT as expected: the end will hardly be (7.4)",
         ),
     ],
 )

@@ -14,7 +14,7 @@ from dasm_ray.config.digests import config_digest
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.report.gathered import Gathered, gather
 from dasm_ray.report.sections import found_in, sections
-from dasm_ray.report.table import Row
+from dasm_ray.report.table import Row, best_selection
 from dasm_ray.report.wording import duration, percent, points
 from dasm_ray.store.place import Place
 
@@ -38,8 +38,10 @@ def test_the_figures_are_those_of_the_run(run: Gathered, shown: dict[str, Any]) 
     assert f"random images {percent(random)}" in shown["lead"]
     assert "20 synthetic images in place of" in shown["lead"]
     values = [tile["value"] for tile in shown["tiles"]]
-    assert values[:3] == [f"{100 * own.mean:.1f} %", points(own.mean - random.mean), points(own.mean - full.mean)]
-    assert values[4] == duration(run.log.seconds)
+    best = best_selection(own, run.rows)
+    over = [points(own.mean - each.mean) for each in (random, best, full) if each]
+    assert values[:4] == [f"{100 * own.mean:.1f} %", *over]
+    assert values[5] == duration(run.log.seconds)
     assert [row["cells"][0] for row in shown["table"]["rows"]] == [row.name for row in run.rows]
     assert [row["is_own"] for row in shown["table"]["rows"]] == [row.name == "distilled" for row in run.rows]
     assert shown["status"] == ""
@@ -49,7 +51,7 @@ def test_the_figures_are_those_of_the_run(run: Gathered, shown: dict[str, Any]) 
 def test_the_best_selection_stands_in_the_first_sentence(run: Gathered) -> None:
     own = run.row
     assert own
-    chosen = Row("herding", [own.mean + 0.02] * 2, [0.5, 0.5])
+    chosen = Row("herding", [own.mean + 0.02] * 2, [1.0, 1.0])
     told = sections(replace(run, rows=[*run.rows, chosen]), "r0", 10**6)
     assert f"on as many chosen by herding {percent(chosen)}" in told["lead"]
     assert ["\u22122.0", "points over herding"] in [[tile["value"], tile["label"]] for tile in told["tiles"]]
