@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from importlib.metadata import version
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__ = version("dasm-ray")
 __all__ = ["audit", "compare", "distill", "evaluate", "incremental", "load", "load_config", "report"]
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dasm_ray.synthetic import load
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "load":
         from dasm_ray.synthetic import load
 
@@ -47,7 +47,7 @@ class _Package(ModuleType):
     Importing a sub-package sets it as an attribute of its package; ``from dasm_ray.report import ...`` needs none.
     """
 
-    def _report(self) -> Any:
+    def _report(self) -> object:
         return __getattr__("report")
 
     def _keep(self, module: ModuleType) -> None:

@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from dasm_ray import pipeline
 from dasm_ray.config import parsing
@@ -18,19 +17,19 @@ from dasm_ray.config.compared import at_size
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.errors import ConfigError
 from dasm_ray.pipeline import Result, Table
-from dasm_ray.plain import Plain, Tree
+from dasm_ray.plain import Plain, Tree, Values
 from dasm_ray.report import notebook, webpage
 from dasm_ray.store.memory import keep
 from dasm_ray.store.place import Place
 from dasm_ray.studies.cells import Accuracies
 
-Config = str | os.PathLike[str] | Mapping[str, Any] | RunConfig
+Config = str | os.PathLike[str] | Values | RunConfig
 """A recipe: the name of one that comes with the package, a YAML file, a mapping of keys, or one that was loaded."""
 
 Where = str | os.PathLike[str] | Place | Result
 """A run directory or an artifact, local or by URI; or what `distill` gave back."""
 
-Changes = Mapping[str, Any] | Iterable[str]
+Changes = Values | Iterable[str]
 """Keys to change: {"matcher.rounds": 8}, or texts as of --set, "matcher.rounds=8"."""
 
 
@@ -60,7 +59,7 @@ def load_config(config: Config, set: Changes = ()) -> RunConfig:
     return parsing.load_config(config if isinstance(config, str) else os.fspath(config), changes)
 
 
-def _copied(tree: Mapping[str, Any]) -> Tree:
+def _copied(tree: Values) -> Tree:
     """A mapping of plain values of one's own, so that the caller's is left alone."""
     return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
 
@@ -82,7 +81,7 @@ def distill(
     config: Config,
     run: str | os.PathLike[str] | Place | None = None,
     *,
-    data: Any = None,
+    data: object = None,
     class_names: Sequence[str] | None = None,
     ipc: int | None = None,
     seed: int | None = None,

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from dasm_ray.config.shown import escaped
 from dasm_ray.errors import ConfigError
@@ -42,7 +41,7 @@ def code_of(network: str) -> str:
     return "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
-def function_of(network: str) -> Callable[..., Any]:
+def function_of(network: str) -> Callable[..., object]:
     """What makes the network: of one's own a function of (shape (C, H, W), classes), of timm its ``create_model``.
 
     Modules are looked for where Python looks, and in the working directory.
@@ -55,7 +54,7 @@ def function_of(network: str) -> Callable[..., Any]:
     except ImportError as error:
         how = "pip install 'dasm-ray[timm]'" if module == TIMM else "run in its folder, or install it"
         raise ConfigError(f"{network}: {module} cannot be imported ({escaped(str(error), 200)}); {how}") from None
-    function: Callable[..., Any] | None = getattr(found, "create_model" if module == TIMM else name, None)
+    function: Callable[..., object] | None = getattr(found, "create_model" if module == TIMM else name, None)
     if not callable(function):
         raise ConfigError(f"{network}: {module} has no function {name}; name one of (shape, classes)")
     return function

@@ -11,7 +11,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +39,7 @@ class Split:
     """Where what was given names its classes itself."""
 
 
-def keep(folder: Place, data: Any, class_names: Sequence[str] | None = None) -> Place:
+def keep(folder: Place, data: object, class_names: Sequence[str] | None = None) -> Place:
     """Writes ``data`` below ``folder``, and returns where: a folder of Parquet files with a digest for its name.
 
     ``data``: (images, labels), a PyTorch data set of (image, label), or a mapping of "train", "val" and "test" to such.
@@ -79,12 +79,21 @@ def _digest(tables: Mapping[str, pa.Table]) -> str:
 # --- one split ---------------------------------------------------------------------------------------------------
 
 
-def _split(name: str, data: Any) -> Split:
-    is_pair = isinstance(data, tuple | list) and len(data) == 2 and all(hasattr(part, "__len__") for part in data)
-    if not is_pair and not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+@runtime_checkable
+class Indexed(Protocol):
+    """What a PyTorch data set is, for whoever reads it from its first row to its last."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> object: ...
+
+
+def _split(name: str, data: object) -> Split:
+    if not isinstance(data, Indexed):
         raise DataError(f"data, {name}: a {type(data).__name__} holds no labelled images; {EXAMPLE}")
+    is_pair = isinstance(data, tuple | list) and len(data) == 2 and all(hasattr(part, "__len__") for part in data)
     if is_pair:
-        images, labels = (_as_array(part) for part in data)
+        images, labels = _as_array(data[0]), _as_array(data[1])
         pairs = list(zip(_in_rows(name, images), labels, strict=False))
         if len(images) != len(labels):
             raise DataError(f"data, {name}: there are {len(images)} images and {len(labels)} labels; give as many")
@@ -99,13 +108,13 @@ def _split(name: str, data: Any) -> Split:
     return Split(pictures, labels_of, tuple(named) if is_named and named is not None else None)
 
 
-def _pair(name: str, number: int, row: Any) -> tuple[Any, Any]:
+def _pair(name: str, number: int, row: object) -> tuple[object, object]:
     if not isinstance(row, tuple | list) or len(row) < 2:
         raise DataError(f"data, {name}, image {number}: is a {type(row).__name__}, not (image, label); {EXAMPLE}")
     return row[0], row[1]
 
 
-def _as_array(values: Any) -> np.ndarray:
+def _as_array(values: object) -> np.ndarray:
     """An array of an array, a tensor or a list of numbers."""
     held = values.detach().cpu().numpy() if hasattr(values, "detach") else values
     return np.asarray(held)
@@ -126,7 +135,7 @@ def _in_rows(name: str, images: np.ndarray) -> np.ndarray:
     return images if is_last else images.transpose(0, 2, 3, 1)
 
 
-def _picture(where: str, image: Any) -> Image.Image:
+def _picture(where: str, image: object) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     values = _as_array(image)
@@ -158,7 +167,7 @@ def _png(picture: Image.Image) -> bytes:
     return out.getvalue()
 
 
-def _label(where: str, label: Any) -> int:
+def _label(where: str, label: object) -> int:
     value = label.item() if hasattr(label, "item") else label
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise DataError(f"{where}: label {escaped(str(value), 60)} is no class number; number the classes from 0")

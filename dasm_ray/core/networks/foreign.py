@@ -73,11 +73,12 @@ def _of_timm(function: str, shape: Shape, classes: int) -> nn.Module:
     known = {"pretrained": False, "num_classes": classes, "in_chans": shape[0]}
     try:
         try:
-            module: nn.Module = create(name, img_size=shape[1:], **known)
+            module = create(name, img_size=shape[1:], **known)
         except TypeError:
             module = create(name, **known)
     except RuntimeError as error:
         raise ConfigError(f"{function}: timm has no such network ({_short(error)})") from None
+    assert isinstance(module, nn.Module)
     return module
 
 
