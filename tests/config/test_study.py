@@ -116,8 +116,8 @@ def test_shipped_arms_that_are_distilled_take_as_many_class_steps(path: Path) ->
     study = load_study(path)
 
     def work(config: RunConfig) -> int:
-        matcher = config.matcher
-        return config.synthetic.segments * matcher.rounds * matcher.networks * matcher.steps
+        rounds = sum(config.rounds_of(stage) for stage in range(config.synthetic.segments + 1))
+        return rounds * config.matcher.networks * config.matcher.steps
 
     made = [arm for arm in study.arms if arm.source == "distilled" and not arm.name.endswith(("_longer", "_steps"))]
     assert all(len({work(arm.configs[ipc]) for arm in made}) <= 1 for ipc in study.ipcs)
