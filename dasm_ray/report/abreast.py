@@ -28,9 +28,13 @@ def side_by_side(places: Sequence[Place], runs: Sequence[Gathered]) -> Tree:
     data = escaped(", ".join(dict.fromkeys(run.config.data.name for run in runs)), 100)
     done = sum(run.artifact is not None for run in runs)
     tables = [found for place in places for found in _own_tables(place)]
+    title, lead = f"{len(runs)} runs on {data}", f"{len(runs)} runs on {data}, {done} of them done."
+    study = _results(places[0]) if len(places) == 1 else None
+    if study is not None:
+        title, lead = escaped(study["name"], 100), escaped(differences.title_of(study), 300)
     return {
-        "title": f"{len(runs)} runs on {data}",
-        "lead": f"{len(runs)} runs on {data}, {done} of them done.",
+        "title": title,
+        "lead": lead,
         "heading": "Side by side",
         "figures": [*_against(runs), *_by_size(places), *_differences(places)],
         "tables": [*tables, _summary(runs)],

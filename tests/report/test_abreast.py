@@ -92,6 +92,8 @@ def test_a_study_shows_its_differences_tables_and_the_sets_of_its_first_seed(run
     assert run.row is not None
     assert run.row.accuracies == [0.25, 0.26]
     shown = side_by_side([place], [run])
+    assert shown["title"] == "some"
+    assert shown["lead"] == "some: digits, 3 distillation × 2 evaluation seeds; Δ: less base"
     title = "Points over base at 2 images a class"
     assert [drawn["svg"] for drawn in shown["figures"] if drawn["title"] == title and "dasm +2.0" in drawn["svg"]]
     assert [table["caption"] for table in shown["tables"]][:2] == ["2 images a class", "2 images a class, cost"]
