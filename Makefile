@@ -15,7 +15,7 @@ ALL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 python; do \
 	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test check lint slow bench docs clean
+.PHONY: demo test check lint long slow bench docs clean
 
 demo: $(INSTALLED)  ## the embedded default, end to end
 	$(BIN)/dasm-ray distill digits
@@ -23,8 +23,12 @@ demo: $(INSTALLED)  ## the embedded default, end to end
 test: $(INSTALLED)
 	$(TEST) $(ALL)
 
-check: lint  ## what CI runs: format, lint, types, and the command of `make test`
+check: lint  ## what CI runs: format, lint, types, the command of `make test`, and the long tests
 	$(TEST) $(ALL)
+	$(MAKE) long
+
+long: $(INSTALLED)  ## the tests of whole commands
+	$(TEST) $(ALL) -m 'long and not slow'
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -24,6 +24,17 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.pop("RAY_ADDRESS", None)
 
 
+WHOLE = {"reference", "walked", "swept"}
+"""Fixtures that take tens of seconds to make: whole runs and a sweep."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before the marks are chosen by
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if WHOLE & set(getattr(item, "fixturenames", ())) and item.get_closest_marker("slow") is None:
+            item.add_marker("long")
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[object]:
     """A session of two small CPU workers, open until the last test."""

@@ -94,6 +94,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path) ->
 # --- a whole run -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_images_in_memory_from_arrays_to_table_page_and_evaluation(tmp_path: Path) -> None:
     scans = load_digits()

@@ -27,6 +27,7 @@ def run_cells(name: str) -> tuple[dict[str, Any], list[Any]]:
     return names, shown
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_own_photographs_make_a_network_that_knows_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -37,6 +38,7 @@ def test_own_photographs_make_a_network_that_knows_others(tmp_path: Path, monkey
     assert shown[-1] == names["accuracy"] > 0.7, "guessing gets half"
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_the_set_is_a_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

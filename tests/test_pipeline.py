@@ -92,6 +92,7 @@ def test_a_finished_run_is_held_against_what_its_recipe_says(
     assert "matcher.rounds: is another recipe" in changed.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["random", "herding", "forgetting", "ccs", "window"])
 def test_a_selection_is_an_artifact_like_any_other(
     recipe: Path, tmp_path: Path, ray_session: object, method: str
@@ -134,6 +135,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [str(folder / "idc.yaml"), str(folder / "dm.yaml")]
 
 
+@pytest.mark.long
 def test_a_comparison_that_was_killed_computes_only_what_is_missing(recipes: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = ["--ipc", "1,2", "--labels", "hard,soft", "--network", "convnet,mlp", "--run", str(run)]
@@ -175,6 +177,7 @@ def test_a_comparison_that_was_killed_computes_only_what_is_missing(recipes: lis
     assert (run / "table.md").read_text().count("±") >= len(rows)
 
 
+@pytest.mark.long
 def test_a_study_that_was_killed_computes_only_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(SMALL)
     (tmp_path / "study.yaml").write_text("""
@@ -236,6 +239,7 @@ thirds: true
     assert all(f"{arm} of 2" in page for arm in ("base", "dasm"))
 
 
+@pytest.mark.long
 def test_relabelling_changes_labels_alone(reference: Path, tmp_path: Path, ray_session: object) -> None:
     place, stamp = pipeline.relabel(str(reference), str(tmp_path / "soft"))
     before, after = read_artifact(Place(reference / "synthetic")), read_artifact(place)
@@ -251,6 +255,7 @@ def test_relabelling_changes_labels_alone(reference: Path, tmp_path: Path, ray_s
 # --- what a run will take ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_an_estimate_counts_what_a_run_then_has(recipe: Path, reference: Path, ray_session: object) -> None:
     config = load_config(recipe)
     with connected(config, Place(reference)) as here:
@@ -271,6 +276,7 @@ def test_an_estimate_counts_what_a_run_then_has(recipe: Path, reference: Path, r
     assert [three.wall(workers) for workers in (1, 2, 3, 9)] == [30, 20, 10, 10]
 
 
+@pytest.mark.long
 def test_the_estimate_of_trajectories_counts_lanes(walks: Path, ray_session: object) -> None:
     lines = pipeline.estimate(load_config(walks))
     assert any("distil" in line and "3 parallel tasks" in line for line in lines)
@@ -280,6 +286,7 @@ def test_the_estimate_of_trajectories_counts_lanes(walks: Path, ray_session: obj
 # --- uses ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_set_as_the_memory_of_class_incremental_learning(reference: Path, ray_session: object) -> None:
     changes = ["evaluate.seeds=2"]
     of_the_table = set(reference.glob("report/cells/*"))
@@ -292,6 +299,7 @@ def test_a_set_as_the_memory_of_class_incremental_learning(reference: Path, ray_
     assert {path: path.stat().st_mtime_ns for path in reference.glob("report/cells/*")} == cells
 
 
+@pytest.mark.long
 def test_an_audit_is_kept_under_its_settings_and_its_networks_are_trained_once(
     reference: Path, ray_session: object
 ) -> None:
@@ -312,6 +320,7 @@ def test_an_audit_is_kept_under_its_settings_and_its_networks_are_trained_once(
         pipeline.audit(str(reference), 1)
 
 
+@pytest.mark.long
 def test_networks_are_ranked_by_the_set_and_by_the_full_data(reference: Path, ray_session: object) -> None:
     models = pipeline.convnets((4, 16), (1, 2), ("instance",))
     found, agreement = pipeline.rank(str(reference / "synthetic"), models)

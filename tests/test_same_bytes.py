@@ -77,6 +77,7 @@ def test_a_finished_run_is_told_again_without_starting_anything(recipe: Path, re
     assert newest < began, "it distilled again"
 
 
+@pytest.mark.long
 def test_coupled_groups_give_the_same_bytes_for_one_and_three_workers(tmp_path: Path) -> None:
     recipe = tmp_path / "coupled.yaml"
     recipe.write_text(COUPLED)

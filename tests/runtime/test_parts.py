@@ -106,6 +106,7 @@ def test_a_set_of_this_node_is_read_in_place(kept: Kept) -> None:
     )
 
 
+@pytest.mark.long
 def test_a_set_in_an_object_store_is_read_from_a_copy(
     s3_proxy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +129,7 @@ def test_a_set_in_an_object_store_is_read_from_a_copy(
     assert [path for verb, path in s3_proxy.requests if verb == "PUT" and path.endswith(".arrow")] == puts
 
 
+@pytest.mark.long
 def test_nodes_with_folders_of_their_own_fetch_what_they_read(tmp_path: Path) -> None:
     """A real cluster of four nodes; each of three reads a third of the classes, in every split."""
     done = subprocess.run(

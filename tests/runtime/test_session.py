@@ -203,6 +203,7 @@ def distil_and_kill(recipe: Path, run: Path, victim: str | None) -> subprocess.C
     return subprocess.CompletedProcess(command, driver.returncode, out, err)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("victim", "name"),
     [("raylet", "node process"), pytest.param("gcs_server", "control process", marks=pytest.mark.slow)],

@@ -435,6 +435,7 @@ def same_by_three_ways(
     return ours
 
 
+@pytest.mark.long
 def test_a_job_gives_the_bytes_of_a_run_here(ray_session: object, head: Head, folder: Path, tmp_path: Path) -> None:
     """The driver runs the code that was sent, and leaves CUDA alone."""
     ours = same_by_three_ways(head, folder, tmp_path, "tiny.yaml")
@@ -443,6 +444,7 @@ def test_a_job_gives_the_bytes_of_a_run_here(ray_session: object, head: Head, fo
     assert hint.startswith("job distill-")
 
 
+@pytest.mark.long
 def test_the_exit_code_is_that_of_the_command(head: Head, folder: Path, tmp_path: Path) -> None:
     """An absolute path is the cluster's, so what is wrong there is found there."""
     (tmp_path / "typo.yaml").write_text(TINY.replace("ipc", "icp"))
@@ -452,6 +454,7 @@ def test_the_exit_code_is_that_of_the_command(head: Head, folder: Path, tmp_path
     assert done.stderr.splitlines()[1:] == ["typo: failed with exit code 2"]
 
 
+@pytest.mark.long
 def test_without_waiting_the_name_is_printed_and_serves_once(head: Head, folder: Path, tmp_path: Path) -> None:
     words = ("--id", "once", "--no-wait", "evaluate", tmp_path / "none")
     first, second = submit(head.url, folder, *words), submit(head.url, folder, *words)
@@ -461,6 +464,7 @@ def test_without_waiting_the_name_is_printed_and_serves_once(head: Head, folder:
     assert second.stderr == "dasm-ray: --id once: the cluster has had a job of this name; give another one\n"
 
 
+@pytest.mark.long
 def test_interrupted_the_job_goes_on_and_stopped_it_has_failed(head: Head, folder: Path, tmp_path: Path) -> None:
     client = head.client()
     with followed(head, folder, "watched", tmp_path / "watched") as process:
@@ -520,6 +524,7 @@ class Relay:
         end.close()
 
 
+@pytest.mark.long
 def test_a_way_that_breaks_is_opened_again_and_one_that_is_gone_is_noticed(
     head: Head, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -548,16 +553,19 @@ def test_a_way_that_breaks_is_opened_again_and_one_that_is_gone_is_noticed(
     assert note.startswith("away: has not begun (Job has not started yet.")
 
 
+@pytest.mark.long
 def test_the_job_server_listens_on_this_machine_only(head: Head) -> None:
     port = int(head.url.rpartition(":")[2])
     listening = [link.laddr for link in psutil.net_connections("tcp") if link.status == "LISTEN"]
     assert {place.ip for place in listening if place.port == port} == {"127.0.0.1"}
 
 
+@pytest.mark.long
 def test_the_port_of_the_head_is_not_that_of_its_job_server(head: Head, tmp_path: Path) -> None:
     assert "job server" in refused_in_time(f"http://127.0.0.1:{head.gcs_port}", tmp_path)
 
 
+@pytest.mark.long
 def test_a_token_is_found_and_its_lack_is_explained_and_it_is_never_shown(tmp_path: Path) -> None:
     token = "0123456789abcdef" * 4
     home = tmp_path / "home"

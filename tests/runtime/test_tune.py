@@ -122,6 +122,7 @@ def nested(number: int, folder: Path, report: Report) -> None:
     report(1, number / 10)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_trials_that_outnumber_the_machine_wait_for_whole_bundles_and_never_for_one_another(tmp_path: Path) -> None:
     """Each takes all of the session's two cores, or one of them; actors and tasks of a trial stay within it."""
@@ -140,6 +141,7 @@ def rising(number: int, folder: Path, report: Report) -> None:
         report(segment, number / 10 + segment / 1000)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_a_trial_that_is_worse_than_what_earlier_sessions_found_is_stopped_early(tmp_path: Path) -> None:
     """Tune alone would let the first two go on: its own memory of a scheduler ends with the session."""
@@ -165,6 +167,7 @@ def faulty(number: int, folder: Path, report: Report) -> None:
     report(1, 0.5)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_a_lost_trial_is_begun_again_and_a_broken_one_ends_without_the_others(tmp_path: Path) -> None:
     heard = tried(faulty, tmp_path, [0, 1, 2], tmp_path / "tune", retries=1)
@@ -352,6 +355,7 @@ def test_the_test_set_is_read_for_the_best_alone(swept: tuple[Path, dict[Path, i
     assert f"digest {table['digest']}" in out
 
 
+@pytest.mark.long
 def test_the_best_trial_has_the_bytes_of_the_same_configuration_alone(
     swept: tuple[Path, dict[Path, int], str, str], tmp_path: Path, ray_session: object
 ) -> None:

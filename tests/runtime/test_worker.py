@@ -199,6 +199,7 @@ class Allocating:
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
+@pytest.mark.long
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs a C library with thresholds")
 def test_a_worker_keeps_the_memory_of_a_step_for_the_next(ray_session: object) -> None:
     """Without the environment each step takes its 65 536 pages from the system anew."""

@@ -245,6 +245,7 @@ def test_it_can_be_differentiated_twice(arch: str, norm: str) -> None:
     assert slope == pytest.approx(difference, rel=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)], ids=["traced", "compiled"]
 )
