@@ -171,6 +171,7 @@ def data(config: str, overrides: tuple[str, ...], png: str | None) -> None:
     """
     with _reporting_errors():
         settings = _config(config, overrides, None, None)
+        _say(f"{settings.name}: looking for its images")
         from dasm_ray.report.page import draw_rows
         from dasm_ray.runtime.opening import open_checked
         from dasm_ray.store.datasets.catalogue import first_pictures
@@ -192,9 +193,7 @@ def distill(config: str, run: str | None, overrides: tuple[str, ...], workers: i
     the table to RUN/report. Stopped or killed, the same command goes on from the last checkpoint.
     """
     with _reporting_errors():
-        settings = _config(config, overrides, workers, address)
-        _starting(settings, "distilling")
-        _checking().check_run(settings, run)
+        settings = _of_run(config, run, overrides, workers, address, "distilling")
         from dasm_ray import pipeline
 
         _print_table(pipeline.distill(settings, run))
@@ -245,9 +244,7 @@ def experts(config: str, run: str | None, overrides: tuple[str, ...], workers: i
     % and the loss on training images, from the initialisation on.
     """
     with _reporting_errors():
-        settings = _config(config, overrides, workers, address)
-        _starting(settings, "training experts")
-        _checking().check_run(settings, run)
+        settings = _of_run(config, run, overrides, workers, address, "training experts")
         from dasm_ray import pipeline
 
         for line in pipeline.experts(settings, run):
@@ -282,9 +279,7 @@ def score(config: str, run: str | None, overrides: tuple[str, ...], workers: int
     Writes RUN/scores and prints a line per class.
     """
     with _reporting_errors():
-        settings = _config(config, overrides, workers, address)
-        _starting(settings, "scoring")
-        _checking().check_run(settings, run)
+        settings = _of_run(config, run, overrides, workers, address, "scoring")
         from dasm_ray import pipeline
 
         for line in pipeline.score_summary(settings, run):
@@ -315,9 +310,7 @@ def select(
     experts' scores.
     """
     with _reporting_errors():
-        settings = _config(config, overrides, workers, address)
-        _starting(settings, f"selecting by {method}")
-        _checking().check_run(settings, run)
+        settings = _of_run(config, run, overrides, workers, address, f"selecting by {method}")
         from dasm_ray import pipeline
 
         place, digest = pipeline.select(settings, method, run)
@@ -500,10 +493,7 @@ def evaluate(
     torch.nn.Module. Example: dasm-ray evaluate runs/digits --network resnet18:batch
     """
     with _reporting_errors():
-        _check_address(address)
-        _say_starting(f"evaluating {path}")
-        changes = _with_options(overrides, workers, address)
-        _checking().check_set(path, changes)
+        changes = _of_set(path, f"evaluating {path}", overrides, workers, address)
         from dasm_ray import pipeline
 
         _print_table(pipeline.evaluate(path, changes, network))
@@ -522,10 +512,7 @@ def incremental(path: str, steps: int, overrides: tuple[str, ...], workers: int 
     alone, which holds the set's images of the classes so far, and tested on these classes. Random images stand beside.
     """
     with _reporting_errors():
-        _check_address(address)
-        _say_starting(f"learning from {path} class by class")
-        changes = _with_options(overrides, workers, address)
-        _checking().check_set(path, changes)
+        changes = _of_set(path, f"learning from {path} class by class", overrides, workers, address)
         from rich.console import Console
 
         from dasm_ray import pipeline
@@ -561,10 +548,7 @@ def rank(
     data; Spearman's correlation says how well either small set foretells the ranking by the full data.
     """
     with _reporting_errors():
-        _check_address(address)
-        _say_starting(f"ranking networks by {path}")
-        changes = _with_options(overrides, workers, address)
-        _checking().check_set(path, changes)
+        changes = _of_set(path, f"ranking networks by {path}", overrides, workers, address)
         from rich.console import Console
 
         from dasm_ray import pipeline
@@ -594,10 +578,7 @@ def audit(path: str, networks: int, overrides: tuple[str, ...], workers: int | N
     `docs/audit.md` says what it proves and what not.
     """
     with _reporting_errors():
-        _check_address(address)
-        _say_starting(f"auditing {path}")
-        changes = _with_options(overrides, workers, address)
-        _checking().check_set(path, changes)
+        changes = _of_set(path, f"auditing {path}", overrides, workers, address)
         from rich.console import Console
 
         from dasm_ray import pipeline
@@ -806,6 +787,25 @@ def _config(path: str, overrides: tuple[str, ...], workers: int | None, address:
     return _checking().with_precision(config) if config.runtime.precision == "auto" else config
 
 
+def _of_run(
+    path: str, run: str | None, overrides: tuple[str, ...], workers: int | None, address: str | None, doing: str
+) -> RunConfig:
+    """The configuration of a command that works in a run directory, said and checked before PyTorch is loaded."""
+    config = _config(path, overrides, workers, address)
+    _starting(config, doing)
+    _checking().check_run(config, run)
+    return config
+
+
+def _of_set(path: str, doing: str, overrides: tuple[str, ...], workers: int | None, address: str | None) -> list[str]:
+    """The changes of a command on a finished set, said and checked before PyTorch is loaded."""
+    _check_address(address)
+    _say_starting(doing)
+    changes = _with_options(overrides, workers, address)
+    _checking().check_set(path, changes)
+    return changes
+
+
 def _starting(config: RunConfig, doing: str) -> None:
     """Says at once what is going on, since PyTorch and Ray take seconds to load; refuses a misspelt address first."""
     _check_address(config.runtime.address)
@@ -830,10 +830,15 @@ def _check_address(address: str | None) -> None:
         checked_address(address)
 
 
-def _say_starting(text: str) -> None:
+def _say_starting(doing: str) -> None:
+    _say(doing, ", loading PyTorch and Ray")
+
+
+def _say(doing: str, why_it_takes_long: str = "") -> None:
+    """What a command is at, on stderr: stdout is for results."""
     from dasm_ray.config.shown import escaped, masked
 
-    click.echo(f"{escaped(masked(text))}, loading PyTorch and Ray", err=True)
+    click.echo(escaped(masked(doing)) + why_it_takes_long, err=True)
 
 
 def _with_options(overrides: tuple[str, ...], workers: int | None, address: str | None) -> list[str]:

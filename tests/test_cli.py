@@ -713,6 +713,7 @@ def test_data_says_what_a_set_is(recipe: Path, tmp_path: Path) -> None:
     options = ["--set", "data.name=parquet", "--set", f"data.path={folder}", "--png", tmp_path / "sheet.png"]
     result = call("data", recipe, *options)
     assert result.exit_code == 0, result.output
+    assert result.stderr.endswith(": looking for its images\n"), "silent until a large folder has been looked through"
     assert result.stdout.splitlines() == [
         "data parquet: 1 file in Parquet, column image and label",
         "  images     60 of 16 x 16 pixels (rows x columns), RGB",
