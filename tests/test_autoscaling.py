@@ -135,19 +135,20 @@ def test_a_sweep_is_what_the_cluster_grows_by(cluster: Autoscaling, recipe: Path
 @pytest.mark.parametrize(
     ("wanted", "named"),
     [
-        ("runtime.gpus_per_worker=4", "4 GPUs"),
-        ("runtime.memory_per_worker=10000", "10000 GiB"),
-        ("runtime.cpus_per_worker=64", "64 cores"),
+        (["runtime.gpus_per_worker=4"], "4 GPUs"),
+        (["runtime.gpus_per_worker=0", "runtime.memory_per_worker=10000"], "10000 GiB"),
+        (["runtime.gpus_per_worker=0", "runtime.cpus_per_worker=64"], "64 cores"),
     ],
+    ids=["GPUs", "memory", "cores"],
 )
 def test_what_no_node_can_have_is_refused_in_seconds(
-    cluster: Autoscaling, recipe: Path, tmp_path: Path, wanted: str, named: str
+    cluster: Autoscaling, recipe: Path, tmp_path: Path, wanted: list[str], named: str
 ) -> None:
     start = time.monotonic()
-    options = ("--address", cluster.address, "--workers", "2", "--set", "runtime.gpus_per_worker=0", "--set")
-    process = begun(recipe, tmp_path / "run", *options, wanted)
+    options = ["--address", cluster.address, "--workers", "2"]
+    process = begun(recipe, tmp_path / "run", *options, *(word for key in wanted for word in ("--set", key)))
     _, errors = process.communicate(timeout=60)
-    print(f"\n{wanted}: refused in {time.monotonic() - start:.1f} s, of which Python and Ray's client take some")
+    print(f"\n{wanted[-1]}: refused in {time.monotonic() - start:.1f} s, of which Python and Ray's client take some")
     assert process.returncode == 2, errors
     last = errors.splitlines()[-1]
     assert last.startswith("dasm-ray: ")

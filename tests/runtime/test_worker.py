@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -160,7 +161,7 @@ def test_four_workers_read_one_decoded_copy_which_is_not_in_the_store(ray_sessio
         notice=lambda text: None,
         env={"MALLOC_MMAP_THRESHOLD_": "1000000"},
     ) as pool:
-        list(pool.run([Task(f"nap {i}", "nap", (1.0,)) for i in range(4)]))
+        wait_for_all(pool, 4)
         list(pool.run([Task(f"warm {i}", "score", (job, (flat,), 0, 5000)) for i in range(4)]))
         before = {d.value: _private(d.value) for d in pool.run([Task(f"pid {i}", "nap", (1.0,)) for i in range(4)])}
         count = int(real.counts["train"].sum())
@@ -174,6 +175,14 @@ def test_four_workers_read_one_decoded_copy_which_is_not_in_the_store(ray_sessio
     )
     assert store < decoded / 10
     assert max(grown) < decoded / 4, "a worker holds a copy of its own"
+
+
+def wait_for_all(pool: Pool, count: int) -> None:
+    """Until so many workers answer: on a busy machine the first have done all there is before the last has come."""
+    deadline, seen = time.monotonic() + 120, set()
+    while len(seen) < count:
+        assert time.monotonic() < deadline, f"{len(seen)} workers of {count} came"
+        seen |= {done.value for done in pool.run([Task(f"nap {i}", "nap", (1.0,)) for i in range(count)])}
 
 
 def _network(job: Job) -> Network:
