@@ -69,8 +69,8 @@ class DistributionMatching:
         self.momentum, self.discrimination = momentum, discrimination
         _, height, width = network.shape
         self.rows, self.columns = (enlargers(side, factor).to(network.device) for side in (height, width))
-        self.step: Callable[[StepInputs], Stepped] = maybe_compiled(network.compile, self.reference_step)
-        self.mean: Callable[..., Tensor] = maybe_compiled(network.compile, self.means)
+        self.step: Callable[[StepInputs], Stepped] = maybe_compiled(network.compile, self.reference_step, kind="match")
+        self.mean: Callable[..., Tensor] = maybe_compiled(network.compile, self.means, kind="mean")
 
     def nothing(self, flat: Tensor) -> Tensor:
         """What earlier segments add where a segment stands alone: a scalar 0."""

@@ -29,6 +29,12 @@ PIECE_BYTES = 1 << 24
 """Of the first block's output for the images that a CPU takes at once, so that its caches hold what is read next."""
 
 
+def compiles(compile: bool | None, model: Model, shape: tuple[int, int, int], device: str) -> bool:
+    """Whether the steps of a network are compiled; unset: where it is large. One of the caller's own never is."""
+    is_large = device != "cpu" or model.width * shape[1] * shape[2] >= WORTH_COMPILING
+    return not isinstance(model, OwnModel) and (is_large if compile is None else compile)
+
+
 class Network:
     """An architecture on images of one shape, normalised by ``mean`` and ``std`` (C,) of pixels in [0, 1]."""
 
@@ -52,12 +58,11 @@ class Network:
         self.mean, self.std = mean, std
         self.whitening = None if whitening is None else whitening.to(device)
         self.device = device
-        is_large = device != "cpu" or model.width * shape[1] * shape[2] >= WORTH_COMPILING
-        self.compile = is_large if compile is None else compile
+        self.compile = compiles(compile, model, shape, device)
         self.inside = {"float32": None, "bf16": torch.bfloat16}[precision]
         self.module = self._module()  # its own values, if it has any, are not looked at
         if isinstance(self.module, foreign.Foreign):
-            self.compile, self.model = False, model.model_copy(update={"norm": self.module.norm})
+            self.model = model.model_copy(update={"norm": self.module.norm})
         self.layout = Layout.of(self.module)
         self.read = self._reader()
         self._train_steps: dict[tuple[str, bool], Callable[..., tuple[Tensor, Tensor, Tensor]]] = {}
@@ -125,7 +130,7 @@ class Network:
             velocity = momentum * velocity + gradient + decay * flat
             return flat - rate * velocity, velocity, loss
 
-        return maybe_compiled(self.compile, step)
+        return maybe_compiled(self.compile, step, kind=f"train {augment_by}{' flat' * is_flat}")
 
     def _reader(self) -> Callable[[Tensor, dict[str, Tensor], Tensor], tuple[Tensor, Tensor]]:
         """(flat, statistics, images (n, C, H, W) normalised) to logits (n, K) and last hidden layer (n, d)."""
@@ -136,7 +141,7 @@ class Network:
             features = functional_call(frozen, values, (images,), {"hidden": True})
             return functional_call(frozen, values, (features,), {"head": True}), features
 
-        return maybe_compiled(self.compile, forward)
+        return maybe_compiled(self.compile, forward, kind="read")
 
     def statistics(self, flat: Tensor, images: Tensor) -> dict[str, Tensor]:
         """What batch normalisation needs for evaluation: the moments of ``images`` at every layer (else nothing)."""
