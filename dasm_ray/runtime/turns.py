@@ -21,6 +21,7 @@ from pathlib import Path
 import filelock
 import ray
 import torch
+from ray.exceptions import RayError
 from ray.experimental import internal_kv
 
 from dasm_ray.config.gains import COLD
@@ -116,10 +117,11 @@ def tell(first: First | None) -> None:
     if not ray.is_initialized():
         return
     mine = f"{_of_job()}/{ray.get_runtime_context().get_worker_id()}/"
-    if first is None:
-        internal_kv._internal_kv_del(mine, del_by_prefix=True)
-    else:
-        internal_kv._internal_kv_put(f"{mine}{first.kind.partition(' ')[0]}", "", overwrite=True)
+    with contextlib.suppress(RayError):  # a word to the driver is no part of the work
+        if first is None:
+            internal_kv._internal_kv_del(mine, del_by_prefix=True)
+        else:
+            internal_kv._internal_kv_put(f"{mine}{first.kind.partition(' ')[0]}", "", overwrite=True)
 
 
 def _of_job() -> str:
@@ -141,7 +143,7 @@ class Hearing:
 
     def __call__(self) -> None:
         """Looks once."""
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, RayError):  # whether Ray is gone for good the watchdog says
             self.hear(watchdog.bounded(lambda: internal_kv._internal_kv_list(_of_job()), look=watchdog.check))
 
     def hear(self, keys: list[bytes]) -> None:
