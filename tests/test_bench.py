@@ -10,11 +10,15 @@ from pathlib import Path
 
 import bench
 import limits
+import numpy as np
 import pytest
 import rows_runtime
 import shown
 from demo import by_stage
+from local_pool import LocalPool, fetch, put
 from measuring import ALLOCATOR, _environment
+
+from dasm_ray.runtime.decoding import RealRefs
 
 NAMES = ("match", "k_center", "demo")
 
@@ -88,6 +92,17 @@ def test_rounds_are_timed_after_few_and_many_segments_and_on_small_and_large_set
     found = rows_runtime.rounds(1, quick=True)
     assert list(found["rounds"]) == ["1 done", "4 done", "16 done", "1000 images", "4000 images", "16000 images"]
     assert all(seconds["least"] > 0 for seconds in found["rounds"].values())
+
+
+def test_a_bare_loop_of_core_calls_comes_to_what_the_coordinator_does(digits: RealRefs) -> None:
+    pool = LocalPool()
+    pool._worker = rows_runtime.Timed(1, fetch)  # type: ignore[assignment]
+    bench = rows_runtime.prepared(rows_runtime.recipe(quick=True), digits, put)
+    ours = rows_runtime.coordinated(bench, pool)  # type: ignore[arg-type]
+    seconds, (ref,) = rows_runtime.asked(pool, "loop", bench.job, bench.inputs, bench.initial, count=2)  # type: ignore[arg-type]
+    assert np.array_equal(ours, pool.fetch(ref))
+    assert not np.array_equal(ours, bench.initial)
+    assert 0 < seconds < rows_runtime.asked(pool, "cpu")[0]  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from dasm_ray.core.blocks import Blocks
 from dasm_ray.core.matching.round import Assignment, RoundInputs, distil_round, matching_of
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.seed import torch_generator
-from dasm_ray.runtime.decoding import load_real
+from dasm_ray.runtime.decoding import RealRefs, load_real
 from dasm_ray.runtime.groups import SegmentRun, groups_of
 from dasm_ray.runtime.pool import Pool, Task, outputs
 from dasm_ray.runtime.progress import Progress
@@ -107,14 +107,18 @@ def opened(quick: bool, workers: int) -> Iterator[Bench]:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     config = recipe(quick)
     with Session.open(Runtime(workers=workers, cpus_per_worker=1, gpus_per_worker=0), _quiet):
-        real = load_real(open_source(config.data), config.data, _quiet)
-        generator = torch_generator("benchmark", "rounds")
-        network = Network(config.model, real.shape, CLASSES, real.mean, real.std, compile=False)
-        expert = np.stack([network.initial(generator).numpy() for _ in range(2)])
-        windows = ray.put([[np.arange(count) for count in real.counts["train"]]])
-        nothing = ray.put(np.empty((CLASSES, 0, *real.shape), np.float32))
-        initial = torch.rand(CLASSES, config.synthetic.ipc, *real.shape, generator=generator).numpy()
-        yield Bench(Job(config, real, "cpu"), RoundInputRefs(windows, nothing, (ray.put(expert),), ()), initial)
+        yield prepared(config, load_real(open_source(config.data), config.data, _quiet), ray.put)
+
+
+def prepared(config: RunConfig, real: RealRefs, put: Callable[[Any], Any]) -> Bench:
+    """What a segment of a set begins with, put where workers fetch it."""
+    generator = torch_generator("benchmark", "rounds")
+    network = Network(config.model, real.shape, CLASSES, real.mean, real.std, compile=False)
+    expert = np.stack([network.initial(generator).numpy() for _ in range(2)])
+    windows = put([[np.arange(count) for count in real.counts["train"]]])
+    nothing = put(np.empty((CLASSES, 0, *real.shape), np.float32))
+    initial = torch.rand(CLASSES, config.synthetic.ipc, *real.shape, generator=generator).numpy()
+    return Bench(Job(config, real, "cpu"), RoundInputRefs(windows, nothing, (put(expert),), ()), initial)
 
 
 def pool_of(workers: int) -> Pool:
@@ -140,7 +144,9 @@ def _quiet(text: str) -> None:
 def coordinated(bench: Bench, pool: Pool) -> np.ndarray:
     """All rounds by the coordinator: the pixels (K, m, C, H, W)."""
     with tempfile.TemporaryDirectory(prefix="dasm-ray-bench-") as folder:
-        run = SegmentRun(bench.job, pool, Progress(live=False), Place(folder), "key", 0, bench.initial)
+        progress = Progress(live=False)
+        run = SegmentRun(bench.job, pool, progress, Place(folder), "key", 0, bench.initial)
+        progress.stage("distil", run.rounds_total)
         return run.run(bench.inputs, lambda: bench.inputs)
 
 
