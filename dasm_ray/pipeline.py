@@ -38,7 +38,7 @@ from dasm_ray.report.page import draw_few, draw_rows
 from dasm_ray.report.standings import Line
 from dasm_ray.report.table import Row, from_json, told
 from dasm_ray.report.webpage import report
-from dasm_ray.runtime.opening import check_relabelling, open_checked, settled, with_precision
+from dasm_ray.runtime.opening import check_relabelling, open_checked, settled, with_compiling, with_precision
 from dasm_ray.runtime.pool import task
 from dasm_ray.runtime.progress import Progress, clock_text
 from dasm_ray.runtime.session import Session
@@ -197,7 +197,7 @@ def experts(config: RunConfig, run: str | None = None) -> list[str]:
 
 def estimate(config: RunConfig) -> list[str]:
     """What ``config`` will take on the workers that are there: a line a fact. Measures a few steps; writes nothing."""
-    with connected(with_precision(config), Place(f"runs/{config.name}"), only_measures=True) as run:
+    with connected(with_compiling(with_precision(config)), Place(f"runs/{config.name}"), only_measures=True) as run:
         whole = replace(run, config=run.config.for_classes(run.classes))
         found, workers = measured(whole), run.session.workers
     lines = [
@@ -205,9 +205,14 @@ def estimate(config: RunConfig) -> list[str]:
         f"{clock_text(stage.seconds)} of work in {stage.tasks} parallel tasks"
         for stage in found.stages
     ]
-    total = sum(stage.wall(workers) for stage in found.stages)
+    first, later = found.compiling
+    if first:
+        lines.append(
+            f"{'compile':24} {clock_text(first)} the first time on a machine, then {clock_text(later)} in each worker"
+        )
+    total = first + sum(stage.wall(workers) for stage in found.stages)
     facts = {
-        "in all": f"{clock_text(total)}, whitening, scoring and compiling not counted",
+        "in all": f"{clock_text(total)}{', with the first compiling' * (first > 0)}, whitening and scoring not counted",
         "memory of a worker": _size(found.worker_memory) + ", as measured",
         "memory on its GPU": _size(found.device_memory) if found.device_memory else "none",
         "object store": _size(found.object_store) + " on each node",
@@ -272,7 +277,10 @@ def compare(
     ``ipcs`` and ``networks`` (ARCH or ARCH:NORM) unset: those of the first recipe. Sets and cells that are on disk are
     not computed again, so it goes on where it was stopped.
     """
-    configs, plan = [with_precision(config) for config in configs], Plan(ipcs, selections, labels, networks)
+    configs, plan = (
+        [with_compiling(with_precision(config)) for config in configs],
+        Plan(ipcs, selections, labels, networks),
+    )
     check(configs, plan)
     with claimed_comparison(Place(run or "runs/comparison")) as place:
         with connected(configs[0], place) as open_run:

@@ -4,6 +4,7 @@ What Hypothesis tries is the same in every run, and a failure says how to have i
 """
 
 import atexit
+import getpass
 import os
 import shutil
 import tempfile
@@ -20,6 +21,8 @@ settings.load_profile("same")
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers of one run share a cache, and nobody's home is written to
     os.environ["DASM_RAY_CACHE"] = tempfile.mkdtemp(prefix="dasm_ray_tests_")
     atexit.register(shutil.rmtree, os.environ["DASM_RAY_CACHE"], ignore_errors=True)
+# What is compiled is kept from one test run to the next, where torch itself would: cold it takes minutes.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}")
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.pop("RAY_ADDRESS", None)
 

@@ -10,10 +10,15 @@ from pathlib import Path
 
 import bench
 import limits
+import numpy as np
 import pytest
+import rows_runtime
 import shown
 from demo import by_stage
+from local_pool import LocalPool, fetch, put
 from measuring import ALLOCATOR, _environment
+
+from dasm_ray.runtime.decoding import RealRefs
 
 NAMES = ("match", "k_center", "demo")
 
@@ -72,6 +77,40 @@ def test_stages_of_one_name_are_added_up() -> None:
     assert found == {"start": 2.0, "stages": {"data": 1.0, "distil": 5.5}}
     told = shown.told({"row": "demo", "seconds": 9.0, **found})
     assert told.endswith("9.0 in all; until the first stage 2.0, data 1.0, distil 5.5")
+
+
+def test_rows_of_the_runtime_are_told_in_a_line() -> None:
+    ratios = {"cpu": {"median": 1.02, "least": 1.0, "most": 1.1}, "wall": {"median": 1.9, "least": 1.8, "most": 2.0}}
+    both = {"ratios": ratios, "differ": 0.0}
+    assert "CPU 1.02 (1.00–1.10), wall 1.90" in shown.told({"row": "coordinator", **both})
+    assert "as one: wall 1.90 (1.80–2.00)" in shown.told({"row": "workers", **both})
+    assert "1 done 0.500" in shown.told({"row": "rounds", "rounds": {"1 done": {"median": 0.5}}})
+    assert shown.told({"row": "rounds", "failed": "why"}) == "rounds could not be measured: why"
+
+
+def test_rounds_are_timed_after_few_and_many_segments_and_on_small_and_large_sets() -> None:
+    found = rows_runtime.rounds(1, quick=True)
+    assert list(found["rounds"]) == ["1 done", "4 done", "16 done", "1000 images", "4000 images", "16000 images"]
+    assert all(seconds["least"] > 0 for seconds in found["rounds"].values())
+
+
+def test_a_bare_loop_of_core_calls_comes_to_what_the_coordinator_does(digits: RealRefs) -> None:
+    pool = LocalPool()
+    pool._worker = rows_runtime.Timed(1, fetch)  # type: ignore[assignment]
+    bench = rows_runtime.prepared(rows_runtime.recipe(quick=True), digits, put)
+    ours = rows_runtime.coordinated(bench, pool)  # type: ignore[arg-type]
+    seconds, (ref,) = rows_runtime.asked(pool, "loop", bench.job, bench.inputs, bench.initial, count=2)  # type: ignore[arg-type]
+    assert np.array_equal(ours, pool.fetch(ref))
+    assert not np.array_equal(ours, bench.initial)
+    assert 0 < seconds < rows_runtime.asked(pool, "cpu")[0]  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_the_coordinator_one_worker_and_two_come_to_what_a_bare_loop_does(ray_session: object) -> None:
+    for row in (rows_runtime.coordinator, rows_runtime.workers):
+        found = row(1, True)
+        assert found["differ"] == 0
+        assert len(found["samples"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,9 @@ def test_walks_agree(world: World) -> None:
     assert float(ours.log_step) == pytest.approx(float(slopes[2] * rate), rel=EXACT)
 
 
-@pytest.mark.parametrize("name", list(ROWS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * row.is_cold) for name, row in ROWS.items()]
+)
 def test_each_row_does_the_same_work_twice(name: str) -> None:
     """In float32, as it is timed; every call starts anew."""
     pair: Pair = ROWS[name].build(TINY)

@@ -125,6 +125,7 @@ def _lines(facts: Facts) -> Iterator[str]:
         yield f"probe: {{epochs: 100, batch: 64, augment: {augment}}}"
     yield "score: {early: 2}"
     full = max(2, min(100, math.ceil(FULL_STEPS / steps)))
+    yield "runtime: {compile: auto} # only where the run is long enough to gain more by it than it takes"
     yield f"evaluate: {{epochs: 200, full_epochs: {full}, batch: 64, checkpoints: 3, augment: {augment}}}"
 
 

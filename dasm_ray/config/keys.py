@@ -260,6 +260,10 @@ class TrainRecipe(Section):
     )
     cutmix: Share = Field(0.5, description="Probability of CutMix, a step.")
 
+    def steps_over(self, count: int, epochs: int | None = None) -> int:
+        """SGD steps of ``epochs`` (unset: the recipe's) passes over ``count`` samples, at least one."""
+        return max(1, (epochs or self.epochs) * count // min(self.batch, count))
+
 
 class Experts(TrainRecipe):
     """Networks trained on the real data: their snapshots are the states to match at, and they teach the windows."""
@@ -567,10 +571,10 @@ class Runtime(Section):
         description="host:port of a running Ray cluster; unset: a Ray of the run's own, on this machine.",
         json_schema_extra=NOT_IN_RESULT,
     )
-    compile: StrictBool | None = Field(
+    compile: Literal[True, False, "auto"] | None = Field(
         None,
-        description="Compile the steps instead of running them eagerly; unset: where networks are large enough for it"
-        " to pay.",
+        description="Compile the steps instead of running them eagerly; auto, where all steps of the run gain more by "
+        "it than it takes; unset: where networks are large, however few steps they are trained for.",
     )
     precision: Literal["float32", "bf16", "auto"] = Field(
         "float32",
@@ -604,10 +608,16 @@ class Runtime(Section):
         json_schema_extra=NOT_IN_RESULT,
     )
 
+    @property
+    def compiles(self) -> bool | None:
+        """Whether steps are compiled; None: where networks are large."""
+        assert self.compile != "auto", "a run decides before it begins"
+        return self.compile
+
     def rounding(self, device: str) -> tuple[str | int | bool | None, ...]:
         """What the last bits of a training on ``device`` depend on beside its recipe; a later key counts once set."""
         later = () if self.precision == "float32" else (self.precision,)
-        return (self.cpus_per_worker, self.compile, device, *later)
+        return (self.cpus_per_worker, self.compiles, device, *later)
 
 
 class RunConfig(Section):

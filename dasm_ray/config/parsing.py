@@ -102,6 +102,14 @@ def set_key(tree: Tree, key: str, value: Plain, source: str) -> None:
     node[last] = value
 
 
+def as_one_of_many(recipe: Tree) -> Tree:
+    """A recipe's tree for several runs that share experts: what it leaves to each run is unset in all of them."""
+    runtime = recipe.get("runtime")
+    if not isinstance(runtime, dict) or runtime.get("compile") != "auto":
+        return recipe
+    return {**recipe, "runtime": {key: value for key, value in runtime.items() if key != "compile"}}
+
+
 def _shown(override: str) -> str:
     return escaped(masked(override), 120)
 

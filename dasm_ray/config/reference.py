@@ -122,7 +122,7 @@ def _values(told: Tree) -> str:
         parts = [_values(part) for part in told["anyOf"] if part.get("type") != "null"]
         return " or ".join(parts)
     if "enum" in told:
-        return ", ".join(map(str, told["enum"]))
+        return ", ".join(str(each).lower() if isinstance(each, bool) else str(each) for each in told["enum"])
     if told["type"] == "boolean":
         return "true, false"
     if told["type"] in ("integer", "number"):

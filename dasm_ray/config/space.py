@@ -21,7 +21,7 @@ from pydantic import Field, StrictInt, StrictStr
 from dasm_ray.config import plain_yaml
 from dasm_ray.config.digests import digest_of, result_keys
 from dasm_ray.config.keys import Natural, Number, RunConfig, Section, Text, Whole
-from dasm_ray.config.parsing import apply_overrides, field_of, meet, parse_config, sentences_of, set_key
+from dasm_ray.config.parsing import apply_overrides, as_one_of_many, field_of, meet, parse_config, sentences_of, set_key
 from dasm_ray.config.recipes import located
 from dasm_ray.config.shown import escaped, masked
 from dasm_ray.errors import ConfigError
@@ -153,7 +153,7 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), workers: int | N
     overrides, name = list(overrides), name_of(path)
     path = located(path, "sweep")
     file = _parsed(path, {"workers": workers} if workers is not None else {})
-    tree = plain_yaml.read_file(located(file.recipe, "recipe", Path(path).parent))
+    tree = as_one_of_many(plain_yaml.read_file(located(file.recipe, "recipe", Path(path).parent)))
     for key, value in file.set.items():
         set_key(tree, key, value, f"{name}: set.{escaped(key)}")
     changed = [*file.set, *(override.partition("=")[0].strip() for override in overrides)]

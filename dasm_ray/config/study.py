@@ -28,7 +28,7 @@ from dasm_ray.config.designs import (
 )
 from dasm_ray.config.digests import digest_of, result_keys
 from dasm_ray.config.keys import Natural, RunConfig, Section, Text, Whole, listed, one_of
-from dasm_ray.config.parsing import apply_overrides, field_of, meet, parse_config, sentences_of, set_key
+from dasm_ray.config.parsing import apply_overrides, as_one_of_many, field_of, meet, parse_config, sentences_of, set_key
 from dasm_ray.config.recipes import located
 from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.config.shown import escaped
@@ -176,7 +176,7 @@ def load_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
     problems = list(_misplaced(file, arms, generated, given))
     if problems:
         raise ConfigError(*(f"{name}: {problem}" for problem in problems))
-    tree = plain_yaml.read_file(located(file.recipe, "recipe", Path(path).parent))
+    tree = as_one_of_many(plain_yaml.read_file(located(file.recipe, "recipe", Path(path).parent)))
     _change(tree, file.set, f"{name}: set")
     apply_overrides(tree, overrides)
     ipcs = file.ipc or (parse_config(tree).synthetic.ipc,)

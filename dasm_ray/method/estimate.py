@@ -9,7 +9,9 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from dasm_ray.config.gains import Size, images_of, verdict
 from dasm_ray.config.keys import RunConfig
+from dasm_ray.core.networks.network import compiles
 from dasm_ray.core.networks.training import steps_for
 from dasm_ray.method.run import Run, run_all
 from dasm_ray.runtime.groups import groups_of
@@ -33,7 +35,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run takes: stages in order, bytes, and the most workers that shorten its longest stage."""
+    """What a run takes: stages in order, bytes, and the most workers that shorten its longest stage.
+
+    ``compiling``: seconds, the first time on a machine and from its disk; 0 where steps run eagerly.
+    """
 
     stages: tuple[Stage, ...]
     worker_memory: int
@@ -43,6 +48,7 @@ class Estimate:
     disk: int
     moved_each_round: int
     useful_workers: int
+    compiling: tuple[float, float]
 
 
 def estimate(run: Run) -> Estimate:
@@ -76,7 +82,18 @@ def estimate(run: Run) -> Estimate:
         disk=trajectories + 4 * stored,
         moved_each_round=_moved(config, classes, math.prod(run.real.shape)),
         useful_workers=max(stage.tasks for stage in stages),
+        compiling=_compiling(run),
     )
+
+
+def _compiling(run: Run) -> tuple[float, float]:
+    """Seconds that compiling all steps takes."""
+    config, real = run.config, run.real
+    if not compiles(config.runtime.compiles, config.model, real.shape, run.session.device):
+        return 0.0, 0.0
+    images = {split: int(counts.sum()) for split, counts in real.counts.items()}
+    found = verdict(config, Size(**images, classes=run.classes, shape=real.shape))
+    return found.cold, found.warm
 
 
 def work_ahead(run: Run) -> dict[str, float]:
@@ -87,7 +104,7 @@ def work_ahead(run: Run) -> dict[str, float]:
     config, classes = run.config, run.classes
     count = int(run.real.counts["train"].sum())
     _, steps = _evaluation(config, classes, count, 1.0)
-    distilling = {f"distil {run.of(stage)}": 1.0 * _images_of(config, classes, stage) for stage in _stages(config)}
+    distilling = {f"distil {run.of(stage)}": 1.0 * images_of(config, classes, stage) for stage in _stages(config)}
     return {
         "experts": float(config.experts.count * steps_for(count, config.experts) * config.experts.batch),
         **distilling,
@@ -99,17 +116,6 @@ def _stages(config: RunConfig) -> range:
     """The segments, and the polish where there is one."""
     segments = config.synthetic.segments
     return range(segments + (config.rounds_of(segments) > 0))
-
-
-def _images_of(config: RunConfig, classes: int, stage: int) -> int:
-    """Images of all matching steps of a segment, or of the polish."""
-    rounds, synthetic, matcher = config.rounds_of(stage), config.synthetic, config.matcher
-    if config.is_trajectory:
-        steps = rounds * config.trajectory.lanes * config.trajectory.steps
-        return steps * min(config.trajectory.batch, classes * synthetic.ipc)
-    tiles, most = synthetic.factor**2, max(1, matcher.batch_syn // synthetic.factor**2)
-    a_step = matcher.batch_real + min(most, config.size_of(stage)) * tiles
-    return rounds * matcher.networks * matcher.steps * classes * a_step
 
 
 class Work(NamedTuple):
@@ -128,7 +134,7 @@ def work_of(config: RunConfig, classes: int) -> Work:
     matcher = config.matcher
     stages = range(config.synthetic.segments + 1)
     rounds = sum(config.rounds_of(stage) for stage in stages)
-    images = sum(_images_of(config, classes, stage) for stage in stages)
+    images = sum(images_of(config, classes, stage) for stage in stages)
     if config.is_trajectory:
         return Work(rounds * config.trajectory.lanes * config.trajectory.steps, images)
     return Work(rounds * matcher.networks * matcher.steps * classes, images)

@@ -27,6 +27,7 @@ from dasm_ray.runtime.plan import GIB
 from dasm_ray.runtime.pool import Done, ObjectRef, Pool, Task, task
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.session import Session
+from dasm_ray.runtime.turns import Hearing
 from dasm_ray.runtime.worker import Answer, Job, Worker, environment
 from dasm_ray.store import tensors
 from dasm_ray.store.place import Place
@@ -189,6 +190,7 @@ def _pool(config: RunConfig, session: Session, progress: Progress) -> Pool:
         idle_seconds=runtime.idle_seconds,
         notice=progress.note,
         on_task=progress.task,
+        on_tick=Hearing(progress.compiling),
         env=environment(shape.num_cpus),
     )
 

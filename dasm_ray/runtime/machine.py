@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -137,15 +138,29 @@ def _gpu_count() -> int:
 def computes_bf16(by_gpu: bool) -> bool:
     """Whether workers here multiply bfloat16: every GPU, if they have any (``by_gpu``) and there are some, else the
     processor. Waits for no library."""
-    capabilities = _capabilities() if by_gpu and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else []
+    capabilities = _capabilities() if by_gpu else []
     if capabilities:
         return all(capability >= 8.0 for capability in capabilities)
     flags = set((_text_of(CPU) or "").split())
     return bool(flags & {"avx512_bf16", "amx_bf16"})
 
 
+def has_gpus() -> bool:
+    """Whether there are GPUs here that work may be done on. Waits for no library."""
+    return bool(_capabilities())
+
+
+def processor() -> str:
+    """The name of the processor and what it can do, as the system tells them: what compiled code depends on."""
+    lines = (_text_of(CPU) or platform.machine()).splitlines()
+    wanted = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)})) or platform.machine()
+
+
 def _capabilities() -> list[float]:
-    """The compute capability of every GPU, by the driver's own tool; none where there is no driver."""
+    """The compute capability of every GPU, by the driver's own tool; none where there is no driver, or none is left."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return []
     call = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
         said = subprocess.run(call, capture_output=True, text=True, timeout=30, check=True).stdout

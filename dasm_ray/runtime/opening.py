@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dasm_ray.config.afterwards import AFTERWARDS, RELABELLING, changed, check_allowed, without_address
 from dasm_ray.config.compared import Plan, check
 from dasm_ray.config.digests import result_keys
-from dasm_ray.config.keys import GROUP_SIZE, RunConfig
+from dasm_ray.config.gains import Size, verdict
+from dasm_ray.config.keys import GROUP_SIZE, RunConfig, Runtime
 from dasm_ray.config.parsing import parse_config, parse_result_keys
 from dasm_ray.config.space import Sweep
 from dasm_ray.config.study import Study
 from dasm_ray.errors import ArtifactError, ConfigError, UserError
 from dasm_ray.plain import Tree, Values
-from dasm_ray.runtime.machine import check_whitening, computes_bf16, read_memory
+from dasm_ray.runtime.machine import check_whitening, computes_bf16, has_gpus, read_memory
 from dasm_ray.store import findings
 from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.datasets.shards import Source
@@ -92,9 +93,9 @@ def settled(config: RunConfig, run: str | Place) -> RunConfig:
     """The configuration of a run with what the number of classes and the machine decide filled in, as it is kept.
 
     The classes are looked up unless the run directory says by what it keeps that they were: a run that was begun
-    before the key was filled in goes on as it was begun.
+    before the key was filled in goes on as it was begun. So does one that was begun when `auto` meant something else.
     """
-    config = with_precision(config)
+    config = with_compiling(with_precision(config), run)
     if not config.waits_for_classes:
         return config
     with contextlib.suppress(UserError):  # who opens the directory says what is wrong with it
@@ -137,8 +138,53 @@ def with_precision(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"runtime": runtime.model_copy(update={"precision": precision})})
 
 
+def with_compiling(config: RunConfig, run: str | Place | None = None) -> RunConfig:
+    """The configuration with ``runtime.compile: auto`` decided by its own steps; it is kept so.
+
+    As the directory of the ``run`` has it, if it was begun. On GPUs steps are compiled, as where the key is unset.
+    Raises ConfigError where nobody has said whether work that is done on other machines is done on GPUs.
+    """
+    if config.runtime.compile != "auto":
+        return config
+    decided = _begun_with(run)
+    if decided is None:
+        decided = _by_gpu(config.runtime) or verdict(config, size_of(open_checked(config))).pays
+    return config.model_copy(update={"runtime": config.runtime.model_copy(update={"compile": decided})})
+
+
+def _begun_with(run: str | Place | None) -> bool | None:
+    """What a run directory that is there keeps of the key."""
+    if run is not None:
+        with contextlib.suppress(UserError):  # who opens the directory says what is wrong with it
+            kept = RunDir.read(run).config.runtime.compile
+            return kept if isinstance(kept, bool) else None
+    return None
+
+
+def _by_gpu(runtime: Runtime) -> bool:
+    """Whether workers compute on GPUs."""
+    if runtime.device is not None or runtime.gpus_per_worker is not None:
+        return runtime.device != "cpu" and (runtime.device == "cuda" or bool(runtime.gpus_per_worker))
+    if runtime.address or os.environ.get("RAY_ADDRESS"):
+        raise ConfigError(
+            "runtime.compile: auto depends on whether workers compute on GPUs, and the work is done elsewhere; set "
+            "runtime.device to cpu or cuda"
+        )
+    return has_gpus()
+
+
+def size_of(source: Source) -> Size:
+    """How large a set is, before it is decoded: what is cut from the training images by their content, about."""
+    found, train = source.found, source.found.of_train.images
+    held_out = {"val": round(found.cut.val * train), "test": round(found.cut.test * train)}
+    parts = {role: split.images if (split := found.of(role)) else held_out[role] for role in held_out}
+    return Size(train - sum(held_out.values()), **parts, classes=len(source.class_names), shape=source.shape)
+
+
 def check_settled(config: RunConfig) -> None:
-    """ConfigError for a precision that nobody decided: of a sweep or a study, which share it among machines."""
+    """ConfigError for what nobody decided: of a sweep or a study, whose runs share experts, and machines."""
+    if config.runtime.compile == "auto":
+        raise ConfigError("runtime.compile: auto is decided for a single run; say true or false here, or leave it out")
     if config.runtime.precision == "auto":
         raise ConfigError("runtime.precision: auto is decided for a single run; say bf16 or float32 here")
 

@@ -188,6 +188,7 @@ class Pool:
     an environment with ``env`` added. A task may be lost ``max_lost`` times, each attempt may take ``task_seconds``; an
     actor without one for ``idle_seconds`` is ended. ``notice`` gets one line for each event worth telling; ``on_task``
     the name of each task that came to an end, the number of its worker, seconds, and why it was lost, if it was.
+    ``on_tick`` is called about every second while tasks are waited for.
     """
 
     def __init__(
@@ -205,6 +206,7 @@ class Pool:
         memory: float = 0.0,
         env: Mapping[str, str] | None = None,
         on_task: Callable[[str, int, float, str], None] = lambda name, worker, seconds, lost: None,
+        on_tick: Callable[[], None] = lambda: None,
     ) -> None:
         options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": 0, "max_task_retries": 0}
         if memory:
@@ -217,7 +219,7 @@ class Pool:
         self._count = count
         self._task_seconds = task_seconds
         self._idle_seconds = idle_seconds
-        self._notice, self._on_task = notice, on_task
+        self._notice, self._on_task, self._on_tick = notice, on_task, on_tick
         self._hired = 0
         self._ledger = Ledger(max_lost)
         self._tasks: dict[str, Task] = {}
@@ -463,6 +465,7 @@ class Pool:
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + TICK_SECONDS
+        self._on_tick()
         try:
             draining = watchdog.bounded(draining_nodes, look=watchdog.check)
         except TimeoutError:

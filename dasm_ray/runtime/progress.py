@@ -30,6 +30,10 @@ PLAIN_SECONDS = 10.0
 """Least time between two plain lines of one stage."""
 
 
+LEAST_TOLD = 5.0
+"""Seconds that compiling takes at least, as it is told: what takes longer than expected is always about to end."""
+
+
 @dataclass
 class _Stage:
     """One stage on its way. ``before`` tasks were done when it began, after a resume: no measure of speed."""
@@ -41,6 +45,7 @@ class _Stage:
     start: float
     done: int = 0
     samples: int = 0
+    has_compiled: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -147,6 +152,7 @@ class Progress:
         self._clock = clock
         self._stage: _Stage | None = None
         self._workers = self._lost = 0
+        self._compiling: float | None = None
         self._said = 0.0
         self._began, self._expected, self._ended = clock(), 0, 0
         self._ahead = _Ahead({})
@@ -225,6 +231,15 @@ class Progress:
         """What share of the training images the latest probe gets right."""
         self._tell(kind="probe", accuracy=round(accuracy, 4))
 
+    def compiling(self, seconds: float | None) -> None:
+        """Workers compile steps, for about so many seconds still; None: they do not."""
+        self._compiling = seconds
+        stage = self._stage
+        if seconds is not None and stage is not None and not stage.has_compiled:
+            stage.has_compiled = True
+            if self._bars is None:
+                self._print(f"{stage.title}: {self._crew()}")
+
     def close(self) -> None:
         """Ends the stage and the display."""
         self._end_stage()
@@ -267,6 +282,9 @@ class Progress:
         self._console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     def _crew(self) -> str:
+        """Who is at work, or that they compile."""
+        if self._compiling is not None:
+            return f"compiling, about {clock_text(max(self._compiling, LEAST_TOLD))}"
         return f"{self._workers} worker{'' if self._workers == 1 else 's'}" if self._workers else ""
 
     def _picture(self) -> RenderableType:

@@ -40,6 +40,7 @@ from dasm_ray.core.seed import numpy_generator, torch_generator
 from dasm_ray.core.start import initial_pixels
 from dasm_ray.core.whiten import Sums, Whitening, fit, sums_of
 from dasm_ray.errors import NonFinite
+from dasm_ray.runtime import turns
 from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.runtime.parts import opened_here
 from dasm_ray.runtime.pool import ObjectRef, Shared, outputs
@@ -228,6 +229,7 @@ class Worker:
 
     def __init__(self, threads: int, fetch: Callable[[Any], Any] = ray.get) -> None:
         torch.set_num_threads(threads)
+        turns.begin()
         self._fetch = fetch
         self._sets: dict[Kept, SortedSet] = {}
         self._splits: dict[tuple[Kept, str], Blocks] = {}
@@ -729,7 +731,7 @@ class Worker:
 
     def _network(self, job: Job) -> Network:
         real, config = job.real, job.config
-        compile_it, precision = config.runtime.compile, config.runtime.precision
+        compile_it, precision = config.runtime.compiles, config.runtime.precision
         key = repr((config.model, config.data, real.digest, job.device, compile_it, precision, job.whitening))
         if key not in self._networks:
             arrays = {} if job.whitening is None else self._fetch(job.whitening)

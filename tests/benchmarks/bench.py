@@ -14,6 +14,7 @@ import math
 import os
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -51,8 +52,9 @@ class Settings:
 def main(arguments: list[str]) -> int:
     """Measures and prints; 1 where a row could not be measured."""
     from rows import ROWS
+    from rows_runtime import RUNTIME
 
-    settings = read(arguments, (*ROWS, "demo"))
+    settings = read(arguments, (*ROWS, *RUNTIME, "demo"))
     record = begun(settings)
     print(heading(record), flush=True)
     print(shown.head(), flush=True)
@@ -62,7 +64,7 @@ def main(arguments: list[str]) -> int:
             record["rows"][key] = measure()
             keep(settings.json, record)
         outcome = record["rows"][key]
-        print(shown.told(outcome) if outcome["row"] == "demo" else shown.line(outcome), flush=True)
+        print(shown.line(outcome) if outcome["row"] in ROWS else shown.told(outcome), flush=True)
     print(f"All samples are in {settings.json}.")
     return int(any("failed" in outcome for outcome in record["rows"].values()))
 
@@ -139,14 +141,29 @@ def heading(record: dict[str, Any]) -> str:
 def todo(settings: Settings) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Every row by the key under which it is kept, and what measures it. Rows without a network have no width."""
     from rows import ROWS
+    from rows_runtime import RUNTIME
 
     for name in settings.rows:
+        if name in RUNTIME:
+            yield name, lambda name=name: at_runtime(name, settings)
+            continue
         if name == "demo":
             yield name, lambda: demonstrated(settings)
             continue
         for width in settings.widths if ROWS[name].has_network else (0,):
             key = f"{name}/{width}" if width else name
             yield key, lambda name=name, width=width: measured(name, width, settings)
+
+
+def at_runtime(name: str, settings: Settings) -> dict[str, Any]:
+    """A row of the runtime, in a process of its own, that is of as many threads as a driver's."""
+    import rows_runtime
+
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn"), _one_thread) as alone:
+            return {"row": name, **alone.submit(rows_runtime.main, name, settings.pairs, settings.quick).result()}
+    except Exception as error:  # of many types; told, and the next row is measured
+        return {"row": name, "failed": f"{type(error).__name__}: {error}"}
 
 
 def demonstrated(settings: Settings) -> dict[str, Any]:
@@ -159,21 +176,27 @@ def demonstrated(settings: Settings) -> dict[str, Any]:
 
 def measured(name: str, width: int, settings: Settings) -> dict[str, Any]:
     """All that is measured of one row: its times, then the memory of each form in a process of its own."""
-    began = time.perf_counter()
+    from rows import ROWS
+
+    from dasm_ray.runtime.worker import environment
+
+    began, worker = time.perf_counter(), environment(1)
     try:
-        outcome = {"row": name, "width": width, **timed(name, width, settings), "memory": memory(name, width, settings)}
+        with tempfile.TemporaryDirectory(prefix="dasm-ray-bench-") as empty:
+            if ROWS[name].is_cold:
+                worker["TORCHINDUCTOR_CACHE_DIR"] = empty
+            times = timed(name, width, settings, worker)
+            outcome = {"row": name, "width": width, **times, "memory": memory(name, width, settings, worker)}
     except Failed as error:
         return {"row": name, "width": width, "failed": str(error)}
     return {**outcome, "took": time.perf_counter() - began}
 
 
-def timed(name: str, width: int, settings: Settings) -> dict[str, Any]:
+def timed(name: str, width: int, settings: Settings, worker: dict[str, str]) -> dict[str, Any]:
     """Samples of ours and of the twin in one process that is started as workers are, and of the twin in a plain one."""
-    from dasm_ray.runtime.worker import environment
-
     sizes = (width or 32, settings.quick)
     with ExitStack() as processes:
-        both = processes.enter_context(Measured(name, sizes, False, environment(1)))
+        both = processes.enter_context(Measured(name, sizes, False, worker))
         plain = processes.enter_context(Measured(name, sizes, False, PLAIN))
         first = {"ours": both.ask("warm", "ours"), "twin": both.ask("warm", "twin")}
         plain.ask("warm", "twin")
@@ -202,12 +225,10 @@ def repeats(seconds: float) -> int:
     return max(1, min(MOST_REPEATS, math.ceil(LEAST_SECONDS / max(seconds, 1e-9))))
 
 
-def memory(name: str, width: int, settings: Settings) -> dict[str, Any]:
+def memory(name: str, width: int, settings: Settings, worker: dict[str, str]) -> dict[str, Any]:
     """Peak memory: of ours in a process as workers are, of the twin in a plain one."""
-    from dasm_ray.runtime.worker import environment
-
     found = {}
-    for form, variables in (("ours", environment(1)), ("twin", PLAIN)):
+    for form, variables in (("ours", worker), ("twin", PLAIN)):
         with Measured(name, (width or 32, settings.quick), True, variables) as process:
             found[form] = process.ask("memory", form)
     return found

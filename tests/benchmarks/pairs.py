@@ -71,11 +71,12 @@ class Pair:
 class World:
     """A network of both kinds with the same values, and random images that both may read."""
 
-    def __init__(self, sizes: Sizes, seed: str) -> None:
+    def __init__(self, sizes: Sizes, seed: str, compile: bool | None = None) -> None:
         self.sizes, self.generator = sizes, torch_generator("benchmark", seed)
         shape = (3, sizes.size, sizes.size)
         # Compiled or not as a run of this size would have it: `Network` decides.
-        self.network = Network(Model(width=sizes.width, depth=sizes.depth), shape, CLASSES, MEAN, STD)
+        model = Model(width=sizes.width, depth=sizes.depth)
+        self.network = Network(model, shape, CLASSES, MEAN, STD, compile=compile)
         self.flat = self.network.initial(self.generator)
 
     def net(self, flat: Tensor | None = None) -> peers.ConvNet:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import rows_compiling
 import rows_data
 import rows_matching
 import rows_training
@@ -18,11 +19,15 @@ Build = Callable[[Sizes], Pair]
 
 @dataclass(frozen=True)
 class Row:
-    """``build`` gives what is timed; ``remembered``, where it is another one, what memory is measured of."""
+    """``build`` gives what is timed; ``remembered``, where it is another one, what memory is measured of.
+
+    ``is_cold``: nothing that was compiled before is found on disk.
+    """
 
     build: Build
     has_network: bool = True
     remembered: Build | None = None
+    is_cold: bool = False
 
     @property
     def what(self) -> str:
@@ -43,5 +48,10 @@ ROWS = {
     "herding": Row(rows_data.herding, has_network=False),
     "decode_files": Row(rows_data.decode_files, has_network=False),
     "decode_rows": Row(rows_data.decode_rows, has_network=False),
+    "compiled_train": Row(rows_compiling.train, is_cold=True),
+    "compiled_match": Row(rows_compiling.match, is_cold=True),
+    "compiled_mean": Row(rows_compiling.mean, is_cold=True),
+    "compiled_read": Row(rows_compiling.read, is_cold=True),
+    "compiled_walk": Row(rows_compiling.walk, is_cold=True),
 }
-"""Beside these there is ``demo``, a whole run by stage, which has no twin."""
+"""Beside these there are those of `rows_runtime`, and ``demo``, a whole run by stage, which has no twin."""

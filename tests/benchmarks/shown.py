@@ -83,9 +83,24 @@ def shares(outcome: Outcome) -> dict[str, float | None]:
 
 
 def told(outcome: Outcome) -> str:
-    """The demo by stage, on one line."""
+    """A row that is no pair of calls, on one line: the demo by stage, or a row of the runtime."""
     if "failed" in outcome:
-        return f"demo could not be measured: {outcome['failed']}"
+        return f"{outcome['row']} could not be measured: {outcome['failed']}"
+    match outcome["row"]:
+        case "coordinator":
+            return (
+                f"coordinator with one worker / a bare loop of core calls: CPU {_ratio(outcome['ratios']['cpu'])}, "
+                f"wall {_ratio(outcome['ratios']['wall'])}; pixels differ by {outcome['differ']:.0e}"
+            )
+        case "workers":
+            return (
+                f"two workers of one thread, times as fast as one: wall {_ratio(outcome['ratios']['wall'])}; pixels "
+                f"differ by {outcome['differ']:.0e}"
+            )
+        case "rounds":
+            return "a round, CPU seconds: " + ", ".join(
+                f"{name} {seconds['median']:.3f}" for name, seconds in outcome["rounds"].items()
+            )
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in outcome["stages"].items())
     return (
         f"demo, wall seconds: {outcome['seconds']:.1f} in all; until the first stage {outcome['start']:.1f}, {stages}"

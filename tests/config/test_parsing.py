@@ -17,7 +17,14 @@ from tree import LEAVES, PROJECT, problems_of
 from dasm_ray.cli import _with_options, main
 from dasm_ray.config.digests import digest_of, result_keys
 from dasm_ray.config.keys import RunConfig
-from dasm_ray.config.parsing import MOST_SENTENCES, load_config, parse_config, parse_result_keys, to_yaml
+from dasm_ray.config.parsing import (
+    MOST_SENTENCES,
+    as_one_of_many,
+    load_config,
+    parse_config,
+    parse_result_keys,
+    to_yaml,
+)
 from dasm_ray.errors import ConfigError, RunDirError
 from dasm_ray.store.place import Place
 from dasm_ray.store.rundir import RunDir
@@ -538,3 +545,18 @@ def test_any_kept_configuration_is_read_or_refused(tmp_path_factory: pytest.Temp
     Place(place / "run.json").write_text("{}")
     (place / "config.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
     only_sentences(lambda: RunDir.read(place))
+
+
+def test_what_a_recipe_leaves_to_each_run_is_unset_where_several_share_experts() -> None:
+    recipe = {"name": "x", "runtime": {"compile": "auto", "workers": 2}}
+    assert as_one_of_many(recipe) == {"name": "x", "runtime": {"workers": 2}}
+    for kept in ({"runtime": {"compile": True}}, {"name": "x"}, {"runtime": None}):
+        assert as_one_of_many(kept) == kept
+    assert recipe["runtime"] == {"compile": "auto", "workers": 2}, "what was read stays as it was"
+
+
+def test_steps_are_compiled_by_a_word_or_a_yes_or_a_no() -> None:
+    for said in (True, False, None, "auto"):
+        assert parse_config({"runtime": {"compile": said}}).runtime.compile is said or said == "auto"
+    with pytest.raises(ConfigError, match=r"runtime\.compile: 'maybe' must be True, False or 'auto'"):
+        parse_config({"runtime": {"compile": "maybe"}})

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_pool import WALKS, local_run, small
+from local_pool import WALKS, again, local_run, small
 
+from dasm_ray.config.gains import Size, verdict
 from dasm_ray.method.dasm import distil
-from dasm_ray.method.estimate import Stage, estimate, work_ahead, work_of
+from dasm_ray.method.estimate import Stage, _compiling, estimate, work_ahead, work_of
 from dasm_ray.method.experts import train_experts
 from dasm_ray.runtime.decoding import RealRefs
 
@@ -72,3 +73,13 @@ def test_the_work_ahead_is_told_by_the_titles_of_the_stages(digits: RealRefs, tm
     assert sum(images for title, images in ahead.items() if "distil" in title) == work_of(config, 10).images
     training = int(digits.counts["train"].sum())
     assert ahead["experts"] == 2 * (3 * training // 128) * 128
+
+
+def test_compiling_is_counted_where_steps_are_compiled(digits: RealRefs, tmp_path: Path) -> None:
+    run = local_run(small(), tmp_path, digits)
+    assert estimate(run).compiling == (0, 0)
+    compiled = small(runtime={"compile": True})
+    found = verdict(compiled, Size(**{s: int(c.sum()) for s, c in digits.counts.items()}, classes=10, shape=(1, 8, 8)))
+    assert _compiling(again(run, compiled)) == (found.cold, found.warm)
+    assert found.cold > found.warm > 0
+    assert _compiling(again(run, small(runtime={"compile": None}))) == (0, 0), "small networks are not compiled"

@@ -13,7 +13,7 @@ from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.errors import ConfigError, DataError, ResourceError
 from dasm_ray.runtime import opening
-from dasm_ray.runtime.opening import check_settled, open_checked, settled, with_precision
+from dasm_ray.runtime.opening import check_settled, open_checked, settled, size_of, with_compiling, with_precision
 from dasm_ray.store.rundir import RunDir
 
 
@@ -137,3 +137,70 @@ def test_auto_is_for_one_machine_and_one_run(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.5:6379")
     with pytest.raises(ConfigError, match="the work is done elsewhere"):
         with_precision(parse_config(AUTO))
+
+
+# --- compiling ---------------------------------------------------------------------------------------------------
+
+
+HERE = {"device": "cpu", "compile": "auto"}
+FEW = {"evaluate": {"epochs": 100}, "runtime": HERE}
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(100, False), (100_000, True)])
+def test_auto_compiles_where_there_are_steps_enough(tmp_path: Path, epochs: int, expected: bool) -> None:
+    config = parse_config({"evaluate": {"epochs": epochs}, "runtime": HERE})
+    found = settled(config, tmp_path / "run")
+    assert found.runtime.compile is expected
+    assert found.model_copy(update={"runtime": config.runtime}) == config, "nothing else is changed"
+    by_hand = parse_config({"evaluate": {"epochs": epochs}, "runtime": {"device": "cpu", "compile": expected}})
+    assert config_digest(found) == config_digest(by_hand), "as if it had been said"
+
+
+def test_what_auto_has_decided_once_stands(tmp_path: Path) -> None:
+    """Whatever a later version would decide, a run goes on as it was begun."""
+    for kept in (True, False):
+        RunDir.open(tmp_path / str(kept), parse_config({"runtime": {"device": "cpu", "compile": kept}})).close()
+        assert settled(parse_config(FEW), tmp_path / str(kept)).runtime.compile is kept
+    RunDir.open(tmp_path / "unset", parse_config({"runtime": {"device": "cpu"}})).close()
+    assert settled(parse_config(FEW), tmp_path / "unset").runtime.compile is False
+
+
+@pytest.mark.parametrize(
+    ("runtime", "has", "expected"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"device": "cuda"}, False, True),
+        ({"gpus_per_worker": 0.5}, False, True),
+        ({"gpus_per_worker": 0}, True, False),
+        ({"device": "cpu"}, True, False),
+    ],
+)
+def test_on_gpus_steps_are_compiled(
+    monkeypatch: pytest.MonkeyPatch, runtime: dict[str, object], has: bool, expected: bool
+) -> None:
+    monkeypatch.setattr(opening, "has_gpus", lambda: has)
+    config = parse_config({"evaluate": {"epochs": 1}, "runtime": {"compile": "auto", **runtime}})
+    assert with_compiling(config).runtime.compile is expected
+
+
+def test_auto_does_not_guess_what_other_machines_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = {"compile": "auto", "address": "10.0.0.5:6379"}
+    with pytest.raises(ConfigError, match=r"runtime\.compile: auto depends on .* set runtime\.device to cpu or cuda"):
+        with_compiling(parse_config({"runtime": elsewhere}))
+    assert with_compiling(parse_config({**FEW, "runtime": {**elsewhere, "device": "cpu"}})).runtime.compile is False
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.5:6379")
+    with pytest.raises(ConfigError, match="the work is done elsewhere"):
+        with_compiling(parse_config({"runtime": {"compile": "auto"}}))
+
+
+def test_many_runs_say_whether_they_compile() -> None:
+    with pytest.raises(ConfigError, match="say true or false here, or leave it out"):
+        check_settled(parse_config({"runtime": HERE}))
+
+
+def test_the_size_of_a_set_is_known_before_it_is_decoded(tmp_path: Path) -> None:
+    """Cut by content, so about; where a set has splits, exactly."""
+    size = size_of(open_checked(many(tmp_path / "set", 10)))
+    assert (size.train + size.val + size.test, size.classes, size.shape) == (30, 10, (1, 4, 4))
+    assert (size.test, size.val) == (6, round(0.08 * 30))

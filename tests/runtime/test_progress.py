@@ -270,3 +270,28 @@ def test_tasks_are_told_and_not_printed(clock: Clock, capsys: pytest.CaptureFixt
         {"kind": "task", "task": "expert 1", "worker": 3, "seconds": 2.0, "lost": "its node went away"},
     ]
     assert capsys.readouterr() == ("", "")
+
+
+def test_that_workers_compile_is_said_once_a_stage(clock: Clock) -> None:
+    progress, file = plain(clock)
+    progress.workers(2, 0)
+    progress.stage("experts", 2)
+    for left in (90.0, 70.0, 2.0, None):
+        progress.compiling(left)
+    progress.stage("probes", 2)
+    progress.compiling(70.0)
+    lines = file.getvalue().splitlines()
+    assert lines.count("experts: compiling, about 1:30") == 1
+    assert lines[-1] == "probes: compiling, about 1:10"
+    assert "probes: 0/2, 2 workers" in lines, "nobody compiles by then"
+
+
+def test_the_live_line_says_that_workers_compile(clock: Clock) -> None:
+    progress, console = live(clock)
+    progress.workers(2, 0)
+    progress.stage("distil", 40, "segment 1 of 2")
+    progress.compiling(70.0)
+    assert "compiling, about 1:10" in picture(progress, console)[0]
+    progress.compiling(None)
+    assert "2 workers" in picture(progress, console)[0]
+    progress.close()

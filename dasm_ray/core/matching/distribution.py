@@ -16,7 +16,6 @@ from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, arange, cat, nn, zeros
-from torch.func import functional_call
 
 from dasm_ray.core.augment import augment
 from dasm_ray.core.decode import decode, enlargers
@@ -24,6 +23,7 @@ from dasm_ray.core.derivatives import grad_and_value
 from dasm_ray.core.matching.step import StepInputs, Stepped, descended
 from dasm_ray.core.networks.compiled import maybe_compiled
 from dasm_ray.core.networks.network import Network
+from dasm_ray.core.networks.params import called
 
 COMPARED = ("hidden", "blocks")
 """Which outputs of the network are compared: the last hidden layer (dm), or all blocks', that layer at the end (cafe).
@@ -69,8 +69,8 @@ class DistributionMatching:
         self.momentum, self.discrimination = momentum, discrimination
         _, height, width = network.shape
         self.rows, self.columns = (enlargers(side, factor).to(network.device) for side in (height, width))
-        self.step: Callable[[StepInputs], Stepped] = maybe_compiled(network.compile, self.reference_step)
-        self.mean: Callable[..., Tensor] = maybe_compiled(network.compile, self.means)
+        self.step: Callable[[StepInputs], Stepped] = maybe_compiled(network.compile, self.reference_step, kind="match")
+        self.mean: Callable[..., Tensor] = maybe_compiled(network.compile, self.means, kind="mean")
 
     def nothing(self, flat: Tensor) -> Tensor:
         """What earlier segments add where a segment stands alone: a scalar 0."""
@@ -87,7 +87,7 @@ class DistributionMatching:
             draws = draws.repeat_interleave(count, 0)
         seen = augment(seen, draws, self.augment)
         values = self.network.layout.unflatten(flat)
-        found: Tensor = functional_call(self.network.module, values, (seen,), {self.compared: True})
+        found = called(self.network.module, values, seen, **{self.compared: True})
         return found.view(*front, count, -1)
 
     def means(self, flat: Tensor, pixels: Tensor, label: Tensor, draws: Tensor) -> Tensor:

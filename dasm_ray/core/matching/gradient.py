@@ -123,8 +123,8 @@ class GradientMatching:
         self.augment, self.momentum = augment, momentum
         _, height, width = network.shape
         self.rows, self.columns = (enlargers(side, factor).to(network.device) for side in (height, width))
-        self.step: Callable[[StepInputs], Stepped] = maybe_compiled(network.compile, self.reference_step)
-        self.mean: Callable[..., Tensor] = maybe_compiled(network.compile, self.gradient)
+        self.step: Callable[[StepInputs], Stepped] = maybe_compiled(network.compile, self.reference_step, kind="match")
+        self.mean: Callable[..., Tensor] = maybe_compiled(network.compile, self.gradient, kind="mean")
 
     def nothing(self, flat: Tensor) -> Tensor:
         """What earlier segments add where a segment stands alone: (P,) zeros."""

@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call
 
 from dasm_ray.config.keys import Model, OwnModel
 from dasm_ray.core.augment import augment, cutmix
@@ -18,7 +17,7 @@ from dasm_ray.core.derivatives import grad, grad_and_value
 from dasm_ray.core.networks import foreign
 from dasm_ray.core.networks.compiled import maybe_compiled
 from dasm_ray.core.networks.convnet import Norm, batch_moments
-from dasm_ray.core.networks.params import Layout, apply, initial
+from dasm_ray.core.networks.params import Layout, apply, called, initial
 from dasm_ray.core.networks.zoo import build
 from dasm_ray.core.whiten import Whitening, normalise
 
@@ -27,6 +26,12 @@ WORTH_COMPILING = 1 << 14
 
 PIECE_BYTES = 1 << 24
 """Of the first block's output for the images that a CPU takes at once, so that its caches hold what is read next."""
+
+
+def compiles(compile: bool | None, model: Model, shape: tuple[int, int, int], device: str) -> bool:
+    """Whether the steps of a network are compiled; unset: where it is large. One of the caller's own never is."""
+    is_large = device != "cpu" or model.width * shape[1] * shape[2] >= WORTH_COMPILING
+    return not isinstance(model, OwnModel) and (is_large if compile is None else compile)
 
 
 class Network:
@@ -52,12 +57,11 @@ class Network:
         self.mean, self.std = mean, std
         self.whitening = None if whitening is None else whitening.to(device)
         self.device = device
-        is_large = device != "cpu" or model.width * shape[1] * shape[2] >= WORTH_COMPILING
-        self.compile = is_large if compile is None else compile
+        self.compile = compiles(compile, model, shape, device)
         self.inside = {"float32": None, "bf16": torch.bfloat16}[precision]
         self.module = self._module()  # its own values, if it has any, are not looked at
         if isinstance(self.module, foreign.Foreign):
-            self.compile, self.model = False, model.model_copy(update={"norm": self.module.norm})
+            self.model = model.model_copy(update={"norm": self.module.norm})
         self.layout = Layout.of(self.module)
         self.read = self._reader()
         self._train_steps: dict[tuple[str, bool], Callable[..., tuple[Tensor, Tensor, Tensor]]] = {}
@@ -106,8 +110,10 @@ class Network:
 
     def _train_step(self, augment_by: str, is_flat: bool) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
 
-        def loss_of(flat: Tensor, images: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
+        def loss_of(flat: Tensor, images: Tensor, labels: Tensor, kept: Tensor | None) -> Tensor:
             logits = self.logits(flat, images)
+            if kept is None:
+                return F.cross_entropy(logits, labels)
             own, other = F.cross_entropy(logits, labels), F.cross_entropy(logits, labels.roll(1))
             return kept * own + (1 - kept) * other
 
@@ -115,7 +121,7 @@ class Network:
             flat: Tensor, velocity: Tensor, images: Tensor, labels: Tensor, draws: Tensor, box: Tensor, settings: Tensor
         ) -> tuple[Tensor, Tensor, Tensor]:
             images = augment(images, draws, augment_by)
-            mixed, kept = cutmix(images, images.roll(1, 0), box)
+            mixed, kept = (images, None) if _mixes_nothing(box) else cutmix(images, images.roll(1, 0), box)
             gradient, loss = grad_and_value(loss_of)(flat, mixed, labels, kept)
             rate, momentum, decay, rho, alpha = settings.unbind()
             if is_flat:
@@ -125,7 +131,7 @@ class Network:
             velocity = momentum * velocity + gradient + decay * flat
             return flat - rate * velocity, velocity, loss
 
-        return maybe_compiled(self.compile, step)
+        return maybe_compiled(self.compile, step, kind=f"train {augment_by}{' flat' * is_flat}")
 
     def _reader(self) -> Callable[[Tensor, dict[str, Tensor], Tensor], tuple[Tensor, Tensor]]:
         """(flat, statistics, images (n, C, H, W) normalised) to logits (n, K) and last hidden layer (n, d)."""
@@ -133,10 +139,10 @@ class Network:
 
         def forward(flat: Tensor, statistics: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
             values = {**self.layout.unflatten(flat), **statistics}
-            features = functional_call(frozen, values, (images,), {"hidden": True})
-            return functional_call(frozen, values, (features,), {"head": True}), features
+            features = called(frozen, values, images, hidden=True)
+            return called(frozen, values, features, head=True), features
 
-        return maybe_compiled(self.compile, forward)
+        return maybe_compiled(self.compile, forward, kind="read")
 
     def statistics(self, flat: Tensor, images: Tensor) -> dict[str, Tensor]:
         """What batch normalisation needs for evaluation: the moments of ``images`` at every layer (else nothing)."""
@@ -159,6 +165,14 @@ class Network:
             for hook in hooks:
                 hook.remove()
         return found
+
+
+def _mixes_nothing(box: Tensor) -> bool:
+    """Whether a draw for CutMix can be seen to leave all as it is, so that nothing has to be multiplied by 0.
+
+    A compiled step is one for all draws, and a device would have to be waited for.
+    """
+    return not torch.compiler.is_compiling() and box.device.type == "cpu" and bool(box[3] < 0)
 
 
 def flattened(

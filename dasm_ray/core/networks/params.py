@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +47,49 @@ class Layout:
 
 def apply(module: nn.Module, layout: Layout, flat: Tensor, images: Tensor) -> Tensor:
     """The logits (n, K) of ``module`` with the parameters ``flat`` (P,) on ``images`` (n, C, H, W)."""
-    logits: Tensor = functional_call(module, layout.unflatten(flat), (images,))
-    return logits
+    return called(module, layout.unflatten(flat), images)
+
+
+def called(module: nn.Module, values: Mapping[str, Tensor], images: Tensor, **options: bool) -> Tensor:
+    """What ``module`` makes of ``images`` with other ``values`` of its parameters and buffers, by name.
+
+    What torch.func.functional_call does, and where steps are compiled it is that. It looks anew at every call for
+    parameters that are one and the same; for small images that takes a third as long as the network itself.
+    """
+    if torch.compiler.is_compiling():
+        found: Tensor = functional_call(module, dict(values), (images,), options)
+        return found
+    if module not in _places:
+        _places[module] = _places_of(module)
+    swapped = [(place, leaf, values[name]) for name, place, leaf in _places[module] if name in values]
+    before = [place[leaf] for place, leaf, _ in swapped]
+    try:
+        for place, leaf, value in swapped:
+            place[leaf] = value
+        result: Tensor = module(images, **options)
+    finally:
+        for (place, leaf, _), value in zip(swapped, before, strict=True):
+            place[leaf] = value
+    return result
+
+
+Place = tuple[str, dict[str, Any], str]
+"""The name of a tensor in its network, and where its module keeps it, under which name."""
+
+_places: WeakKeyDictionary[nn.Module, list[Place]] = WeakKeyDictionary()
+"""Of every network that was called. A tensor that lies in several places has one name, that of its first."""
+
+
+def _places_of(module: nn.Module) -> list[Place]:
+    names: dict[int, str] = {}
+    found: list[Place] = []
+    for prefix, owner in module.named_modules(remove_duplicate=False):
+        for place in (owner._parameters, owner._buffers):
+            for leaf, tensor in place.items():
+                if tensor is not None:
+                    name = names.setdefault(id(tensor), f"{prefix}.{leaf}".lstrip("."))
+                    found.append((name, place, leaf))
+    return found
 
 
 Draw = Callable[[torch.Size, torch.Generator], Tensor]

@@ -43,7 +43,7 @@ def batches(count: int, size: int, steps: int, generator: torch.Generator) -> It
 
 def steps_for(count: int, recipe: TrainRecipe, epochs: int | None = None) -> int:
     """SGD steps of ``epochs`` (unset: the recipe's) passes over ``count`` samples, at least one."""
-    return max(1, (epochs or recipe.epochs) * count // min(recipe.batch, count))
+    return recipe.steps_over(count, epochs or recipe.epochs)
 
 
 class Trained(NamedTuple):

@@ -54,6 +54,23 @@ def test_a_mixed_step_mixes_the_losses_by_the_share_of_pixels() -> None:
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_a_step_that_mixes_nothing_is_that_of_an_empty_field_to_the_bit(is_flat: bool) -> None:
+    """What is left out of it would be multiplied by 0."""
+    network = toy_network()
+    images, labels = batch_of(0)
+    settings = torch.tensor([0.1, 0.9, 0.05, 0.1, 0.4])
+    step, ends = network.train_step("color_crop", is_flat), []
+    for box in (NO_MIX, [1.0, 0.5, 0.5, 1.0]):
+        flat = network.initial(generator(3))
+        velocity = torch.zeros_like(flat)
+        for number in range(3):
+            draws = torch.rand(6, DRAWS, generator=generator(number))
+            flat, velocity, loss = step(flat, velocity, images.float(), labels, draws, torch.tensor(box), settings)
+        ends.append((flat, velocity, loss))
+    assert all(map(torch.equal, *ends))
+
+
 def test_a_step_augments_each_image_by_its_own_draw() -> None:
     network = toy_network()
     flat = network.initial(generator()).double()

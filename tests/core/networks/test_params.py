@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from dasm_ray.core.networks.params import Layout, apply, initial, normal, perturb, xavier, zeros
+from dasm_ray.config.keys import Model
+from dasm_ray.core.networks.params import Layout, apply, called, initial, normal, perturb, xavier, zeros
+from dasm_ray.core.networks.zoo import build
 
 
 def module() -> nn.Module:
@@ -146,3 +151,54 @@ def test_no_length_is_no_step_and_a_filter_of_zeros_stays() -> None:
     moved = perturb(flat, layout, 1.0, generator())
     assert torch.all(moved[:27] == 0)
     assert torch.isfinite(moved).all()
+
+
+class Tied(nn.Module):
+    """One matrix twice, in a list and by another name, and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.again = nn.Linear(4, 4)
+        self.again.weight = self.layers[0].weight
+        self.register_buffer("shift", torch.zeros(4))
+
+    def forward(self, x: torch.Tensor, twice: bool = False) -> torch.Tensor:
+        for layer in (*self.layers, self.again):
+            x = layer(x).relu() + self.shift
+        if twice:
+            raise ZeroDivisionError
+        return x
+
+
+@pytest.mark.parametrize("kind", ["tied", "convnet", "batch"])
+def test_a_call_with_other_values_is_torchs_own_to_the_bit(kind: str) -> None:
+    """Also its first and second derivatives; and the module is as it was afterwards."""
+    draws = generator()
+    norm = "batch" if kind == "batch" else "instance"
+    network = Tied() if kind == "tied" else build(Model(width=4, depth=1, norm=norm), (1, 8, 8), 3)
+    images = torch.randn(*((5, 4) if kind == "tied" else (5, 1, 8, 8)), generator=draws)
+    layout = Layout.of(network)
+    flat = torch.randn(sum(layout.sizes), generator=draws)
+    buffers = {name: torch.rand(buffer.shape, generator=draws) for name, buffer in network.named_buffers()}
+    before = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+    def derivatives(call: Callable[[dict[str, torch.Tensor]], torch.Tensor]) -> list[torch.Tensor]:
+        values = flat.clone().requires_grad_()
+        out = call({**layout.unflatten(values), **buffers})
+        (slope,) = torch.autograd.grad(out.square().sum(), values, create_graph=True)
+        return [out, slope, *torch.autograd.grad(slope.square().sum(), values)]
+
+    ours = derivatives(lambda values: called(network, values, images))
+    theirs = derivatives(lambda values: functional_call(network, values, (images,)))
+    assert all(map(torch.equal, ours, theirs))
+    after = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    assert all(after[name] is value for name, value in before.items())
+
+
+def test_what_raises_inside_leaves_the_module_as_it_was() -> None:
+    network = Tied()
+    before = dict(network.named_parameters())
+    with pytest.raises(ZeroDivisionError):
+        called(network, {name: torch.zeros_like(value) for name, value in before.items()}, torch.ones(1, 4), twice=True)
+    assert all(network.get_parameter(name) is value for name, value in before.items())

@@ -1,0 +1,180 @@
+"""Whether compiling pays: the steps of a run, what each gains by being compiled, and what compiling costs.
+
+What must stay true: the answer follows from the configuration and the size of the set alone, never from how busy or how
+fast a machine is, since compiled steps differ from eager ones in the last bits of a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from dasm_ray.config.keys import RunConfig
+
+FIXED = {"train": 1.6e-3, "match": 6e-3, "mean": 1.6e-3, "read": 0.0, "walk": 1.6e-3, "back": 4e-3}
+"""Seconds that a step of each kind gains by being compiled, however small it is: what its single operations cost."""
+
+A_VALUE = {"train": 8e-9, "match": 25e-9, "mean": 8e-9, "read": 3.5e-9, "walk": 8e-9, "back": 35e-9}
+"""Seconds that it gains a value of the first block's output (images x width x height x width of an image): what fewer
+passes over memory save. These and COLD are CPU seconds of one thread of an AMD EPYC with AVX2 under torch 2.14, by
+`make bench BENCH='--rows compiled_train,...'`; a mean and a walk count as the training step that they are but for its
+update. A processor of another kind has other figures, and is given the same answer."""
+
+COLD = {"train": 25.0, "match": 65.0, "mean": 25.0, "read": 12.0, "walk": 20.0, "back": 45.0}
+"""Seconds to compile a step of each kind where nothing of it is on disk."""
+
+WARM = {"train": 4.0, "match": 6.0, "mean": 4.0, "read": 2.0, "walk": 4.0, "back": 5.0}
+"""Seconds in each process that finds it there."""
+
+TIMES = 2.0
+"""How many times its cost compiling has to gain: one process compiles while the others, on most machines one, wait."""
+
+READ_BATCH = 500
+"""Images that a trained network reads at once, see `core.networks.reading`."""
+
+
+class Size(NamedTuple):
+    """What a set is, as far as the number of steps depends on it: images by role, classes, and (C, H, W)."""
+
+    train: int
+    val: int
+    test: int
+    classes: int
+    shape: tuple[int, int, int]
+
+
+class Steps(NamedTuple):
+    """``calls`` of a step with ``images`` each. ``variants``: forms of it, each of which is compiled apart."""
+
+    kind: str
+    calls: int
+    images: int
+    variants: int = 1
+
+
+class Verdict(NamedTuple):
+    """Seconds that a run gains by compiled steps, and that compiling costs: the first time, and from disk."""
+
+    gain: float
+    cold: float
+    warm: float
+
+    @property
+    def pays(self) -> bool:
+        """Whether steps are to be compiled."""
+        return self.gain > TIMES * self.cold
+
+
+def verdict(config: RunConfig, size: Size) -> Verdict:
+    """What compiling the steps of a run gives and takes."""
+    _, height, width = size.shape
+    values, steps = config.model.width * height * width, list(steps_of(config, size))
+    gain = sum(each.calls * (FIXED[each.kind] + A_VALUE[each.kind] * each.images * values) for each in steps)
+    forms: dict[tuple[str, int], int] = {}
+    for each in steps:
+        if each.calls:
+            key = each.kind, each.images
+            forms[key] = max(each.variants, forms.get(key, 0))
+    cold, warm = (sum(cost[kind] * variants for (kind, _), variants in forms.items()) for cost in (COLD, WARM))
+    return Verdict(gain, cold, warm)
+
+
+def steps_of(config: RunConfig, size: Size) -> Iterator[Steps]:
+    """The steps of a whole run that can be compiled, kind by kind."""
+    yield from _of_experts(config, size)
+    yield from _of_probes(config, size)
+    yield from _of_walks(config, size) if config.is_trajectory else _of_matching(config, size)
+    yield from _of_table(config, size)
+
+
+def images_of(config: RunConfig, classes: int, stage: int) -> int:
+    """Images of all matching steps of a segment, or of the polish."""
+    if config.is_trajectory:
+        return _walked(config, stage) * min(config.trajectory.batch, classes * config.synthetic.ipc)
+    return _matched(config, classes, stage) * images_a_step(config, stage)
+
+
+def images_a_step(config: RunConfig, stage: int) -> int:
+    """Images of one class, real and decoded, that a matching step of a segment works on."""
+    tiles, most = config.synthetic.factor**2, max(1, config.matcher.batch_syn // config.synthetic.factor**2)
+    return config.matcher.batch_real + min(most, config.size_of(stage)) * tiles
+
+
+def _matched(config: RunConfig, classes: int, stage: int) -> int:
+    """Matching steps of a segment, of one class each."""
+    return config.rounds_of(stage) * config.matcher.networks * config.matcher.steps * classes
+
+
+def _walked(config: RunConfig, stage: int) -> int:
+    """Steps of students of a segment."""
+    return config.rounds_of(stage) * config.trajectory.lanes * config.trajectory.steps
+
+
+# --- by stage ----------------------------------------------------------------------------------------------------
+
+
+def _of_experts(config: RunConfig, size: Size) -> Iterator[Steps]:
+    recipe = config.experts
+    variants = len(recipe.augment.split("_")) if recipe.single else 1
+    batch = min(recipe.batch, size.train)
+    yield Steps("train", recipe.count * recipe.steps_over(size.train), batch, variants)
+    looks = recipe.count * (recipe.epochs + 1)
+    yield Steps("read", looks * _batches(size.val, READ_BATCH), READ_BATCH)
+
+
+def _of_probes(config: RunConfig, size: Size) -> Iterator[Steps]:
+    """Probes before every segment but the first, and the scores of all real images before each, and static ones."""
+    recipe, read = config.probe, _batches(size.train, config.score.batch)
+    for segment in range(1, config.synthetic.segments):
+        seen = size.classes * config.images_up_to(segment - 1)
+        yield Steps("train", recipe.members * recipe.steps_over(seen), min(recipe.batch, seen))
+    networks = config.synthetic.segments * recipe.members + config.experts.count * (config.score.early + 1)
+    yield Steps("read", networks * read, config.score.batch)
+
+
+def _of_walks(config: RunConfig, size: Size) -> Iterator[Steps]:
+    """A step of a student there, once more on the way back, and back; a CPU takes the batch in pieces, of one shape."""
+    batch = min(config.trajectory.batch, size.classes * config.synthetic.ipc)
+    count = sum(_walked(config, stage) for stage in range(config.synthetic.segments + 1))
+    yield Steps("walk", 2 * count, batch)
+    yield Steps("back", count, batch)
+
+
+def _of_matching(config: RunConfig, size: Size) -> Iterator[Steps]:
+    """Matching steps, what earlier segments add to them, and trainings of the network in the loop."""
+    matcher, at_once = config.matcher, config.base.family == "distribution"
+    together = size.classes if at_once else 1
+    groups = _batches(size.classes, config.synthetic.group_size or max(1, _batches(size.classes, 2)))
+    for stage in range(config.synthetic.segments + 1):
+        count, images = _matched(config, size.classes, stage), images_a_step(config, stage)
+        kind = "mean" if at_once else "match"  # of features one derivative is taken, as in a training
+        yield Steps(kind, count // together, images * together)
+        if stage and matcher.context != "alone":
+            stored = min(max(1, matcher.batch_syn // config.synthetic.factor**2), config.size_up_to(stage - 1))
+            yield Steps("mean", count // together, stored * config.synthetic.factor**2 * together)
+        if config.states in ("real", "synthetic"):
+            walks = config.rounds_of(stage) * matcher.networks * (matcher.steps - 1) * groups
+            of_real = max(1, matcher.inner_samples // INNER_BATCH)
+            yield Steps("train", walks * (of_real if config.states == "real" else matcher.inner_steps), INNER_BATCH)
+
+
+def _of_table(config: RunConfig, size: Size) -> Iterator[Steps]:
+    recipe = config.evaluate
+    distilled = size.classes * config.synthetic.ipc * config.synthetic.factor**2
+    small = len(recipe.rows) - ("full" in recipe.rows)
+    if config.learns_labels:
+        small += len({"distilled", "initial", "random"} & set(recipe.rows))
+    yield Steps("train", recipe.seeds * small * recipe.steps_over(distilled), min(recipe.batch, distilled))
+    if "full" in recipe.rows:
+        whole = recipe.steps_over(size.train, recipe.full_epochs)
+        yield Steps("train", recipe.seeds * whole, min(recipe.batch, size.train))
+    a_training = recipe.checkpoints * _batches(size.val, READ_BATCH) + _batches(size.test, READ_BATCH)
+    yield Steps("read", recipe.seeds * len(recipe.rows) * a_training, READ_BATCH)
+
+
+def _batches(images: int, batch: int) -> int:
+    return -(-images // batch)
+
+
+INNER_BATCH = 64
+"""Images a step of the network in the loop, see `core.matching.round`."""

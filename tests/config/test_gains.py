@@ -1,0 +1,98 @@
+"""Whether compiling pays: steps are counted against a loop over all that is done, and the answer follows from them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import ceil
+
+import pytest
+
+from dasm_ray.config.gains import A_VALUE, COLD, FIXED, WARM, Size, images_a_step, steps_of, verdict
+from dasm_ray.config.keys import RunConfig
+from dasm_ray.config.parsing import parse_config
+
+SET = Size(train=1000, val=130, test=520, classes=10, shape=(3, 16, 16))
+
+RECIPE = {
+    "model": {"width": 8},
+    "synthetic": {"ipc": 4, "segments": 2, "factor": 2},
+    "experts": {"count": 3, "epochs": 5, "batch": 64},
+    "matcher": {"rounds": 2, "networks": 5, "steps": 3, "batch_real": 8, "batch_syn": 12, "context": "residual"},
+    "probe": {"epochs": 4, "batch": 32, "members": 2},
+    "score": {"early": 2, "batch": 200},
+    "evaluate": {"epochs": 6, "full_epochs": 2, "batch": 16, "seeds": 2, "checkpoints": 3},
+}
+
+
+def config_of(**sections: dict[str, object]) -> RunConfig:
+    return parse_config({name: {**RECIPE.get(name, {}), **sections.get(name, {})} for name in {*RECIPE, *sections}})
+
+
+def counted(config: RunConfig) -> Counter[tuple[str, int]]:
+    found: Counter[tuple[str, int]] = Counter()
+    for steps in steps_of(config, SET):
+        found[steps.kind, steps.images] += steps.calls
+    return found
+
+
+def test_steps_are_counted_one_by_one() -> None:
+    found: Counter[tuple[str, int]] = Counter()
+    for _ in range(3):
+        found["train", 64] += 5 * 1000 // 64
+        found["read", 500] += 6 * ceil(130 / 500)
+    for _ in range(2):  # members of the probe before the second segment
+        found["train", 32] += 4 * (10 * 2 * 4) // 32
+    found["read", 200] += (2 * 2 + 3 * 3) * ceil(1000 / 200)
+    for segment in range(2):
+        for _ in range(2 * 5 * 3 * 10):  # rounds, states, steps, classes
+            found["match", 8 + 2 * 4] += 1
+            found["mean", 2 * 4] += segment
+    for row in ("distilled", "initial", "random", "herding", "k_center", "full"):
+        for _ in range(2):
+            found["train", 16] += 2 * 1000 // 16 if row == "full" else 6 * 160 // 16
+            found["read", 500] += 3 * 1 + 2
+    assert +counted(config_of()) == found
+
+
+def test_networks_in_the_loop_are_trained() -> None:
+    own = counted(config_of(matcher={"network": "train", "inner_samples": 200}))
+    assert own["train", 64] - counted(config_of())["train", 64] == 2 * 2 * 5 * (3 - 1) * 2 * (200 // 64)
+
+
+def test_features_of_all_classes_are_matched_at_once() -> None:
+    found = counted(config_of(matcher={"name": "dm", "context": "alone"}))
+    assert found["mean", 10 * 16] == 2 * 2 * 5 * 3
+    assert not any(kind == "match" for kind, _ in found)
+
+
+def test_students_walk_there_and_back() -> None:
+    walks = {"name": "datm", "rounds": 2, "augment": "crop"}
+    config = parse_config({"matcher": walks, "trajectory": {"steps": 7, "batch": 20, "lanes": 3}})
+    found = counted(config)
+    assert (found["walk", 20], found["back", 20]) == (2 * 2 * 2 * 3 * 7, 2 * 2 * 3 * 7)
+
+
+def test_gain_and_cost_are_sums_over_steps() -> None:
+    config = config_of(experts={"single": True, "augment": "color_crop_flip"})
+    found, values = verdict(config, SET), 8 * 16 * 16
+    gain, forms = 0.0, dict[tuple[str, int], int]()
+    for kind, calls, images, variants in steps_of(config, SET):
+        gain += calls * (FIXED[kind] + A_VALUE[kind] * images * values)
+        forms |= {(kind, images): max(variants, forms.get((kind, images), 0))} if calls else {}
+    assert found.gain == pytest.approx(gain)
+    assert forms["train", 64] == 3, "an augmentation a step: each is compiled"
+    assert found.cold == pytest.approx(sum(COLD[kind] * count for (kind, _), count in forms.items()))
+    assert found.warm == pytest.approx(sum(WARM[kind] * count for (kind, _), count in forms.items()))
+
+
+@pytest.mark.parametrize(
+    ("width", "networks", "pays"), [(8, 5, False), (8, 5000, True), (128, 500, True), (128, 1, False)]
+)
+def test_it_pays_by_steps_and_by_size(width: int, networks: int, pays: bool) -> None:
+    config = config_of(model={"width": width}, matcher={"networks": networks})
+    assert verdict(config, SET).pays is pays
+
+
+def test_the_size_of_a_step_is_told_by_segment() -> None:
+    config = config_of(synthetic={"sizes": [1, 3]}, matcher={"polish": 0.5})
+    assert [images_a_step(config, stage) for stage in range(3)] == [8 + 4, 8 + 12, 8 + 12]
