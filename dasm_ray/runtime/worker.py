@@ -33,7 +33,7 @@ from dasm_ray.core.networks.evaluate import Labels, Outcome, evaluate_on, synthe
 from dasm_ray.core.networks.expert import Trajectory, continued, expert_labels, spread, train_expert
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.reading import mean_loss, read_all, statistics_of
-from dasm_ray.core.networks.samples import RealSamples, Samples, TensorSamples
+from dasm_ray.core.networks.samples import RealSamples, Relabelled, Samples, TensorSamples, held
 from dasm_ray.core.networks.training import Watch, steps_for, train
 from dasm_ray.core.scoring import Scored, features_of, score_range, static_range
 from dasm_ray.core.seed import numpy_generator, torch_generator
@@ -429,8 +429,7 @@ class Worker:
         network = self._network(job)
         last = [torch.tensor(snapshots[-1], device=job.device) for snapshots in self._all(experts)]
         samples = self._training_samples(network, job, training)
-        assert isinstance(samples, TensorSamples)
-        logits = expert_labels(network, last, self._real(network, job, "train"), samples.images, samples.labels)
+        logits = expert_labels(network, last, self._real(network, job, "train"), samples)
         if not logits.isfinite().all():
             raise NonFinite(
                 f"soft labels: some logits of the experts are not finite, and none is kept; lower experts.lr "
@@ -721,9 +720,10 @@ class Worker:
             case Everything():
                 return self._real(network, job, "train")
             case Chosen(indices, logits):
-                images, hard = self._real(network, job, "train").take(indices)
-                labels = hard if logits is None else torch.tensor(logits, device=job.device).softmax(1)
-                return TensorSamples(images, labels)
+                real = RealSamples(network, self._blocks(job, "train"), indices)
+                soft = None if logits is None else torch.tensor(logits, device=job.device).softmax(1)
+                samples = real if soft is None else Relabelled(real, soft)
+                return held(network, samples, network.whitening is not None)
             case Stored(pixels, labels, factor, is_normalised):
                 return synthetic_samples(network, self._fetch(pixels), labels, factor, is_normalised)
 
