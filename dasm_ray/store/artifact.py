@@ -41,6 +41,9 @@ WHITENING = "whitening.safetensors"
 FILE_BYTES = 1 << 27
 """About how many bytes of pixels one Parquet file holds."""
 
+PART_BYTES = 1 << 24
+"""About how many bytes of pixels are checked at once."""
+
 COLUMNS = ["pixels", "label", "soft_label", "segment"]
 """Of the Parquet files, those that are read; the preview is for others."""
 
@@ -112,6 +115,12 @@ def _meaning(artifact: Artifact) -> Tree:
     }
 
 
+def _parts(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """The images, some at a time, so that what is worked out of them takes little beside them."""
+    step = max(1, PART_BYTES // max(1, pixels[:1].nbytes))
+    return (pixels[first : first + step] for first in range(0, len(pixels), step))
+
+
 def _check(artifact: Artifact) -> None:
     """ArtifactError unless types, shapes and ranges fit together."""
     problem = next((text for wrong, text in _faults(artifact) if wrong), None)
@@ -135,9 +144,9 @@ def _faults(artifact: Artifact) -> Iterator[tuple[bool, str]]:
     odd_soft = soft is not None and (soft.dtype != np.float32 or soft.shape[1:] != (classes,))
     yield odd_soft, "soft labels must be (N, K)"
     yield soft is not None and not np.isfinite(soft).all(), "a soft label is no number"
-    outside = not artifact.is_normalised and not np.all((pixels >= 0) & (pixels <= 1))
+    outside = not artifact.is_normalised and not all(((part >= 0) & (part <= 1)).all() for part in _parts(pixels))
     yield outside, "a pixel lies outside [0, 1]"
-    yield not np.isfinite(pixels).all(), "a pixel is no number"
+    yield not all(np.isfinite(part).all() for part in _parts(pixels)), "a pixel is no number"
     yield _has_odd_whitening(artifact, math.prod(pixels.shape[1:])), "the whitening does not fit the images"
     yield bool(np.any((labels < 0) | (labels >= classes))), f"a label lies outside 0..{classes - 1}"
     yield bool(np.any(artifact.segments < 0)), "a segment is negative"
@@ -203,7 +212,7 @@ def _write_parquet(folder: Place, artifact: Artifact) -> dict[str, str]:
     for name, start in zip(names, starts, strict=True):
         sink = pa.BufferOutputStream()
         pq.write_table(_table(artifact, start, min(start + step, rows)), sink)
-        data = sink.getvalue().to_pybytes()
+        data = sink.getvalue()
         (folder / name).write_bytes(data)
         checksums[name] = hashlib.sha256(data).hexdigest()
     for stale in set(folder.names()) - set(names):
