@@ -7,10 +7,12 @@ before it costs memory.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import math
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -210,14 +212,34 @@ def _write_parquet(folder: Place, artifact: Artifact) -> dict[str, str]:
     names = file_names(len(starts))
     checksums = {}
     for name, start in zip(names, starts, strict=True):
-        sink = pa.BufferOutputStream()
-        pq.write_table(_table(artifact, start, min(start + step, rows)), sink)
-        data = sink.getvalue()
-        (folder / name).write_bytes(data)
-        checksums[name] = hashlib.sha256(data).hexdigest()
+        with _encoded(_table(artifact, start, min(start + step, rows))) as data:
+            (folder / name).write_bytes(data)
+            checksums[name] = hashlib.sha256(data).hexdigest()
     for stale in set(folder.names()) - set(names):
         (folder / stale).delete()
     return checksums
+
+
+@contextlib.contextmanager
+def _encoded(table: pa.Table) -> Iterator[pa.Buffer]:
+    """A table as Parquet: a large one in a temporary file that is mapped, since memory would take several copies."""
+    with contextlib.ExitStack() as own:
+        data = _in_a_file(table, own) if table.nbytes > PART_BYTES else None
+        if data is None:
+            sink = pa.BufferOutputStream()
+            pq.write_table(table, sink)
+            data = sink.getvalue()
+        yield data
+
+
+def _in_a_file(table: pa.Table, own: contextlib.ExitStack) -> pa.Buffer | None:
+    """A table in a temporary file, for as long as ``own``; None where there is no room for one."""
+    try:
+        file = f"{own.enter_context(tempfile.TemporaryDirectory(prefix='dasm_ray'))}/part"
+        pq.write_table(table, file)
+        return own.enter_context(pa.memory_map(file)).read_buffer()
+    except OSError:
+        return None
 
 
 def _table(artifact: Artifact, first: int, last: int) -> pa.Table:
