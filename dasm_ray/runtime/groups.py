@@ -214,20 +214,24 @@ class SegmentRun:
         before, numbers = self.rounds_done, set(self._losses)
         self._losses.clear()
         self._base = None
-        inputs, starts = renewed()
-        for group in self._groups:
-            group.initial = starts[group.number]
-        self._restore([group for group in self._groups if self._is_coupled or group.number in numbers])
+        read = self._restore([group for group in self._groups if self._is_coupled or group.number in numbers])
         if self._is_coupled:
             self._align()
         self._progress.note(f"{name}: what it reads was lost with its node; going on from the last checkpoint")
         self._progress.advance(self.rounds_done - before)
+        inputs, starts = renewed()
+        for group in self._groups:  # where they began may have been lost of any
+            if group.number not in read:
+                group.initial = starts[group.number]
         return inputs
 
     # --- what is on disk -----------------------------------------------------------------------------------------
 
-    def _restore(self, groups: Iterable[_Group]) -> None:
-        """Groups as their checkpoints say, or at their beginning. Workers read them; here, what they do not reach."""
+    def _restore(self, groups: Iterable[_Group]) -> set[int]:
+        """Groups as their checkpoints say, or at their beginning; returns the numbers of those that had one.
+
+        Workers read them; here, what they do not reach.
+        """
         there, place = set(self._keeping.place.names()), self._keeping.place
         reading = {}
         for group in groups:
@@ -249,6 +253,7 @@ class SegmentRun:
                 group.saved_round = group.round
                 group.state = self._pool.put((arrays["pixels"], arrays["velocity"]))
                 group.initial = self._pool.put(arrays["initial"])
+        return {group.number for group in reading.values() if group.state is not None}
 
     def _align(self) -> None:
         """Rounds that are barriers go on together: from the beginning unless all groups stand at the same round."""
