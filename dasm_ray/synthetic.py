@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dasm_ray.config.shown import escaped
-from dasm_ray.core.decode import decode_all
+from dasm_ray.core.decode import Decoded, decode_all
+from dasm_ray.core.networks.samples import HELD_BYTES
 from dasm_ray.core.whiten import Whitening, normalise
 from dasm_ray.errors import ArtifactError, ConfigError, DataError
 from dasm_ray.plain import Tree
@@ -36,9 +38,9 @@ from dasm_ray.store.place import Place
 class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
     """Decoded, normalised training images (C, H, W) float32 with their labels.
 
-    ``images`` (n, C, H, W) and ``labels`` (n,) hold all of them; a label is a class number, or a row of probabilities
-    (n, K) where the set has soft labels. ``classes`` are the class names in label order, ``recipe`` what the
-    set was evaluated with.
+    A large set is decoded image by image, as they are asked for. ``images`` (n, C, H, W), made when it is first asked
+    for, and ``labels`` (n,) hold all of them; a label is a class number, or a row of probabilities (n, K) where the set
+    has soft labels. ``classes`` are the class names in label order, ``recipe`` what the set was evaluated with.
     """
 
     def __init__(self, artifact: Artifact) -> None:
@@ -47,14 +49,28 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         self.recipe: Tree = artifact.recipe
         self.labels = _labels_of(artifact)
         self._ground = _ground_of(artifact)
-        images = decode_all(artifact.pixels, artifact.factor)
-        self.images = images if artifact.is_normalised else self._normalised(images)
+        self._decoded = Decoded(artifact.pixels, artifact.factor)
+        whitened = artifact.whitening_matrix is not None and not artifact.is_normalised
+        self._is_held = whitened or len(self) * artifact.pixels[:1].nbytes <= HELD_BYTES
+
+    @cached_property
+    def images(self) -> Tensor:
+        """All training images (n, C, H, W), held from now on."""
+        self._is_held = True
+        return self._seen(np.arange(len(self)))
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index], self.labels[index]
+        if self._is_held or not isinstance(index, int | np.integer):
+            return self.images[index], self.labels[index]
+        return self._seen(np.array([range(len(self))[index]]))[0], self.labels[index]
+
+    def _seen(self, indices: NDArray[np.int64]) -> Tensor:
+        """Training images (n, C, H, W) as a network sees them."""
+        images = self._decoded.take(indices)
+        return images if self.artifact.is_normalised else self._normalised(images)
 
     def transform(self, image: Image.Image | NDArray[np.generic] | Tensor) -> Tensor:
         """A test image as the network expects it: (C, H, W) float32, normalised, and whitened where the set is.
@@ -63,7 +79,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         array or tensor is (C, H, W): integers are levels 0..255, floats lie in [0, 1]. Anything else is refused with
         a DataError (a ValueError too), never cut to fit.
         """
-        channels, height, width = self.images.shape[1:]
+        channels, height, width = self.artifact.pixels.shape[1:]
         pixels = pixels_of(image, channels, self._ground)
         if pixels.shape != (channels, height, width):
             wanted = f"{channels}x{height}x{width}"

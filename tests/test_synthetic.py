@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageOps
 
 import dasm_ray
+from dasm_ray import synthetic as synthetic_module
 from dasm_ray.core.decode import decode_all
 from dasm_ray.errors import ArtifactError, ConfigError, DataError
 from dasm_ray.store.artifact import Artifact, read_artifact, write_artifact
@@ -59,6 +60,20 @@ def test_images_are_decoded_and_normalised(run: Path) -> None:
     assert int(label) == 1
     assert loaded.classes == ("ant", "bee", "cat")
     assert torch.equal(dasm_ray.load(run / "synthetic").images, loaded.images)
+
+
+def test_a_large_set_is_decoded_as_its_images_are_asked_for(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = dasm_ray.load(run)
+    monkeypatch.setattr(synthetic_module, "HELD_BYTES", 0)
+    loaded = dasm_ray.load(run)
+    assert all(torch.equal(loaded[index][0], whole.images[index]) for index in (*range(len(whole)), -1, -24))
+    with pytest.raises(IndexError):
+        loaded[24]
+    assert "images" not in vars(loaded)
+    batches = list(torch.utils.data.DataLoader(loaded, batch_size=5))
+    assert torch.equal(torch.cat([images for images, _ in batches]), whole.images)
+    assert torch.equal(torch.cat([labels for _, labels in batches]), whole.labels)
+    assert torch.equal(loaded[2:4][0], whole.images[2:4])
 
 
 def test_test_images_are_treated_alike_in_every_form(run: Path) -> None:

@@ -3,17 +3,23 @@
 Cutting and bilinear enlarging are linear in the pixels and separate into rows and columns, so decoding is two products
 with small fixed matrices, for any factor and any size.
 
-What must stay true: `pack` and `decode` agree on where tiles lie.
+What must stay true: `pack` and `decode` agree on where tiles lie, and an image has the same bits whatever is decoded
+with it.
 """
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
+
+PIECE_BYTES = 1 << 23
+"""Of the images that are decoded at once: decoding takes about four times as much beside them."""
 
 
 def tile_bounds(size: int, factor: int) -> list[tuple[int, int]]:
@@ -62,7 +68,39 @@ def pack(images: Tensor, factor: int) -> Tensor:
     return packed.clamp_(0, 1)
 
 
-def decode_all(pixels: np.ndarray, factor: int) -> Tensor:
-    """All training images (n*f*f, C, H, W) of stored float32 ``pixels`` (n, C, H, W), for evaluation and export."""
-    stored = torch.tensor(pixels)
-    return decode(stored, enlargers(stored.shape[2], factor), enlargers(stored.shape[3], factor))
+class Decoded:
+    """The training images of stored float32 ``pixels`` (N, C, H, W), each decoded when it is asked for.
+
+    There are N*f*f of them, numbered as ``decode`` puts them out; the pixels stay where they are.
+    """
+
+    def __init__(self, pixels: NDArray[np.float32], factor: int) -> None:
+        self._pixels, self._factor = pixels, factor
+        self._rows, self._columns = (enlargers(size, factor) for size in pixels.shape[2:])
+
+    def __len__(self) -> int:
+        return len(self._pixels) * self._factor**2
+
+    def take(self, indices: NDArray[np.int64]) -> Tensor:
+        """Those at ``indices`` (n,), in that order: (n, C, H, W)."""
+        shape = self._pixels.shape[1:]
+        images = torch.empty(len(indices), *shape, dtype=torch.from_numpy(self._pixels[:0].copy()).dtype)
+        step = max(1, PIECE_BYTES // (4 * math.prod(shape)))
+        for first in range(0, len(indices), step):
+            part = indices[first : first + step]
+            images[first : first + len(part)] = self._piece(part)
+        return images
+
+    def _piece(self, indices: NDArray[np.int64]) -> Tensor:
+        slots, tiles = np.divmod(indices, self._factor**2)
+        stored = torch.from_numpy(self._pixels[slots])
+        if self._factor == 1:
+            return stored
+        row, column = (torch.from_numpy(places) for places in np.divmod(tiles, self._factor))
+        return self._rows[row, None] @ stored @ self._columns[column, None].mT
+
+
+def decode_all(pixels: NDArray[np.float32], factor: int) -> Tensor:
+    """All training images (N*f*f, C, H, W) of stored float32 ``pixels`` (N, C, H, W), for export."""
+    decoded = Decoded(pixels, factor)
+    return decoded.take(np.arange(len(decoded)))

@@ -110,7 +110,7 @@ def _read(
     network: Network, blocks: Blocks, flats: Sequence[Tensor], first: int, last: int, batch: int
 ) -> Iterator[tuple[list[Reading], Tensor]]:
     """Batch by batch of [first, last): what each network makes of it, and its labels (n,)."""
-    everything = RealSamples(network, blocks)
+    everything, batch = RealSamples(network, blocks), network.read_at_once(batch)
     statistics = [statistics_of(network, flat, everything) for flat in flats]
     for start in range(first, last, batch):
         samples = RealSamples(network, blocks, np.arange(start, min(start + batch, last)))

@@ -24,24 +24,26 @@ def initial_pixels(
     used: Sequence[NDArray[np.int64]],
     segment: int,
     chosen: Sequence[NDArray[np.int64]] | None = None,
+    classes: Sequence[int] | None = None,
 ) -> tuple[NDArray[np.float32], list[NDArray[np.int64]]]:
-    """Where segment ``segment`` starts: float32 (K, m, C, H, W) in [0, 1], and the within-class indices it used.
+    """Where segment ``segment`` starts: float32 (k, m, C, H, W) in [0, 1], and the within-class indices it used.
 
-    Real images come from the window as far as it has unused ones, then from the rest of the class; or they are those
-    ``chosen`` already, by within-class indices, in the order in which slots take them.
+    ``classes``: of which (unset: all); ``windows``, ``used`` and ``chosen`` are theirs, in their order. Real images
+    come from the window as far as it has unused ones, then from the rest of the class; or they are those ``chosen``
+    already, by within-class indices, in the order in which slots take them.
     """
     factor, many = config.start_factor, config.sizes[segment]
     stored, taken = [], []
-    for label, window in enumerate(windows):
+    for place, label in enumerate(range(len(windows)) if classes is None else classes):
         generator = torch_generator(config.seed, "init", segment, label)
         if config.synthetic.init == "noise":
             stored.append(torch.rand((many, *blocks.shape), generator=generator).numpy())
             taken.append(np.empty(0, np.int64))
             continue
         if chosen is not None:
-            indices = chosen[label]
+            indices = chosen[place]
         else:
-            indices = _unused(window, used[label], int(blocks.counts[label]), many * factor**2, generator)
+            indices = _unused(windows[place], used[place], int(blocks.counts[label]), many * factor**2, generator)
         images = torch.from_numpy(blocks.take(indices + blocks.starts[label])).float() / 255
         stored.append(pack(images, factor).numpy())
         taken.append(indices)

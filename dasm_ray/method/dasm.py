@@ -17,7 +17,7 @@ from dasm_ray.method.match import match, polished
 from dasm_ray.method.probes import Probes
 from dasm_ray.method.run import Run
 from dasm_ray.method.scores import scores_before, target_of
-from dasm_ray.method.sets import Segments, Target
+from dasm_ray.method.sets import Segments, Target, as_kept
 from dasm_ray.method.starts import start_of
 
 
@@ -41,6 +41,7 @@ def distil(run: Run, experts: Experts, after_each: Callable[[Segments], None] = 
         start, used = start_of(run, segment, scores, targets[-1], used, experts, frozen)
         starts.append(start)
         frozen.append(match(run, segment, start, experts, probes, frozen, targets))
+        starts[-1] = as_kept(starts[-1], frozen[-1])  # on disk, they need not stay with the workers
         if len(frozen) == run.config.synthetic.segments and run.config.rounds_of(len(frozen)):
             frozen = polished(run, frozen, experts, targets)  # at the very end, all move once more
         after_each(frozen)

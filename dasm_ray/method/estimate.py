@@ -14,7 +14,7 @@ from dasm_ray.config.keys import RunConfig
 from dasm_ray.core.networks.network import compiles
 from dasm_ray.core.networks.training import steps_for
 from dasm_ray.method.run import Run, run_all
-from dasm_ray.runtime.groups import groups_of
+from dasm_ray.runtime.groups import groups_in
 from dasm_ray.runtime.pool import task
 from dasm_ray.runtime.worker import Pace, Worker
 
@@ -144,7 +144,7 @@ def _parallel(config: RunConfig, classes: int) -> int:
     """Tasks of distillation that run side by side: lanes, or groups."""
     if config.is_trajectory:
         return config.trajectory.lanes
-    return 1 if config.base.couples == "set" else len(groups_of(classes, config.synthetic.group_size))
+    return len(groups_in(config, classes))
 
 
 def _matching_steps(config: RunConfig, classes: int) -> int:
@@ -174,5 +174,4 @@ def _moved(config: RunConfig, classes: int, values: int) -> int:
     if config.is_trajectory:
         state = classes * max(config.sizes) * (values + classes * config.learns_labels)
         return state * (8 + 4)
-    largest = classes if config.base.couples == "set" else len(groups_of(classes, config.synthetic.group_size)[0])
-    return 2 * 8 * largest * max(config.sizes) * values
+    return 2 * 8 * len(groups_in(config, classes)[0]) * max(config.sizes) * values

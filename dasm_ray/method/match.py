@@ -16,12 +16,12 @@ from dasm_ray.errors import NonFinite
 from dasm_ray.method.experts import Experts
 from dasm_ray.method.probes import Probes
 from dasm_ray.method.run import Run
-from dasm_ray.method.sets import Pixels, Segment, Segments, Target
+from dasm_ray.method.sets import Held, Pixels, Segment, Segments, Target
 from dasm_ray.method.strata import strata_of
-from dasm_ray.runtime.groups import SegmentRun
+from dasm_ray.runtime.groups import Renewed, SegmentRun, Starts, groups_in
 from dasm_ray.runtime.lanes import Guides, LaneRun
 from dasm_ray.runtime.worker import RoundInputRefs
-from dasm_ray.store.checkpoints import start_name, write_start
+from dasm_ray.store.checkpoints import KeptPixels, not_finite, start_name, write_start
 
 
 def match(
@@ -35,13 +35,6 @@ def match(
 ) -> Segment:
     """Segment ``segment`` from its ``start`` to the distilled one; ``targets`` are of all segments up to it."""
     done: Segment = WALKS[run.config.base.family](run, segment, start, experts, probes, frozen, targets)
-    if not all(
-        np.isfinite(part).all() for part in vars(done).values() if part is not None
-    ):  # rounds see to it; an older version's checkpoint did not
-        raise NonFinite(
-            f"segment {segment + 1}: its checkpoint in {run.place / 'segments'} holds numbers that are not finite; "
-            f"remove that folder and run again"
-        )
     return done
 
 
@@ -50,7 +43,7 @@ def polished(run: Run, segments: Segments, experts: Experts, targets: list[Targe
 
     As if they were one more segment, number K, that starts as all of them together.
     """
-    number, sizes = run.config.synthetic.segments, [each.pixels.shape[1] for each in segments]
+    number, sizes = run.config.synthetic.segments, [each.shape[1] for each in segments]
     logits = [each.logits for each in segments if each.logits is not None]
     start = Segment(
         np.concatenate([each.pixels for each in segments], axis=1),
@@ -78,26 +71,37 @@ def _by_groups(
     targets: list[Target],
 ) -> Segment:
     """Gradients and distributions: groups of classes, each in rounds of its own."""
-    groups = SegmentRun(run.job, run.pool, run.progress, run.place / "segments", run.key, segment, start.pixels)
+    place, (starts, starts_again) = run.place / "segments", _starts(run, start)
+    groups = SegmentRun(run.job, run.pool, run.progress, place, run.key, segment, starts)
     is_done = groups.rounds_done == groups.rounds_total
 
     def inputs() -> RoundInputRefs:
         networks = probes.networks if run.config.probe_share_of(segment) and not is_done else ()
         bank = probes.bank if not is_done else ()
         snapshots = experts.snapshots if run.config.states == "experts" else ()
-        earlier = run.pool.put(_joined([each.pixels for each in frozen], start.pixels))
+        nothing = np.empty((run.classes, 0, *run.real.shape), np.float32)
+        earlier = run.pool.put(_joined([each.pixels for each in frozen], nothing))
         strata = strata_of(run, experts) if run.config.matcher.strata else ()
         run.progress.stage("distil", groups.rounds_total, run.of(segment), done=groups.rounds_done)
         windows = run.pool.put([each.window for each in targets])
         frontier = tuple(map(run.pool.put, targets[-1].frontier)) if run.config.matcher.frontier_share else ()
         return RoundInputRefs(windows, earlier, snapshots, networks, strata=strata, bank=bank, frontier=frontier)
 
-    def renewed() -> RoundInputRefs:
+    def renewed() -> Renewed:
         experts.read_again()
         probes.forget()
-        return inputs()
+        return Renewed(inputs(), starts_again())
 
-    return Segment(groups.run(inputs(), renewed))
+    return Segment(KeptPixels(place, segment, run.key, groups.run(inputs(), renewed), run.classes, "pixels"))
+
+
+def _starts(run: Run, start: Segment) -> tuple[Starts, Callable[[], Starts]]:
+    """References to where the groups of a segment begin, and what makes them again."""
+    if isinstance(start.stored, Held):
+        return start.stored.refs, start.stored.again
+    pixels, groups = start.pixels, groups_in(run.config, run.classes)
+    refs = [run.pool.put(pixels[classes[0] : classes[-1] + 1].copy()) for classes in groups]  # here, so they stay
+    return refs, lambda: refs
 
 
 def _by_lanes(
@@ -140,10 +144,17 @@ def _by_lanes(
         lanes.guides = Guides(experts.snapshots, probes.bank)
     run.progress.stage("distil", lanes.rounds_total, run.of(segment), done=lanes.rounds_done)
     state = lanes.run()
+    _check_finite(run, segment, state)
     if not (run.place / "segments" / start_name(segment)).exists():
         write_start(run.place / "segments", segment, start.pixels, run.key)
     logits = state.labels if run.config.learns_labels else None
     return Segment(state.pixels, logits, math.exp(float(state.log_step)))
+
+
+def _check_finite(run: Run, segment: int, state: SetState) -> None:
+    """NonFinite for an older version's checkpoint that is not; rounds see to it now."""
+    if not all(np.isfinite(part).all() for part in state):
+        raise NonFinite(not_finite(run.place / "segments", segment))
 
 
 WALKS: dict[str, Callable[..., Segment]] = {

@@ -6,9 +6,13 @@ that it sees.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,24 +20,70 @@ from numpy.typing import NDArray
 
 from dasm_ray.config.digests import config_digest, result_keys
 from dasm_ray.method.run import Run
+from dasm_ray.runtime.pool import ObjectRef, Pool
 from dasm_ray.runtime.worker import Chosen, Stored
 from dasm_ray.store.artifact import Artifact
+from dasm_ray.store.checkpoints import KeptPixels
 from dasm_ray.store.rundir import versions
+
+HELD_BYTES = 1 << 26
+"""Pixels of a set that are held in memory without more ado."""
 
 Indices = NDArray[np.int64]
 Pixels = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A segment: pixels (K, m, C, H, W), and where they are learned label logits (K, m, K) and the student's rate."""
+class Held:
+    """Pixels of groups of classes that are in the object store: ``refs`` (k, m, C, H, W) of each, in class order.
 
-    pixels: Pixels
+    ``again`` makes them again, after some went with a node.
+    """
+
+    pool: Pool
+    refs: Sequence[ObjectRef]
+    classes: int
+    again: Callable[[], Sequence[ObjectRef]]
+
+    def __iter__(self) -> Iterator[Pixels]:
+        return map(self.pool.fetch, self.refs)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment: pixels (K, m, C, H, W), and where they are learned label logits (K, m, K) and the student's rate.
+
+    Pixels are an array, or lie with workers or on disk, group by group, and are brought here when they are asked for.
+    """
+
+    stored: Pixels | Held | KeptPixels
     logits: Pixels | None = None
     step_size: float | None = None
 
+    def parts(self) -> Iterator[Pixels]:
+        """The pixels of some classes after those of others, (k, m, C, H, W) each."""
+        return iter([self.stored] if isinstance(self.stored, np.ndarray) else self.stored)
+
+    @property
+    def pixels(self) -> Pixels:
+        """The pixels of all classes."""
+        return self.stored if isinstance(self.stored, np.ndarray) else np.concatenate(list(self.parts()))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(K, m, C, H, W)."""
+        if isinstance(self.stored, np.ndarray):
+            return self.stored.shape
+        return self.stored.classes, *next(self.parts()).shape[1:]
+
 
 Segments = list[Segment]
+
+
+def as_kept(start: Segment, distilled: Segment) -> Segment:
+    """Where a distilled segment began, out of its checkpoints, where these hold it."""
+    kept = distilled.stored
+    return replace(start, stored=replace(kept, name="initial")) if isinstance(kept, KeptPixels) else start
 
 
 class Target(NamedTuple):
@@ -55,12 +105,30 @@ class Images(NamedTuple):
 
 
 def flattened(segments: Segments) -> Images:
-    """The images of segments, by class, then segment."""
-    together = np.concatenate([each.pixels for each in segments], axis=1)
+    """The images of segments, by class, then segment; one group of classes at a time is read beside them."""
+    shapes = [each.shape for each in segments]
+    together = _room((shapes[0][0], sum(shape[1] for shape in shapes), *shapes[0][2:]))
+    first = 0
+    for each, shape in zip(segments, shapes, strict=True):
+        label = 0
+        for part in each.parts():
+            together[label : label + len(part), first : first + shape[1]] = part
+            label += len(part)
+        first += shape[1]
     learned = [each.logits for each in segments if each.logits is not None]
     logits = np.concatenate(learned, axis=1).reshape(-1, len(together)) if learned else None
     is_normalised = segments[0].step_size is not None  # a student's rate: trajectories, which keep the set so
     return Images(together.reshape(-1, *together.shape[2:]), labels_of(together), logits, is_normalised)
+
+
+def _room(shape: tuple[int, ...]) -> Pixels:
+    """An array to be filled: a large one in a file that goes with it, so that its pages need not stay in memory."""
+    size = 4 * math.prod(shape)
+    if size > HELD_BYTES:
+        with contextlib.suppress(OSError), tempfile.TemporaryFile() as file:  # where there is no room: in memory
+            os.posix_fallocate(file.fileno(), 0, size)
+            return np.asarray(np.memmap(file, np.float32, "r+", shape=shape))
+    return np.empty(shape, np.float32)
 
 
 def labels_of(pixels: Pixels) -> Indices:
@@ -97,7 +165,7 @@ def _digest(*parts: NDArray[np.generic] | int | None) -> str:
 
 def distilled_set(run: Run, segments: Segments) -> Artifact:
     """The finished set of distilled segments."""
-    images, sizes = flattened(segments), [each.pixels.shape[1] for each in segments]
+    images, sizes = flattened(segments), [each.shape[1] for each in segments]
     numbers = np.tile(np.repeat(np.arange(len(segments), dtype=np.int32), sizes), run.classes)
     return _artifact(run, images, numbers, run.config.synthetic.factor, segments[-1].step_size)
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from dasm_ray.method.experts import Experts, soft_labels
 from dasm_ray.method.run import Run, run_all
-from dasm_ray.method.sets import Images, Indices, Pixels, Segment, Segments, Target, labels_of, stored
-from dasm_ray.runtime.pool import task
+from dasm_ray.method.sets import Held, Images, Indices, Segment, Segments, Target, labels_of, stored
+from dasm_ray.runtime.groups import groups_in
+from dasm_ray.runtime.pool import Done, ObjectRef, task
 from dasm_ray.runtime.worker import ClassStanding, Worker
 from dasm_ray.store.checkpoints import Scores
 
@@ -26,11 +27,40 @@ def start_of(
 ) -> tuple[Segment, list[Indices]]:
     """A segment before its first round, and the within-class indices of all real images that started one by now."""
     chosen = _chosen(run, segment, scores, target, used, experts) if run.config.synthetic.init == "loop" else None
-    (start,) = run_all(
-        run, [task(f"start of segment {segment + 1}", Worker.initialise, run.job, segment, target.window, used, chosen)]
-    )
-    used = [np.concatenate(pair) for pair in zip(used, start.value, strict=True)]
-    return _with_labels(run, experts, run.pool.fetch(start.refs[0]), frozen), used
+    begun = _begun(run, segment, target, used, chosen)
+
+    def again() -> list[ObjectRef]:
+        return [done.refs[0] for done in _begun(run, segment, target, used, chosen)]
+
+    taken = [indices for done in begun for indices in done.value]
+    start = Segment(Held(run.pool, [done.refs[0] for done in begun], run.classes, again))
+    return _with_labels(run, experts, start, frozen), [np.concatenate(pair) for pair in zip(used, taken, strict=True)]
+
+
+def _begun(run: Run, segment: int, target: Target, used: list[Indices], chosen: list[Indices] | None) -> list[Done]:
+    """Where the groups of a segment begin: the within-class indices used, and a reference to pixels, of each.
+
+    For trajectories, which go through a segment as a whole, of all classes as one.
+    """
+
+    def of(classes: tuple[int, ...], values: list[Indices]) -> list[Indices]:
+        return [values[label] for label in classes]
+
+    groups = [tuple(range(run.classes))] if run.config.is_trajectory else groups_in(run.config, run.classes)
+    tasks = [
+        task(
+            f"start of segment {segment + 1}, group {number}",
+            Worker.initialise,
+            run.job,
+            segment,
+            classes,
+            of(classes, target.window),
+            of(classes, used),
+            None if chosen is None else of(classes, chosen),
+        )
+        for number, classes in enumerate(groups)
+    ]
+    return run_all(run, tasks)
 
 
 def _chosen(
@@ -50,11 +80,11 @@ def _chosen(
     return [done.value for done in run_all(run, tasks)]
 
 
-def _with_labels(run: Run, experts: Experts, pixels: Pixels, frozen: Segments) -> Segment:
+def _with_labels(run: Run, experts: Experts, start: Segment, frozen: Segments) -> Segment:
     """Soft labels are the experts', the student's rate goes on from the last segment; other matchers have neither."""
     if not run.config.is_trajectory:
-        return Segment(pixels)
-    rate = frozen[-1].step_size if frozen else run.config.trajectory.step_size
+        return start
+    pixels, rate = start.pixels, frozen[-1].step_size if frozen else run.config.trajectory.step_size
     if not run.config.learns_labels:
         return Segment(pixels, None, rate)
     images = Images(pixels.reshape(-1, *pixels.shape[2:]), labels_of(pixels), None, is_normalised=True)

@@ -1,8 +1,9 @@
-"""The coordinator: hands out the rounds of a segment's groups, swaps references as they come back, writes checkpoints.
+"""The coordinator: hands out the rounds of a segment's groups, swaps references as they come back.
 
 Groups run free of one another, except where the network in the loop is trained on the synthetic set itself: then a
-round reads what every group was after the round before, and is a barrier. What must stay true: the references held at
-any moment name one consistent set, and what is on disk is enough to go on from.
+round reads what every group was after the round before, and is a barrier. Pixels stay with the workers: one that ends a
+round whose checkpoint is due writes it, where it reaches the run directory; else it is written here. What must stay
+true: the references held at any moment name one consistent set, and what is on disk is enough to go on from.
 """
 
 from __future__ import annotations
@@ -10,21 +11,25 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dasm_ray.config.keys import RunConfig
 from dasm_ray.core.matching.round import Assignment
 from dasm_ray.errors import SessionError, TaskLost
 from dasm_ray.runtime.pool import Done, ObjectRef, Pool, task
 from dasm_ray.runtime.progress import Progress
-from dasm_ray.runtime.worker import Job, RoundInputRefs, RoundMetrics, Worker
-from dasm_ray.store.checkpoints import read_group, write_group
+from dasm_ray.runtime.worker import GroupKept, Job, Keeping, RoundInputRefs, RoundMetrics, Worker, write_standing
+from dasm_ray.store.checkpoints import group_name, read_group
 from dasm_ray.store.place import Place
 
 Pixels = NDArray[np.float32]
+Starts = Sequence[ObjectRef]
+"""Where a segment begins: pixels (k, m, C, H, W) of each group."""
 
 
 def groups_of(classes: int, group_size: int | None) -> list[tuple[int, ...]]:
@@ -33,38 +38,62 @@ def groups_of(classes: int, group_size: int | None) -> list[tuple[int, ...]]:
     return [tuple(range(first, min(first + size, classes))) for first in range(0, classes, size)]
 
 
+def groups_in(config: RunConfig, classes: int) -> list[tuple[int, ...]]:
+    """The groups that a segment is distilled in: one, where the base matcher takes the set as a whole."""
+    return groups_of(classes, classes if config.base.couples == "set" else config.synthetic.group_size)
+
+
+class Renewed(NamedTuple):
+    """What was made again after some of it went with a node."""
+
+    inputs: RoundInputRefs
+    starts: Starts
+
+
 @dataclass(eq=False)
 class _Group:
-    """One group on its way: how many rounds are done, where its state is, and which round is on disk."""
+    """One group on its way: how many rounds are done, where its state is, and which round is on disk.
+
+    ``state`` None: it is at rest where it began.
+    """
 
     number: int
     classes: tuple[int, ...]
-    initial: Pixels
-    round: int
-    state: ObjectRef
-    saved_round: int
+    initial: ObjectRef
+    round: int = 0
+    state: ObjectRef | None = None
+    saved_round: int = 0
+    saved_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A task that is out: a round of a group, or the keeping of its checkpoint; ``keeps``: it writes one."""
+
+    group: _Group
+    is_round: bool
+    keeps: bool
 
 
 class SegmentRun:
-    """Segment ``segment`` from its ``initial`` pixels (K, m, C, H, W) to the distilled ones."""
+    """Segment ``segment`` from where its groups begin, ``starts``, to the distilled pixels, which are on disk then."""
 
     def __init__(
-        self, job: Job, pool: Pool, progress: Progress, place: Place, key: str, segment: int, initial: Pixels
+        self, job: Job, pool: Pool, progress: Progress, place: Place, key: str, segment: int, starts: Starts
     ) -> None:
         self._job, self._pool, self._progress = job, pool, progress
-        self._place, self._key, self._segment = place, key, segment
+        self._keeping, self._segment = Keeping(place, key), segment
         self._is_coupled = job.config.states == "synthetic"
         """Whether a round reads what every group was after the round before: then a round is a barrier."""
         self._rounds = job.config.rounds_of(segment)
         self._base: tuple[int, RoundInputRefs] | None = None
-        self._given: dict[str, _Group] = {}
+        self._given: dict[str, _Given] = {}
         self._losses: dict[int, str] = {}
         """Groups whose last task lost what it reads, with its name; they go back when all that is out is home."""
         self._lost = 0
-        self._saved_at = time.monotonic()
-        is_one = job.config.base.couples == "set"
-        sizes = groups_of(len(initial), len(initial) if is_one else job.config.synthetic.group_size)
-        self._groups = [self._open(number, classes, initial) for number, classes in enumerate(sizes)]
+        classes = groups_in(job.config, len(job.real.class_names))
+        self._groups = [_Group(number, *each) for number, each in enumerate(zip(classes, starts, strict=True))]
+        self._restore(self._groups)
         if self._is_coupled:
             self._align()
 
@@ -78,10 +107,11 @@ class SegmentRun:
         """Rounds in all."""
         return self._rounds * len(self._groups)
 
-    def run(self, inputs: RoundInputRefs, renewed: Callable[[], RoundInputRefs]) -> Pixels:
+    def run(self, inputs: RoundInputRefs, renewed: Callable[[], Renewed]) -> int:
         """Does what is left. ``inputs``: what rounds read; ``renewed`` makes it again after some went with a node.
 
-        Returns the pixels (K, m, C, H, W). Raises NonFinite at the first distance that is no number.
+        Returns the number of groups; their last checkpoints hold the segment. Raises NonFinite at the first distance
+        that is no number.
         """
         try:
             while True:
@@ -92,53 +122,86 @@ class SegmentRun:
                     if not self._losses:
                         self._give(inputs)
                 if not self._losses:
-                    break
-                self._go_back()
-                assert not self._given, "to make inputs again needs the pool, so nothing else may be out"
-                inputs = renewed()
+                    return len(self._groups)
+                inputs = self._go_back(renewed)
         except BaseException:
             with contextlib.suppress(SessionError):  # what cannot be fetched any more: the older checkpoint stays
                 self._save()
             raise
-        self._save()
-        return np.concatenate([self._pool.fetch(group.state)[0] for group in self._groups])
 
     # --- giving and taking ---------------------------------------------------------------------------------------
 
     def _give(self, inputs: RoundInputRefs) -> None:
         """Submits the next round of every group that may begin it."""
+        if self._is_coupled and self._keeps_all():
+            return
         slowest = min(group.round for group in self._groups)
         for group in self._groups:
             waits = self._is_coupled and group.round > slowest
             name = f"segment {self._segment + 1}, group {group.number}, round {group.round}"
             if group.round >= self._rounds or waits or name in self._given:
                 continue
-            where = Assignment(self._segment, group.number, group.round, group.classes)
             reads = self._with_states(inputs, group.round) if self._is_coupled else inputs
-            self._pool.submit(task(name, Worker.distil, self._job, where, reads, group.state))
-            self._given[name] = group
+            keeps = not self._is_coupled and self._is_due(group, group.round + 1)
+            keeping = self._keeping if keeps else None
+            initial = (group.initial,) if keeps or group.state is None else ()
+            where = self._where(group)
+            self._pool.submit(task(name, Worker.distil, self._job, where, reads, group.state, initial, keeping))
+            self._given[name] = _Given(group, is_round=True, keeps=keeps)
+
+    def _keeps_all(self) -> bool:
+        """Whether checkpoints of all groups are being kept; that begins when all stand together and it is due.
+
+        Checkpoints of different rounds would send every group back to the beginning, so no round is given meanwhile.
+        """
+        if any(not each.is_round for each in self._given.values()):
+            return True
+        round = self._groups[0].round
+        together = not self._given and all(group.round == round for group in self._groups)
+        further = [group for group in self._groups if group.round > group.saved_round]
+        if not (together and further and self._is_due(self._groups[0], round)):
+            return False
+        for group in further:
+            name = f"segment {self._segment + 1}, group {group.number}, checkpoint of round {round}"
+            where, state, initial = self._where(group), (group.state,), (group.initial,)
+            self._pool.submit(task(name, Worker.keep_group, self._keeping, where, state, initial))
+            self._given[name] = _Given(group, is_round=False, keeps=True)
+        return True
+
+    def _is_due(self, group: _Group, round: int) -> bool:
+        """Whether a group is to be kept as it will be after ``round`` rounds."""
+        waited = time.monotonic() - group.saved_at
+        return round == self._rounds or waited >= self._job.config.runtime.checkpoint_seconds
+
+    def _where(self, group: _Group) -> Assignment:
+        return Assignment(self._segment, group.number, group.round, group.classes)
 
     def _with_states(self, inputs: RoundInputRefs, round: int) -> RoundInputRefs:
         """The inputs with all groups' states before ``round``, fixed when its first task is given."""
         if self._base is None or self._base[0] != round:
-            self._base = round, replace(inputs, current=tuple(group.state for group in self._groups))
+            current = tuple(group.initial if group.state is None else group.state for group in self._groups)
+            self._base = round, replace(inputs, current=current)
         return self._base[1]
 
     def _take(self, done: Done) -> None:
         """Swaps the group's reference for the new one, or notes that what the task reads was lost."""
-        group = self._given.pop(done.task.name)
+        given = self._given.pop(done.task.name)
+        group = given.group
         if done.error is not None:
             self._losses[group.number] = done.task.name
             return
-        metrics: RoundMetrics = done.value
-        for notice in metrics.notices:
+        answer: RoundMetrics | GroupKept = done.value
+        for notice in answer.notices:
             self._progress.note(notice)
-        group.state, group.round = done.refs[0], group.round + 1
-        self._progress.advance(samples=metrics.samples, distance=sum(metrics.distances) / len(metrics.distances))
-        if time.monotonic() - self._saved_at >= self._job.config.runtime.checkpoint_seconds:
-            self._save()
+        if isinstance(answer, RoundMetrics):
+            group.state, group.round = done.refs[0], group.round + 1
+            self._progress.advance(samples=answer.samples, distance=sum(answer.distances) / len(answer.distances))
+        if given.keeps:
+            if not answer.is_kept:
+                self._write(group, self._pool.fetch(group.state), self._pool.fetch(group.initial))
+            group.saved_round, group.saved_at = group.round, time.monotonic()
 
-    def _go_back(self) -> None:
+    def _go_back(self, renewed: Callable[[], Renewed]) -> RoundInputRefs:
         """To the last state on disk: the groups that lost something or, where rounds are barriers, all of them."""
         name = next(iter(self._losses.values()))
         self._lost += 1
@@ -147,36 +210,59 @@ class SegmentRun:
                 f"{name}: what it reads was lost {self._lost} times; run the same command again "
                 f"to go on from the last checkpoint, or raise runtime.max_lost"
             )
-        before = self.rounds_done
-        for group in self._groups if self._is_coupled else [self._groups[number] for number in self._losses]:
-            kept = read_group(self._place, self._segment, group.number, self._key)
-            arrays, group.round = kept or (_at_rest(group.initial), 0)
-            group.state, group.saved_round = self._pool.put((arrays["pixels"], arrays["velocity"])), group.round
+        assert not self._given, "to make inputs again needs the pool, so nothing else may be out"
+        before, numbers = self.rounds_done, set(self._losses)
+        self._losses.clear()
+        self._base = None
+        read = self._restore([group for group in self._groups if self._is_coupled or group.number in numbers])
         if self._is_coupled:
             self._align()
-        self._base = None
-        self._losses.clear()
         self._progress.note(f"{name}: what it reads was lost with its node; going on from the last checkpoint")
         self._progress.advance(self.rounds_done - before)
+        inputs, starts = renewed()
+        for group in self._groups:  # where they began may have been lost of any
+            if group.number not in read:
+                group.initial = starts[group.number]
+        return inputs
 
     # --- what is on disk -----------------------------------------------------------------------------------------
 
-    def _open(self, number: int, classes: tuple[int, ...], initial: Pixels) -> _Group:
-        """A group as its checkpoint says, or at its beginning."""
-        kept = read_group(self._place, self._segment, number, self._key)
-        arrays, round = kept or (_at_rest(initial[list(classes)]), 0)
-        state = self._pool.put((arrays["pixels"], arrays["velocity"]))
-        return _Group(number, classes, arrays["initial"], round, state, round)
+    def _restore(self, groups: Iterable[_Group]) -> set[int]:
+        """Groups as their checkpoints say, or at their beginning; returns the numbers of those that had one.
+
+        Workers read them; here, what they do not reach.
+        """
+        there, place = set(self._keeping.place.names()), self._keeping.place
+        reading = {}
+        for group in groups:
+            group.round = group.saved_round = 0
+            group.state, group.saved_at = None, time.monotonic()
+            if group_name(self._segment, group.number) in there:
+                name = f"segment {self._segment + 1}, group {group.number}, its checkpoint"
+                reading[name] = group
+        tasks = [
+            task(name, Worker.kept_group, self._keeping, self._segment, group.number) for name, group in reading.items()
+        ]
+        for done in self._pool.run(tasks):
+            group = reading[done.task.name]
+            if done.value is not None:
+                group.round = group.saved_round = done.value
+                group.state, group.initial = done.refs
+            elif (kept := read_group(place, self._segment, group.number, self._keeping.key)) is not None:
+                arrays, group.round = kept
+                group.saved_round = group.round
+                group.state = self._pool.put((arrays["pixels"], arrays["velocity"]))
+                group.initial = self._pool.put(arrays["initial"])
+        return {group.number for group in reading.values() if group.state is not None}
 
     def _align(self) -> None:
         """Rounds that are barriers go on together: from the beginning unless all groups stand at the same round."""
         if len({group.round for group in self._groups}) > 1:
             for group in self._groups:
-                group.state = self._pool.put((group.initial, np.zeros_like(group.initial)))
-                group.round = group.saved_round = 0
+                group.state, group.round, group.saved_round = None, 0, 0
 
     def _save(self) -> None:
-        """Writes the groups that are further than their checkpoint.
+        """Writes, here, the groups that are further than their checkpoint: when a run is ended before it is done.
 
         With barriers only when all stand together, and nothing before all are fetched: checkpoints of different rounds
         would send all of them back to the beginning.
@@ -184,14 +270,11 @@ class SegmentRun:
         if self._is_coupled and len({group.round for group in self._groups}) > 1:
             return
         further = [group for group in self._groups if group.round > group.saved_round]
-        states = ((group, self._pool.fetch(group.state)) for group in further)
-        for group, (pixels, velocity) in list(states) if self._is_coupled else states:
-            arrays = {"pixels": pixels, "velocity": velocity, "initial": group.initial}
-            write_group(self._place, self._segment, group.number, arrays, group.round, self._key)
+        states = ((group, self._pool.fetch(group.state), self._pool.fetch(group.initial)) for group in further)
+        for group, state, initial in list(states) if self._is_coupled else states:
+            self._write(group, state, initial)
             group.saved_round = group.round
-        self._saved_at = time.monotonic()
 
-
-def _at_rest(initial: Pixels) -> dict[str, Pixels]:
-    """A group before its first round."""
-    return {"pixels": initial, "velocity": np.zeros_like(initial), "initial": initial}
+    def _write(self, group: _Group, state: tuple[Pixels, Pixels], initial: Pixels) -> None:
+        """Writes a checkpoint here."""
+        write_standing(self._keeping.place, self._keeping.key, self._where(group), *state, initial)

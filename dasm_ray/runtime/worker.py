@@ -9,7 +9,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,19 +33,19 @@ from dasm_ray.core.networks.evaluate import Labels, Outcome, evaluate_on, synthe
 from dasm_ray.core.networks.expert import Trajectory, continued, expert_labels, spread, train_expert
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.reading import mean_loss, read_all, statistics_of
-from dasm_ray.core.networks.samples import RealSamples, Samples, TensorSamples
+from dasm_ray.core.networks.samples import RealSamples, Relabelled, Samples, TensorSamples, held
 from dasm_ray.core.networks.training import Watch, steps_for, train
 from dasm_ray.core.scoring import Scored, features_of, score_range, static_range
 from dasm_ray.core.seed import numpy_generator, torch_generator
 from dasm_ray.core.start import initial_pixels
 from dasm_ray.core.whiten import Sums, Whitening, fit, sums_of
-from dasm_ray.errors import NonFinite
+from dasm_ray.errors import NonFinite, StorageError
 from dasm_ray.runtime import turns
 from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.runtime.parts import opened_here
 from dasm_ray.runtime.pool import ObjectRef, Shared, outputs
 from dasm_ray.store import tensors
-from dasm_ray.store.checkpoints import read_trajectory, write_trajectory
+from dasm_ray.store.checkpoints import not_finite, read_group, read_trajectory, write_group, write_trajectory
 from dasm_ray.store.datasets.blockcache import Kept, SortedSet
 from dasm_ray.store.place import Place
 
@@ -104,6 +104,14 @@ class RoundInputRefs(Shared):
     bank: tuple[ObjectRef, ...] = ()
     frontier: tuple[ObjectRef, ...] = ()
     """A class each."""
+
+
+@dataclass(frozen=True)
+class Keeping(Shared):
+    """Where the checkpoints of a run's groups are, and under which key."""
+
+    place: Place
+    key: str
 
 
 @dataclass(frozen=True)
@@ -194,6 +202,15 @@ class RoundMetrics(Answer):
 
     distances: list[float]
     samples: int
+    is_kept: bool = False
+    """Whether the worker has written the group's checkpoint."""
+
+
+@dataclass(frozen=True)
+class GroupKept(Answer):
+    """Whether a checkpoint was written, as it is wherever the run directory can be reached."""
+
+    is_kept: bool
 
 
 @dataclass(frozen=True)
@@ -396,16 +413,18 @@ class Worker:
         self,
         job: Job,
         segment: int,
+        classes: Sequence[int],
         windows: Sequence[Indices],
         used: Sequence[Indices],
         chosen: Sequence[Indices] | None = None,
     ) -> tuple[list[Indices], Pixels]:
-        """Where a segment starts: the within-class indices used, and pixels (K, m, C, H, W).
+        """Where some classes of a segment start: the within-class indices used, and pixels (k, m, C, H, W).
 
         ``chosen``: what it starts from, class by class, where that is not drawn. For trajectories the pixels are
         normalised.
         """
-        pixels, taken = initial_pixels(job.config, self._blocks(job, "train"), windows, used, segment, chosen)
+        blocks = self._blocks(job, "train")
+        pixels, taken = initial_pixels(job.config, blocks, windows, used, segment, chosen, classes)
         if job.config.is_trajectory:
             images = torch.tensor(pixels.reshape(-1, *pixels.shape[2:]), device=job.device)
             pixels = self._network(job).normalise(images).cpu().numpy().reshape(pixels.shape)
@@ -431,8 +450,7 @@ class Worker:
         network = self._network(job)
         last = [torch.tensor(snapshots[-1], device=job.device) for snapshots in self._all(experts)]
         samples = self._training_samples(network, job, training)
-        assert isinstance(samples, TensorSamples)
-        logits = expert_labels(network, last, self._real(network, job, "train"), samples.images, samples.labels)
+        logits = expert_labels(network, last, self._real(network, job, "train"), samples)
         if not logits.isfinite().all():
             raise NonFinite(
                 f"soft labels: some logits of the experts are not finite, and none is kept; lower experts.lr "
@@ -479,11 +497,21 @@ class Worker:
 
     @outputs(2)
     def distil(
-        self, job: Job, where: Assignment, refs: RoundInputRefs, state: tuple[Pixels, Pixels]
+        self,
+        job: Job,
+        where: Assignment,
+        refs: RoundInputRefs,
+        state: tuple[Pixels, Pixels] | None,
+        initial: tuple[ObjectRef, ...] = (),
+        keeping: Keeping | None = None,
     ) -> tuple[RoundMetrics, tuple[Pixels, Pixels]]:
-        """One round of one group: metrics, and new (pixels, velocity) (classes, m, C, H, W) each."""
-        pixels, velocity = state
-        groups = [group for group, _ in self._all(refs.current)]
+        """One round of one group: metrics, and new (pixels, velocity) (classes, m, C, H, W) each.
+
+        ``state``: those before the round; None where it is at rest at ``initial``, which is needed then. ``keeping``:
+        where its checkpoint goes, which holds ``initial``, if the round ends in one.
+        """
+        pixels, velocity = state or _at_rest(self._fetch(initial[0]))
+        groups = [group[0] if isinstance(group, tuple) else group for group in self._all(refs.current)]
         inputs = RoundInputs(
             blocks=self._blocks(job, "train"),
             windows=self._fetch(refs.windows),
@@ -500,7 +528,40 @@ class Worker:
         )
         matcher = job.config.matcher
         samples = len(distances) * matcher.steps * len(where.classes) * matcher.batch_real
-        return RoundMetrics(_notices(), distances, samples), (pixels, velocity)
+        after = replace(where, round=where.round + 1)
+        is_kept = keeping is not None and self._keep(keeping, after, (pixels, velocity), initial[0])
+        return RoundMetrics(_notices(), distances, samples, is_kept), (pixels, velocity)
+
+    def keep_group(
+        self, keeping: Keeping, where: Assignment, state: tuple[ObjectRef], initial: tuple[ObjectRef]
+    ) -> GroupKept:
+        """Writes the checkpoint of a group as it is before the round of ``where``."""
+        return GroupKept(_notices(), self._keep(keeping, where, self._fetch(state[0]), initial[0]))
+
+    def _keep(self, keeping: Keeping, where: Assignment, state: tuple[Pixels, Pixels], initial: ObjectRef) -> bool:
+        """Whether a checkpoint was written: not from a node that does not reach the run directory."""
+        try:
+            keeping.place.check()
+        except StorageError:
+            return False
+        write_standing(keeping.place, keeping.key, where, *state, self._fetch(initial))
+        return True
+
+    @outputs(3)
+    def kept_group(
+        self, keeping: Keeping, segment: int, group: int
+    ) -> tuple[int | None, tuple[Pixels, Pixels] | None, Pixels | None]:
+        """A group's checkpoint: the rounds done, (pixels, velocity), and where it began; nothing without one.
+
+        Raises NonFinite for an older version's that is not finite.
+        """
+        kept = read_group(keeping.place, segment, group, keeping.key)
+        if kept is None:
+            return None, None, None
+        arrays, round = kept
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise NonFinite(not_finite(keeping.place, segment))
+        return round, (arrays["pixels"], arrays["velocity"]), arrays["initial"]
 
     # --- baselines and evaluation --------------------------------------------------------------------------------
 
@@ -723,9 +784,10 @@ class Worker:
             case Everything():
                 return self._real(network, job, "train")
             case Chosen(indices, logits):
-                images, hard = self._real(network, job, "train").take(indices)
-                labels = hard if logits is None else torch.tensor(logits, device=job.device).softmax(1)
-                return TensorSamples(images, labels)
+                real = RealSamples(network, self._blocks(job, "train"), indices)
+                soft = None if logits is None else torch.tensor(logits, device=job.device).softmax(1)
+                samples = real if soft is None else Relabelled(real, soft)
+                return held(network, samples, network.whitening is not None)
             case Stored(pixels, labels, factor, is_normalised):
                 return synthetic_samples(network, self._fetch(pixels), labels, factor, is_normalised)
 
@@ -753,6 +815,19 @@ class Worker:
         network = self._network(job)
         key = (id(network), job.config.learns_labels)
         return self._students.setdefault(key, Student(network, job.config.learns_labels))
+
+
+def _at_rest(initial: Pixels) -> tuple[Pixels, Pixels]:
+    """A group before its first round."""
+    return initial, np.zeros_like(initial)
+
+
+def write_standing(
+    place: Place, key: str, where: Assignment, pixels: Pixels, velocity: Pixels, initial: Pixels
+) -> None:
+    """Writes the checkpoint of a group as it stands before the round of ``where``."""
+    arrays = {"pixels": pixels, "velocity": velocity, "initial": initial}
+    write_group(place, where.segment, where.group, arrays, where.round, key)
 
 
 def _snapshots(expert: Trajectory) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

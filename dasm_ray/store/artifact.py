@@ -7,10 +7,12 @@ before it costs memory.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import math
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -40,6 +42,9 @@ from dasm_ray.store.rundir import RECORD
 WHITENING = "whitening.safetensors"
 FILE_BYTES = 1 << 27
 """About how many bytes of pixels one Parquet file holds."""
+
+PART_BYTES = 1 << 24
+"""About how many bytes of pixels are checked at once."""
 
 COLUMNS = ["pixels", "label", "soft_label", "segment"]
 """Of the Parquet files, those that are read; the preview is for others."""
@@ -112,6 +117,12 @@ def _meaning(artifact: Artifact) -> Tree:
     }
 
 
+def _parts(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """The images, some at a time, so that what is worked out of them takes little beside them."""
+    step = max(1, PART_BYTES // max(1, pixels[:1].nbytes))
+    return (pixels[first : first + step] for first in range(0, len(pixels), step))
+
+
 def _check(artifact: Artifact) -> None:
     """ArtifactError unless types, shapes and ranges fit together."""
     problem = next((text for wrong, text in _faults(artifact) if wrong), None)
@@ -135,9 +146,9 @@ def _faults(artifact: Artifact) -> Iterator[tuple[bool, str]]:
     odd_soft = soft is not None and (soft.dtype != np.float32 or soft.shape[1:] != (classes,))
     yield odd_soft, "soft labels must be (N, K)"
     yield soft is not None and not np.isfinite(soft).all(), "a soft label is no number"
-    outside = not artifact.is_normalised and not np.all((pixels >= 0) & (pixels <= 1))
+    outside = not artifact.is_normalised and not all(((part >= 0) & (part <= 1)).all() for part in _parts(pixels))
     yield outside, "a pixel lies outside [0, 1]"
-    yield not np.isfinite(pixels).all(), "a pixel is no number"
+    yield not all(np.isfinite(part).all() for part in _parts(pixels)), "a pixel is no number"
     yield _has_odd_whitening(artifact, math.prod(pixels.shape[1:])), "the whitening does not fit the images"
     yield bool(np.any((labels < 0) | (labels >= classes))), f"a label lies outside 0..{classes - 1}"
     yield bool(np.any(artifact.segments < 0)), "a segment is negative"
@@ -201,14 +212,34 @@ def _write_parquet(folder: Place, artifact: Artifact) -> dict[str, str]:
     names = file_names(len(starts))
     checksums = {}
     for name, start in zip(names, starts, strict=True):
-        sink = pa.BufferOutputStream()
-        pq.write_table(_table(artifact, start, min(start + step, rows)), sink)
-        data = sink.getvalue().to_pybytes()
-        (folder / name).write_bytes(data)
-        checksums[name] = hashlib.sha256(data).hexdigest()
+        with _encoded(_table(artifact, start, min(start + step, rows))) as data:
+            (folder / name).write_bytes(data)
+            checksums[name] = hashlib.sha256(data).hexdigest()
     for stale in set(folder.names()) - set(names):
         (folder / stale).delete()
     return checksums
+
+
+@contextlib.contextmanager
+def _encoded(table: pa.Table) -> Iterator[pa.Buffer]:
+    """A table as Parquet: a large one in a temporary file that is mapped, since memory would take several copies."""
+    with contextlib.ExitStack() as own:
+        data = _in_a_file(table, own) if table.nbytes > PART_BYTES else None
+        if data is None:
+            sink = pa.BufferOutputStream()
+            pq.write_table(table, sink)
+            data = sink.getvalue()
+        yield data
+
+
+def _in_a_file(table: pa.Table, own: contextlib.ExitStack) -> pa.Buffer | None:
+    """A table in a temporary file, for as long as ``own``; None where there is no room for one."""
+    try:
+        file = f"{own.enter_context(tempfile.TemporaryDirectory(prefix='dasm_ray'))}/part"
+        pq.write_table(table, file)
+        return own.enter_context(pa.memory_map(file)).read_buffer()
+    except OSError:
+        return None
 
 
 def _table(artifact: Artifact, first: int, last: int) -> pa.Table:

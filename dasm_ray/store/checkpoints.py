@@ -12,7 +12,7 @@ group's file holds all that the next round needs.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,6 +155,37 @@ def read_group(place: Place, segment: int, group: int, key: str) -> tuple[dict[s
     if (note.get("segment"), note.get("group")) != (segment, group):
         raise tensors.damaged(file, f"it does not hold group {group} of segment {segment}")
     return arrays, int(note["round"])
+
+
+def not_finite(place: Place, segment: int) -> str:
+    """What is said of a checkpoint in folder ``place`` that holds no numbers."""
+    return (
+        f"segment {segment + 1}: its checkpoint in {place} holds numbers that are not finite; remove that folder and "
+        f"run again"
+    )
+
+
+@dataclass(frozen=True)
+class KeptPixels:
+    """The pixels of a segment that is on disk, group by group in class order, read whenever they are asked for.
+
+    ``name``: "pixels", the distilled ones, or "initial", where they began.
+    """
+
+    place: Place
+    segment: int
+    key: str
+    groups: int
+    classes: int
+    name: str
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """(k, m, C, H, W) float32 of each group; ArtifactError if a file is missing, damaged or under another key."""
+        for group in range(self.groups):
+            kept = read_group(self.place, self.segment, group, self.key)
+            if kept is None:
+                raise tensors.damaged(self.place / group_name(self.segment, group), "it is missing")
+            yield kept[0][self.name]
 
 
 # --- what a page shows of them ---------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ class Place:
 
         return self._do("be read", read)
 
-    def write_bytes(self, data: bytes, patience: float | None = None) -> None:
+    def write_bytes(self, data: bytes | pa.Buffer, patience: float | None = None) -> None:
         """Writes the whole file aside and renames it, so that the name never stands for half a file.
 
         ``patience``: seconds to ride out an outage for, where it is not the usual time.
@@ -263,7 +263,7 @@ class Place:
 
         return self._do("be listed", found)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | pa.Buffer) -> None:
         folder, _, name = self._at.rpartition("/")
         aside = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
         self._make_folder(folder)

@@ -15,6 +15,8 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import replace
+from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,9 +32,12 @@ from dasm_ray.runtime.pool import Pool
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.session import Session
 from dasm_ray.runtime.worker import Job, RoundInputRefs, RoundMetrics, Worker
+from dasm_ray.store.checkpoints import segment_pixels
 from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.place import Place
 
+IS_KEPT_BY_WORKERS = "initial" in signature(Worker.distil).parameters
+"""Unlike in the earlier version, where pixels go through the coordinator."""
 HOSTS = 4
 SHAPE = (1, 1, 3, 32, 32)
 """One stored image of one class."""
@@ -45,8 +50,16 @@ class Host:
         return function(self, *args)
 
     async def distil(self, pause: float, *arguments: Any) -> tuple[RoundMetrics, Any]:
-        pixels, velocity = arguments[-1]
+        _, where, _, state, *kept = arguments
+        initial, keeping = kept or ((), None)  # the earlier version's coordinator keeps checkpoints itself
+        pixels, velocity = state or (await initial[0], np.zeros(SHAPE, np.float32))
         await asyncio.sleep(pause)
+        if keeping is not None:
+            from dasm_ray.runtime.worker import write_standing
+
+            after = replace(where, round=where.round + 1)
+            write_standing(keeping.place, keeping.key, after, pixels + 1, velocity, await initial[0])
+            return RoundMetrics((), [1.0], 64, is_kept=True), (pixels + 1, velocity)
         return RoundMetrics((), [1.0], 64), (pixels + 1, velocity)
 
 
@@ -109,20 +122,25 @@ class Cost(NamedTuple):
     grown: int
 
 
-def coordinated(hosts: list[Any], job: Job, workers: int, pause: float, folder: str) -> Cost:
-    """All rounds by the coordinator."""
+def coordinated(
+    hosts: list[Any], job: Job, workers: int, pause: float, folder: str, kind: type[SimulatedPool] = SimulatedPool
+) -> Cost:
+    """All rounds by the coordinator, with a pool of some ``kind``."""
     settings: dict[str, Any] = {"count": workers, "max_lost": 1, "task_seconds": 600, "idle_seconds": 600}
     initial = np.zeros((workers, *SHAPE[1:]), np.float32)
     windows = ray.put([[np.arange(100)] * workers])
     inputs = RoundInputRefs(windows, ray.put(np.empty((workers, 0, *SHAPE[2:]), np.float32)), (), ())
     memory = psutil.Process().memory_info().rss
     progress = Progress(live=False)
-    with SimulatedPool(hosts, pause, notice=print, **settings) as pool:
-        run = SegmentRun(job, pool, progress, Place(folder), "key", 0, initial)
+    with kind(hosts, pause, notice=print, **settings) as pool:
+        starts = [pool.put(pixels[None]) for pixels in initial] if IS_KEPT_BY_WORKERS else initial
+        run = SegmentRun(job, pool, progress, Place(folder), "key", 0, starts)
         progress.stage("distil", run.rounds_total)
         began, cpu = time.perf_counter(), time.process_time()
-        pixels = run.run(inputs, lambda: inputs)
+        ended = run.run(inputs, lambda: inputs)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    pixels = segment_pixels(Place(folder), 0, workers, "pixels")
+    assert pixels is not None, f"no checkpoint of {ended}"
     assert (pixels == job.config.matcher.rounds).all()  # every round of every group was done, once
     return Cost(seconds, cpu, psutil.Process().memory_info().rss - memory)
 

@@ -4,9 +4,12 @@
     python tests/benchmarks/scale.py sort [classes images side]   spilled, read, written while a set is sorted
     python tests/benchmarks/scale.py second [classes images side] a second command on the same set
     python tests/benchmarks/scale.py nodes [classes images side]  bytes that each of three nodes fetches
+    python tests/benchmarks/scale.py fetched [classes rounds]     bytes that the driver fetches a task of a round
+    python tests/benchmarks/scale.py evaluate [images side]       memory of one training on a set of factor 2
+    python tests/benchmarks/scale.py artifact [images side]       memory of writing a set
 
-`tasks` works in the earlier version as well (``PYTHONPATH=OTHER/CHECKOUT``), and so does `sort`, so that both can be
-measured side by side.
+`tasks`, `sort`, `fetched`, `evaluate` and `artifact` work in the earlier version as well
+(``PYTHONPATH=OTHER/CHECKOUT``), so that both can be measured side by side.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import contextlib
 import io
 import json
 import os
+import pickle
 import sys
 import tempfile
 import threading
@@ -29,17 +33,24 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from coordinator import Simulated, alone, coordinated, hosts_of
+import torch
+from coordinator import Simulated, SimulatedPool, alone, coordinated, hosts_of
 from PIL import Image
 from ray._private.internal_api import get_memory_info_reply
 
-from dasm_ray.config.keys import Data, Runtime
+from dasm_ray.config.keys import Data, Model, Runtime, TrainRecipe
 from dasm_ray.config.parsing import parse_config
+from dasm_ray.core.blocks import Blocks
+from dasm_ray.core.networks.evaluate import evaluate_on, synthetic_samples
+from dasm_ray.core.networks.network import Network
+from dasm_ray.core.networks.samples import RealSamples
 from dasm_ray.runtime.decoding import load_real
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.session import Session
 from dasm_ray.runtime.worker import Job, Worker
+from dasm_ray.store.artifact import Artifact, write_artifact
 from dasm_ray.store.datasets.catalogue import open_source
+from dasm_ray.store.place import Place
 
 Figures = dict[str, Any]
 
@@ -95,6 +106,45 @@ def tasks(classes: int = 1000, total: int = 2000) -> Figures:
         "Ray alone: tasks a second": round(count / plain.seconds),
         "ratio": round(plain.seconds / ours.seconds, 2),
     }
+
+
+def fetched(classes: int = 100, rounds: int = 5) -> Figures:
+    """Groups of one class of one image of 32 px, each kept after every round, on workers that do nothing."""
+    tree = {
+        "data": {"name": "digits"},
+        "synthetic": {"ipc": 1, "segments": 1, "group_size": 1},
+        "matcher": {"rounds": rounds},
+        "runtime": {"checkpoint_seconds": 0},
+    }
+    with tempfile.TemporaryDirectory() as folder, Session.open(Runtime(workers=2, gpus_per_worker=0), quiet) as _:
+        data = write_images(Path(folder) / "set", classes, 12 * classes, 8)
+        config = parse_config({**tree, "data": {"name": "parquet", "path": data.path}})
+        real = load_real(open_source(config.data), config.data, quiet)
+        coordinated(hosts_of(classes), Job(config, real, "cpu"), classes, 0, f"{folder}/segments", Fetching)
+    return {
+        "classes": classes,
+        "tasks": classes * rounds,
+        "bytes of pixels and velocities": 2 * 4 * classes * 3 * 32 * 32,
+        "bytes fetched a task: answers": round(Fetching.answers / (classes * rounds)),
+        "bytes fetched a task: pixels": round(Fetching.pixels / (classes * rounds)),
+    }
+
+
+class Fetching(SimulatedPool):
+    """Counts the bytes that the driver is given: answers, and what it asks the object store for."""
+
+    answers = pixels = 0
+
+    def _answer(self, worker: Any) -> Any:
+        done = super()._answer(worker)
+        Fetching.answers += 0 if done is None else len(pickle.dumps(done.value))
+        return done
+
+    def fetch(self, ref: Any) -> Any:  # type: ignore[override]
+        """See Pool."""
+        value = super().fetch(ref)
+        Fetching.pixels += sum(array.nbytes for array in (value if isinstance(value, tuple) else (value,)))
+        return value
 
 
 def quiet(text: str) -> None:
@@ -272,7 +322,100 @@ def bytes_below(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*.arrow"))
 
 
-ROWS: dict[str, Callable[..., Figures]] = {"tasks": tasks, "sort": sort, "second": second, "nodes": nodes}
+# --- evaluate ----------------------------------------------------------------------------------------------------
+
+
+def evaluate(images: int = 300, side: int = 224) -> Figures:
+    """A training of four steps on stored images of factor 2, mapped as a worker has them, by a small network."""
+    draw, classes, model = np.random.default_rng(0), 10, Model(width=4, depth=5)
+    network = Network(model, (3, side, side), classes, (0.5,) * 3, (0.25,) * 3, compile=False)
+    held_out = [draw.integers(0, 256, (10, 3, side, side), np.uint8) for _ in range(classes)]
+    with tempfile.NamedTemporaryFile() as file:
+        stored = np.memmap(file.name, np.float32, "w+", shape=(images, 3, side, side))
+        for image in stored:
+            image[:] = draw.random(image.shape, np.float32)
+        stored.flush()
+        labels, pixels = (
+            np.arange(images) % classes,
+            np.asarray(np.memmap(file.name, np.float32, "r", shape=stored.shape)),
+        )
+        with Anonymous() as memory:
+            recipe = TrainRecipe(epochs=1, batch=20)
+            samples, real = synthetic_samples(network, pixels, labels, 2), RealSamples(network, Blocks(held_out))
+            draws, settings = torch.Generator().manual_seed(0), {"steps": 4, "checkpoints": 1}
+            outcome = evaluate_on(network, samples, recipe, **settings, validation=real, test=real, generator=draws)
+    return {
+        "images": images,
+        "side": side,
+        "stored MB": round(pixels.nbytes / 1e6),
+        "anonymous memory grows by, MB": round(memory.most / 1e6),
+        "validation and test": [outcome.validation, outcome.test],
+    }
+
+
+def artifact(images: int = 450, side: int = 224) -> Figures:
+    """A set written as an artifact out of pixels that are mapped."""
+    draw = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        stored = np.memmap(f"{folder}/pixels", np.float32, "w+", shape=(images, 3, side, side))
+        for image in stored:
+            image[:] = draw.random(image.shape, np.float32)
+        labels, names = np.arange(images) % 10, tuple("abcdefghij")
+        facts: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "factor": 1, "step_size": None}
+        plain: dict[str, Any] = {
+            "recipe": {"model": {}, "training": {"lr": 0.02}},
+            "provenance": {},
+            "soft_labels": None,
+        }
+        whole = Artifact(np.asarray(stored), labels, np.zeros(images, np.int32), class_names=names, **facts, **plain)
+        with Anonymous() as memory:
+            stamp = write_artifact(Place(folder) / "set", whole)
+    return {
+        "pixels MB": round(stored.nbytes / 1e6),
+        "anonymous memory grows by, MB": round(memory.most / 1e6),
+        "digest": stamp,
+    }
+
+
+class Anonymous:
+    """The most anonymous memory that this process has beyond what it had: mapped files do not count."""
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Anonymous:
+        self._first = self._most = self._look()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    @property
+    def most(self) -> int:
+        """Bytes."""
+        return self._most - self._first
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.002):
+            self._most = max(self._most, self._look())
+
+    def _look(self) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+ROWS: dict[str, Callable[..., Figures]] = {
+    "tasks": tasks,
+    "sort": sort,
+    "second": second,
+    "nodes": nodes,
+    "fetched": fetched,
+    "evaluate": evaluate,
+    "artifact": artifact,
+}
 
 if __name__ == "__main__":
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dasm_ray.core.decode import decode, decode_all, enlargers, pack, tile_bounds
+from dasm_ray.core import decode as decode_module
+from dasm_ray.core.decode import Decoded, decode, decode_all, enlargers, pack, tile_bounds
 
 FACTORS, SIZES = (1, 2, 3), ((8, 8), (28, 28), (32, 32), (9, 14))
 
@@ -130,3 +131,22 @@ def test_each_row_of_an_enlarger_is_an_average() -> None:
     weights = enlargers(28, 3).numpy()
     assert weights.min() >= 0
     np.testing.assert_allclose(weights.sum(axis=2), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize("size", SIZES)
+def test_an_image_has_the_same_bytes_whatever_is_decoded_with_it(
+    factor: int, size: tuple[int, int], channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = stored(7, size)[:, :channels]
+    whole = decode(pixels, enlargers(size[0], factor), enlargers(size[1], factor))
+    monkeypatch.setattr(decode_module, "PIECE_BYTES", 4 * pixels[0].numel() * 5)  # five images at once
+    images = Decoded(pixels.numpy(), factor)
+    assert len(images) == len(whole)
+    assert torch.equal(decode_all(pixels.numpy(), factor), whole)
+    order = np.random.default_rng(0).permutation(len(images))
+    for many in (1, 2, 13):
+        for first in range(0, len(order), many):
+            some = order[first : first + many]
+            assert torch.equal(images.take(some), whole[some])

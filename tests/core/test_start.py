@@ -85,3 +85,18 @@ def test_the_start_follows_from_seed_segment_and_class(init: str) -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
     _, chosen = initial_pixels(config_of(init="real", ipc=8), toy_blocks(), windows, NONE_USED, 0)
     assert len({tuple(indices.tolist()) for indices in chosen}) > 1, "classes draw apart"
+
+
+@pytest.mark.parametrize("init", ["real", "mix", "noise"])
+def test_classes_begin_the_same_alone_and_together(init: str) -> None:
+    config = config_of(ipc=4, init=init, factor=2)
+    windows, used = [np.arange(2 + label, 9) for label in range(4)], [np.array([label]) for label in range(4)]
+    whole, taken = initial_pixels(config, toy_blocks(), windows, used, 0)
+    for classes in ((0,), (1, 2), (3,)):
+        mine = [windows[label] for label in classes], [used[label] for label in classes]
+        stored, found = initial_pixels(config, toy_blocks(), *mine, 0, None, classes)
+        assert stored.tobytes() == whole[list(classes)].tobytes()
+        assert all(np.array_equal(*pair) for pair in zip(found, [taken[label] for label in classes], strict=True))
+    if init != "noise":
+        stored, found = initial_pixels(config, toy_blocks(), windows[2:], used[2:], 0, taken[2:], (2, 3))
+        assert stored.tobytes() == whole[2:].tobytes()

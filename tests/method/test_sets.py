@@ -5,10 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from local_pool import local_run, small
+import pytest
+from local_pool import LocalPool, local_run, put, small
 
-from dasm_ray.method.sets import Images, Segment, chosen, distilled_set, flattened, images_of, selected_set, stored
+from dasm_ray.method import sets as sets_module
+from dasm_ray.method.sets import (
+    Held,
+    Images,
+    Segment,
+    as_kept,
+    chosen,
+    distilled_set,
+    flattened,
+    images_of,
+    selected_set,
+    stored,
+)
 from dasm_ray.runtime.decoding import RealRefs
+from dasm_ray.store.checkpoints import KeptPixels, write_group
+from dasm_ray.store.place import Place
 
 
 def pixels_of(*shape: int) -> np.ndarray:
@@ -23,6 +38,27 @@ def test_images_stand_by_class_then_segment() -> None:
         assert np.array_equal(flat.pixels[3 * label], first[label, 0])
         assert np.array_equal(flat.pixels[3 * label + 1 : 3 * label + 3], second[label])
     assert (flat.logits, flat.is_normalised) == (None, False)
+
+
+@pytest.mark.parametrize("most", [sets_module.HELD_BYTES, 0], ids=["in memory", "in a file"])
+def test_pixels_on_disk_and_with_workers_are_those_in_memory(
+    tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = pixels_of(5, 1, 1, 2, 2), pixels_of(5, 2, 1, 2, 2)
+    expected = flattened([Segment(first), Segment(second)])
+    monkeypatch.setattr(sets_module, "HELD_BYTES", most)
+    for group, part in enumerate((slice(0, 3), slice(3, 5))):
+        write_group(Place(tmp_path), 0, group, {"pixels": second[part], "initial": first[part]}, 1, "abc")
+    on_disk = Segment(KeptPixels(Place(tmp_path), 0, "abc", 2, 5, "pixels"))
+    held = Segment(Held(LocalPool(), [put(first[:2]), put(first[2:])], 5, lambda: ()))  # type: ignore[arg-type]
+    assert (on_disk.shape, held.shape) == (second.shape, first.shape)
+    found = flattened([held, on_disk])
+    assert type(found.pixels) is np.ndarray
+    assert found.pixels.tobytes() == expected.pixels.tobytes()
+    assert found.labels.tolist() == expected.labels.tolist()
+    assert np.array_equal(on_disk.pixels, second)
+    assert np.array_equal(as_kept(held, on_disk).pixels, first)
+    assert as_kept(held, Segment(second)) is held
 
 
 def test_learned_labels_and_rates_come_along() -> None:

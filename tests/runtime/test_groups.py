@@ -14,15 +14,17 @@ from local_pool import LocalPool, blocks_of, local_real
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.core.blocks import Blocks
+from dasm_ray.core.matching.round import Assignment
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.start import initial_pixels
 from dasm_ray.errors import NonFinite, SessionError, TaskLost
+from dasm_ray.runtime import worker as worker_module
 from dasm_ray.runtime.decoding import RealRefs, load_real
-from dasm_ray.runtime.groups import SegmentRun, groups_of
+from dasm_ray.runtime.groups import Renewed, SegmentRun, groups_of
 from dasm_ray.runtime.pool import Done, InputLost, Pool, Task
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.worker import Job, RoundInputRefs, Worker
-from dasm_ray.store.checkpoints import read_group
+from dasm_ray.store.checkpoints import KeptPixels, read_group
 from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.place import Place
 
@@ -67,15 +69,18 @@ class Run:
         self.snapshots = pool.put(np.stack(states))
         earlier = pool.put(np.empty((10, 0, 1, 8, 8), np.float32))
         self.inputs = RoundInputRefs(pool.put([windows]), earlier, (self.snapshots,), ())
-        self.segment = SegmentRun(job, pool, self.progress, Place(folder), "key", 0, self.start)
+        self.starts = [pool.put(self.start[list(classes)]) for classes in groups_of(10, 4)]
+        self.place = Place(folder)
+        self.segment = SegmentRun(job, pool, self.progress, self.place, "key", 0, self.starts)
 
     def go(self) -> np.ndarray:
-        return self.segment.run(self.inputs, self.renewed)
+        groups = self.segment.run(self.inputs, self.renewed)
+        return np.concatenate(list(KeptPixels(self.place, 0, "key", groups, 10, "pixels")))
 
-    def renewed(self) -> RoundInputRefs:
+    def renewed(self) -> Renewed:
         assert not self.segment._given, "inputs are made again while rounds are out"
         self.asked += 1
-        return self.inputs
+        return Renewed(self.inputs, self.starts)
 
 
 def test_rounds_on_workers_are_rounds_in_this_process(ray_session: object, real: RealRefs, tmp_path: Path) -> None:
@@ -198,6 +203,62 @@ def test_a_distance_that_is_no_number_stops_at_the_last_good_state(
     assert read_group(Place(tmp_path), 0, 0, "key") is None
 
 
+class Unseen(LocalPool):
+    """Whoever holds it cannot look at what references refer to; workers can."""
+
+    def fetch(self, ref: Any) -> Any:  # type: ignore[override]
+        raise AssertionError("nothing needs the pixels here")
+
+
+@pytest.mark.parametrize("name", ["idc", "dsa"])
+def test_pixels_stay_with_the_workers(real: RealRefs, tmp_path: Path, name: str) -> None:
+    config = config_with(name=name, steps=2, **({"inner_steps": 1} if name == "dsa" else {}))
+    whole = Run(real, LocalPool(), tmp_path / "seen", config).go()
+    assert Run(real, Unseen(), tmp_path / "run", config).go().tobytes() == whole.tobytes()
+    again = Run(real, Unseen(), tmp_path / "run", config)
+    assert again.segment.rounds_done == again.segment.rounds_total
+    assert again.go().tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize("name", ["idc", "dsa"])
+def test_what_workers_do_not_reach_is_written_and_read_here(
+    real: RealRefs, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run directory that only the machine of the driver has: workers find no mark of it, and no file in it."""
+    config = config_with(name=name, steps=2, **({"inner_steps": 1} if name == "dsa" else {}))
+    whole = Run(real, LocalPool(), tmp_path / "whole", config).go()
+
+    monkeypatch.setattr(Worker, "_keep", lambda *_: False)
+    monkeypatch.setattr(worker_module, "read_group", lambda *_: None)
+    short = Run(real, LocalPool(), tmp_path / "far", config)
+    short.segment._rounds = 1
+    short.go()
+    again = Run(real, LocalPool(), tmp_path / "far", config)
+    assert again.segment.rounds_done == 3
+    assert again.go().tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize("name", ["idc", "dsa"])
+def test_a_checkpoint_is_kept_when_it_is_due_and_at_the_end(
+    real: RealRefs, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of barriers all groups are kept at the same round, before the next begins."""
+    more = {"inner_steps": 1} if name == "dsa" else {}
+    config, written = config_with(name=name, steps=2, **more), []
+    write = worker_module.write_standing
+
+    def noted(place: Place, key: str, where: Assignment, *arrays: Any) -> None:
+        written.append((where.group, where.round))
+        write(place, key, where, *arrays)
+
+    monkeypatch.setattr(worker_module, "write_standing", noted)
+    for seconds, rounds in ((0, (1, 2, 3)), (1000, (3,))):
+        runtime = config.runtime.model_copy(update={"checkpoint_seconds": seconds})
+        Run(real, LocalPool(), tmp_path / str(seconds), config.model_copy(update={"runtime": runtime})).go()
+        assert written == [(group, round) for round in rounds for group in range(3)]
+        written.clear()
+
+
 class DeadPool(LocalPool):
     """Ray dies after ``tasks`` tasks: what was known then is ended by SessionError, and only ``fetched`` can be had."""
 
@@ -218,22 +279,23 @@ class DeadPool(LocalPool):
         return ref.value
 
 
-@pytest.mark.parametrize("fetched", [0, 1, 3])
+@pytest.mark.parametrize("fetched", [0, 1, 2, 6])  # of each group its state and where it began
 def test_what_cannot_be_fetched_from_dead_ray_keeps_its_older_checkpoint(
     real: RealRefs, tmp_path: Path, fetched: int
 ) -> None:
     config = config_with()
     undisturbed = Run(real, LocalPool(), tmp_path / "undisturbed", config).go()
     run = Run(real, DeadPool(tasks=5, fetched=fetched), tmp_path / "run", config)
-    run.segment._saved_at = float("inf")  # no checkpoint but the last
+    for group in run.segment._groups:
+        group.saved_at = float("inf")  # no checkpoint but the last
     with pytest.raises(SessionError, match="Ray has died"):
         run.go()
     kept = [read_group(Place(tmp_path / "run"), 0, number, "key") for number in range(len(groups_of(10, 4)))]
-    assert sum(each is not None for each in kept) == fetched
+    assert sum(each is not None for each in kept) == fetched // 2
     assert Run(real, LocalPool(), tmp_path / "run", config).go().tobytes() == undisturbed.tobytes()
 
 
-@pytest.mark.parametrize(("fetched", "rounds"), [(2, 0), (3, 1)])
+@pytest.mark.parametrize(("fetched", "rounds"), [(5, 0), (6, 1)])
 def test_rounds_that_are_barriers_are_written_all_or_none(
     real: RealRefs, tmp_path: Path, fetched: int, rounds: int
 ) -> None:
@@ -241,7 +303,7 @@ def test_rounds_that_are_barriers_are_written_all_or_none(
     pool = DeadPool(tasks=0, fetched=fetched)
     run = Run(real, pool, tmp_path, config_with(name="dsa", steps=2, inner_steps=1))
     for group in run.segment._groups:
-        group.round = 1
+        group.round, group.state = 1, pool.put((run.start[list(group.classes)],) * 2)
     with pytest.raises(SessionError, match="Ray has died"):
         run.go()
     kept = [read_group(Place(tmp_path), 0, number, "key") for number in range(len(groups_of(10, 4)))]

@@ -17,12 +17,13 @@ from local_pool import Napping, fetch, local_real, put
 from dasm_ray.config.keys import Data
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.core.decode import decode_all
+from dasm_ray.core.matching.round import Assignment
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.scoring import shard_ranges
 from dasm_ray.runtime.decoding import load_real
 from dasm_ray.runtime.pool import Pool, Task
-from dasm_ray.runtime.worker import Chosen, Everything, Job, Stored, Worker, environment
-from dasm_ray.store.checkpoints import read_trajectory
+from dasm_ray.runtime.worker import Chosen, Everything, Job, Keeping, Stored, Worker, environment
+from dasm_ray.store.checkpoints import read_group, read_trajectory
 from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.place import Place
 
@@ -223,3 +224,19 @@ def test_a_worker_keeps_the_memory_of_a_step_for_the_next(ray_session: object) -
     kept, given_back = found
     assert given_back > 20 * 65_536 / 2
     assert kept < given_back / 5
+
+
+def test_a_checkpoint_is_written_where_the_run_directory_is_reached(worker: Worker, tmp_path: Path) -> None:
+    """A run directory on another machine has no claim here, whatever else has its name."""
+    pixels, velocity, initial = (np.full((2, 1, 1, 8, 8), value, np.float32) for value in (0.1, 0.2, 0.3))
+    where, state = Assignment(0, 3, 5, (6, 7)), (put((pixels, velocity)),)
+    there = Keeping(Place(tmp_path).within("claim") / "segments", "key")
+    assert not worker.keep_group(there, where, state, (put(initial),)).is_kept
+    assert worker.kept_group(there, 0, 3) == (None, None, None)
+    assert not list(tmp_path.rglob("*"))
+    (tmp_path / "claim").write_text("")
+    assert worker.keep_group(there, where, state, (put(initial),)).is_kept
+    round, found, began = worker.kept_group(there, 0, 3)
+    assert round == 5
+    assert [array.tobytes() for array in (*found, began)] == [each.tobytes() for each in (pixels, velocity, initial)]
+    assert read_group(Place(tmp_path) / "segments", 0, 3, "key") is not None

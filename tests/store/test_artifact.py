@@ -113,6 +113,26 @@ def test_the_same_set_gives_the_same_bytes(tmp_path):
         assert (tmp_path / "x" / file).read_bytes() == (tmp_path / "y" / file).read_bytes()
 
 
+@pytest.mark.parametrize("has_room", [True, False])
+def test_large_files_are_made_on_disk_with_the_same_bytes(tmp_path, monkeypatch, has_room):
+    write_artifact(Place(tmp_path / "x"), artifact_of())
+    monkeypatch.setattr(artifacts, "PART_BYTES", 100)  # less than an image
+    made, make = [], artifacts.tempfile.TemporaryDirectory
+
+    def noted(**named):
+        if not has_room:
+            raise OSError(28, "No space left on device")
+        made.append(make(**named, dir=tmp_path))
+        return made[-1]
+
+    monkeypatch.setattr(artifacts.tempfile, "TemporaryDirectory", noted)
+    write_artifact(Place(tmp_path / "y"), artifact_of())
+    assert (len(made) == 1) is has_room
+    for file in ("data/train-00000-of-00001.parquet", "dataset.json"):
+        assert (tmp_path / "x" / file).read_bytes() == (tmp_path / "y" / file).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "y"]
+
+
 def moved(array):
     other = array.copy()
     other.flat[-1] = np.float32(0.123) if other.dtype == np.float32 else (other.flat[-1] + 1) % 3

@@ -11,6 +11,7 @@ from dasm_ray.errors import ArtifactError
 from dasm_ray.store import tensors
 from dasm_ray.store.checkpoints import (
     COLUMNS,
+    KeptPixels,
     Scores,
     group_name,
     read_group,
@@ -218,6 +219,21 @@ def test_a_flipped_byte_of_a_group_is_found(tmp_path):
 def test_what_is_looked_at_has_no_key(tmp_path):
     write_scores(Place(tmp_path), 0, scores_of(5), "abc")
     assert read_scores(Place(tmp_path), 0, None) is not None
+
+
+def test_the_pixels_of_a_segment_are_read_group_by_group(tmp_path):
+    place, draw = Place(tmp_path), np.random.Generator(np.random.PCG64(0))
+    pixels, initial = (draw.random((5, 2, 1, 4, 4), np.float32) for _ in range(2))
+    kept = KeptPixels(place, 1, "abc", 2, 5, "pixels")
+    for group, part in enumerate((slice(0, 3), slice(3, 5))):
+        with pytest.raises(ArtifactError, match=f"group_000{group}.* is damaged .it is missing"):
+            list(kept)
+        write_group(place, 1, group, {"pixels": pixels[part], "initial": initial[part]}, 2, "abc")
+    assert [len(part) for part in kept] == [3, 2]
+    assert np.array_equal(np.concatenate(list(kept)), pixels)
+    assert np.array_equal(np.concatenate(list(dataclasses.replace(kept, name="initial"))), initial)
+    with pytest.raises(ArtifactError, match="written by another configuration"):
+        list(dataclasses.replace(kept, key="xyz"))
 
 
 def test_a_segment_is_looked_at_only_as_a_whole(tmp_path):

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from dasm_ray.config.keys import TrainRecipe
-from dasm_ray.core.decode import decode_all
+from dasm_ray.core.decode import Decoded
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.reading import accuracy, right, statistics_of
-from dasm_ray.core.networks.samples import RealSamples, Samples, TensorSamples
+from dasm_ray.core.networks.samples import RealSamples, Samples, StoredSamples, held
 from dasm_ray.core.networks.training import Watch, train
 
 Labels = NDArray[np.int64] | NDArray[np.float32]
@@ -77,12 +77,11 @@ def evaluate_on(
 
 def synthetic_samples(
     network: Network, pixels: NDArray[np.float32], labels: Labels, factor: int, is_normalised: bool = False
-) -> TensorSamples:
+) -> Samples:
     """The training samples of stored ``pixels`` (N, C, H, W), decoded and, unless they are so already, normalised.
 
     ``labels`` (N,) are class numbers, or (N, K) logits of soft labels.
     """
-    images = decode_all(pixels, factor).to(network.device)
     targets = torch.tensor(labels) if labels.ndim == 1 else torch.tensor(labels).softmax(1)
-    repeated = targets.repeat_interleave(factor**2, dim=0).to(network.device)
-    return TensorSamples(images if is_normalised else network.normalise(images), repeated)
+    samples = StoredSamples(network, Decoded(pixels, factor), targets.to(network.device), factor, is_normalised)
+    return held(network, samples, network.whitening is not None and not is_normalised)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dasm_ray.config.keys import Experts
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.reading import accuracy, mean_loss, read_all, statistics_of
-from dasm_ray.core.networks.samples import RealSamples, TensorSamples
+from dasm_ray.core.networks.samples import RealSamples, Samples
 from dasm_ray.core.networks.training import Watch, train
 
 LOSS_SAMPLES = 2000
@@ -116,20 +116,20 @@ def continued(
 
 
 def expert_labels(
-    network: Network, experts: Sequence[torch.Tensor], real: RealSamples, images: torch.Tensor, labels: torch.Tensor
+    network: Network, experts: Sequence[torch.Tensor], real: RealSamples, samples: Samples
 ) -> torch.Tensor:
-    """Soft labels for normalised ``images`` (n, C, H, W) of classes ``labels`` (n,): logits (n, K).
+    """Soft labels for ``samples`` of one class each: logits (n, K).
 
     The mean logits of those of the ``experts`` (P,) that are right on an image (DATM); of all where none is. ``real``
     gives the statistics that batch normalisation needs.
     """
-    total = torch.zeros(len(images), network.classes, device=network.device)
-    right = torch.zeros(len(images), 1, device=network.device)
+    total = torch.zeros(len(samples), network.classes, device=network.device)
+    right = torch.zeros(len(samples), 1, device=network.device)
     everyone = torch.zeros_like(total)
-    samples = TensorSamples(images, labels)
     for flat in experts:
         readings = read_all(network, flat, statistics_of(network, flat, real), samples)
-        logits = torch.cat([logits for logits, _, _ in readings])
+        read = [(logits, labels) for logits, _, labels in readings]
+        logits, labels = (torch.cat(column) for column in zip(*read, strict=True))
         is_right = (logits.argmax(1) == labels).float()[:, None]
         total, right, everyone = total + is_right * logits, right + is_right, everyone + logits
     return torch.where(right > 0, total / right.clamp_min(1), everyone / len(experts))

@@ -27,6 +27,9 @@ WORTH_COMPILING = 1 << 14
 PIECE_BYTES = 1 << 24
 """Of the first block's output for the images that a CPU takes at once, so that its caches hold what is read next."""
 
+READ_BYTES = 1 << 28
+"""Of the first block's output for the images that are read at once: 500 of 32x32 pixels at width 128."""
+
 
 def compiles(compile: bool | None, model: Model, shape: tuple[int, int, int], device: str) -> bool:
     """Whether the steps of a network are compiled; unset: where it is large. One of the caller's own never is."""
@@ -83,6 +86,16 @@ class Network:
         if batch <= most or self.device != "cpu" or self.model.norm == "batch":
             return batch
         return next((size for size in range(most, most // 2, -1) if batch % size == 0), most)
+
+    def read_at_once(self, batch: int) -> int:
+        """How many of ``batch`` images are read at once, where no gradient is asked for: all, if READ_BYTES allow.
+
+        Otherwise as many as they allow, on a CPU as many as its caches hold.
+        """
+        of_one = 4 * self.model.width * self.shape[1] * self.shape[2]
+        if batch * of_one <= READ_BYTES:
+            return batch
+        return max(1, (PIECE_BYTES if self.device == "cpu" else READ_BYTES) // of_one)
 
     def initial(self, generator: torch.Generator) -> Tensor:
         """Fresh parameters (P,) on the device."""

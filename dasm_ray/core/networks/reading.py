@@ -1,6 +1,6 @@
 """What a trained network makes of samples: logits, features, accuracy and loss.
 
-What must stay true: every sample is read once, in batches of one shape.
+What must stay true: every sample is read once, in batches that fit the network; on compiled paths all of one shape.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from dasm_ray.core.networks.zoo import build
 
 STATISTICS_SAMPLES = 512
 """Images whose moments stand for the running statistics of batch normalisation."""
+
+FEWEST = 16
+"""Images that a CPU reads at least: a product with fewer rows may be another kernel's, with other last bits."""
 
 
 def statistics_of(network: Network, flat: Tensor, samples: Samples) -> dict[str, Tensor]:
@@ -49,11 +52,15 @@ def read_all(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(logits, features, labels) of all samples in order, batch by batch.
 
-    Every batch has ``batch`` samples: the last one repeats its last sample, and the repeats are cut off.
+    A batch has ``batch`` samples, or as many as the network reads at once. The last one is filled up by repeats of its
+    last sample, which are cut off: where steps are compiled, for one shape, to a full batch, else to FEWEST.
     """
+    batch = network.read_at_once(batch)
+    is_one_shape = network.compile or network.device != "cpu"
     for first in range(0, len(samples), batch):
         kept = min(batch, len(samples) - first)
-        images, labels = samples.take(np.minimum(np.arange(first, first + batch), len(samples) - 1))
+        size = batch if is_one_shape else max(kept, min(batch, FEWEST))
+        images, labels = samples.take(np.minimum(np.arange(first, first + size), len(samples) - 1))
         logits, features = network.read(flat, statistics, images)
         yield logits[:kept], features[:kept], labels[:kept]
 

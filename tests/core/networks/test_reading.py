@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from toy import COUNTS, generator, toy_blocks, toy_network, twin_of
 from dasm_ray.config.keys import Model
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.reading import (
+    FEWEST,
     STATISTICS_SAMPLES,
     accuracy,
     fewest_pixels,
@@ -52,6 +54,46 @@ def test_read_all_gives_every_sample_once_through_batches_of_one_shape(count: in
     module = twin_of(network, flat)
     torch.testing.assert_close(logits, module(images.double()).detach().float(), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(features, module(images.double(), hidden=True).detach().float(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_a_last_batch_that_is_not_filled_up_has_the_same_bytes(norm: str) -> None:
+    network = toy_network(norm, width=8)
+    flat = network.initial(generator())
+    real = RealSamples(network, toy_blocks())
+    statistics = statistics_of(network, flat, real)
+    for count in (1, 3, FEWEST, FEWEST + 1, len(real)):
+        sizes, read = [], network.read
+
+        def watch(*inputs: Any, sizes: list[int] = sizes, read: Any = read) -> tuple[Tensor, Tensor]:
+            sizes.append(len(inputs[2]))
+            return read(*inputs)
+
+        network.read = watch
+        samples = RealSamples(network, real.blocks, np.arange(count))
+        (found,) = read_all(network, flat, statistics, samples)
+        network.read = read
+        assert sizes == [max(count, FEWEST)]
+        filled = samples.take(np.minimum(np.arange(500), count - 1))[0]
+        for got, expected in zip(found, read(flat, statistics, filled), strict=False):
+            assert torch.equal(got, expected[:count])
+
+
+@pytest.mark.parametrize(
+    ("width", "side", "device", "batch", "expected"),
+    [
+        (128, 32, "cpu", 500, 500),  # as much as there ever was
+        (128, 33, "cpu", 500, 30),
+        (32, 224, "cpu", 500, 2),
+        (128, 224, "cpu", 40, 1),
+        (32, 224, "cpu", 40, 40),
+        (128, 224, "cuda", 500, 10),
+    ],
+)
+def test_as_many_are_read_at_once_as_fit(width: int, side: int, device: str, batch: int, expected: int) -> None:
+    network = toy_network(width=width)
+    network.shape, network.device = (3, side, side), device
+    assert network.read_at_once(batch) == expected
 
 
 def test_accuracy_is_the_share_of_right_answers() -> None:
