@@ -158,7 +158,7 @@ def test_the_compiled_steps_are_the_same_mathematics() -> None:
 
 def _peak(steps: int, send: Connection) -> None:
     torch.set_num_threads(1)
-    network = Network(Model(width=64), (3, 32, 32), 10, (0.5,) * 3, (0.25,) * 3, compile=False)
+    network = Network(Model(width=32), (3, 32, 32), 10, (0.5,) * 3, (0.25,) * 3, compile=False)
     student = Student(network, soft=True)
     draws = generator(0)
     images, labels = torch.randn(50, 3, 32, 32, generator=draws), torch.randn(50, 10, generator=draws)
