@@ -125,7 +125,10 @@ def _lines(facts: Facts) -> Iterator[str]:
         yield f"probe: {{epochs: 100, batch: 64, augment: {augment}}}"
     yield "score: {early: 2}"
     full = max(2, min(100, math.ceil(FULL_STEPS / steps)))
-    yield f"evaluate: {{epochs: 200, full_epochs: {full}, batch: 64, checkpoints: 3, augment: {augment}}}"
+    of_set = 200 if len(facts.per_class) * ipc * factor**2 <= 64 else 100  # 200 steps at least
+    yield f"evaluate: {{epochs: {of_set}, full_epochs: {full}, batch: 64, checkpoints: 3, augment: {augment}}}"
+    if facts.images <= FEW:
+        yield "runtime: {compile: false} # compiling takes longer than so few images do"
 
 
 def _matcher(facts: Facts, epochs: int, augment: str, segments: int) -> Iterator[str]:

@@ -79,6 +79,12 @@ def test_many_classes_are_matched_by_distributions_and_grey_images_are_not_flipp
     assert (grey.matcher.name, grey.matcher.augment, grey.experts.augment) == ("idc", "crop", "crop")
 
 
+def test_few_images_wait_for_no_compiler_and_few_synthetic_ones_are_seen_more_often() -> None:
+    assert config_for(facts()).runtime.compile is False
+    assert config_for(facts(per_class=(9000, 9000))).runtime.compile is None
+    assert [config_for(facts(per_class=each)).evaluate.epochs for each in ((500, 400), (500, 40))] == [100, 200]
+
+
 def test_blocks_are_those_of_the_network() -> None:
     assert [blocks(side) for side in range(1, 600)] == [default_depth(side) for side in range(1, 600)]
 
