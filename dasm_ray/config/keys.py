@@ -603,6 +603,12 @@ class Runtime(Section):
         description="Draw the page of what is finished, in some seconds; off: only `dasm-ray report` draws it.",
         json_schema_extra=NOT_IN_RESULT,
     )
+    tensorboard: StrictBool = Field(
+        False,
+        description="Write RUN/tensorboard while `distill` runs: distances, speeds, probes, accuracies, the images of "
+        "each segment. Needs the extra tensorboard.",
+        json_schema_extra=NOT_IN_RESULT,
+    )
 
     def rounding(self, device: str) -> tuple[str | int | bool | None, ...]:
         """What the last bits of a training on ``device`` depend on beside its recipe; a later key counts once set."""
