@@ -33,6 +33,7 @@ from dasm_ray.method.scores import scores_before
 from dasm_ray.method.sets import distilled_set, flattened, images_of, selected_set, stored
 from dasm_ray.plain import Tree
 from dasm_ray.report import audited, differences, notebook, standings
+from dasm_ray.report.board import board_of, check_board
 from dasm_ray.report.differences import Tried
 from dasm_ray.report.page import draw_few, draw_rows
 from dasm_ray.report.standings import Line
@@ -132,12 +133,28 @@ def distill(
     Raises a DasmError; an interrupted run goes on when it is called again.
     """
     where = run or f"runs/{config.name}"
+    check_board(config, Place(where))
     with RunDir.open(where, settled(config, where)) as record:
         finished = _finished(record)
         if finished is not None:
             return finished
-        with begun(record, on_event=on_event) as open_run:
-            return _distilled(open_run)
+        with board_of(record.config, record.place) as board:
+            with begun(record, on_event=_heard_by(board, on_event)) as open_run:
+                result = _distilled(open_run)
+            if board is not None:
+                board.finish(read_artifact(record.place / "synthetic"), result.rows)
+            return result
+
+
+def _heard_by(*listeners: Callable[[Tree], None] | None) -> Callable[[Tree], None]:
+    """Passes an event on to each listener that there is."""
+
+    def tell(event: Tree) -> None:
+        for listen in listeners:
+            if listen is not None:
+                listen(event)
+
+    return tell
 
 
 def _distilled(run: Run) -> Result:

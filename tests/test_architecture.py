@@ -93,6 +93,7 @@ WITHOUT_ORIGINAL = {
     "test_peers.py",
     "test_same_bytes.py",
     "test_soak.py",
+    "test_wheel.py",
 }
 """Tests of the package as a whole, and of what lies beside it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shlex
 import subprocess
@@ -281,12 +282,14 @@ def test_every_link_and_picture_is_there(page: Path) -> None:
     assert gone == []
 
 
+README = (ROOT / "README.md").read_text("utf-8")
+
+
 def test_the_readme_is_short_and_its_picture_small() -> None:
-    text = (ROOT / "README.md").read_text("utf-8")
-    assert len(text.splitlines()) <= 95
-    (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+    assert len(README.splitlines()) <= 95
+    (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
     assert (ROOT / picture).stat().st_size < 60_000
-    assert all(f"docs/{page.name}" in text for page in PAGES if page.name not in ("README.md", "index.md"))
+    assert all(f"docs/{page.name}" in README for page in PAGES if page.name not in ("README.md", "index.md"))
 
 
 @pytest.mark.skipif(find_spec("mkdocs") is None, reason="needs the extra docs")
@@ -295,3 +298,9 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list((tmp_path / "site").glob("*/index.html"))) == len(PAGES) - 2
+    start = (tmp_path / "site" / "index.html").read_text("utf-8")
+    for part in ("lead", "how"):
+        (of_readme,) = re.findall(rf"\[start:{part}\] -->\n(.*?)<!-- .*?\[end:{part}\]", README, re.DOTALL)
+        assert of_readme.splitlines()[0].strip() in html.unescape(start)
+        assert of_readme.splitlines()[0] not in (ROOT / "docs" / "index.md").read_text("utf-8"), "said in one place"
+    assert "--8<--" not in start

@@ -125,8 +125,9 @@ def _lines(facts: Facts) -> Iterator[str]:
         yield f"probe: {{epochs: 100, batch: 64, augment: {augment}}}"
     yield "score: {early: 2}"
     full = max(2, min(100, math.ceil(FULL_STEPS / steps)))
+    of_set = 200 if len(facts.per_class) * ipc * factor**2 <= 64 else 100  # 200 steps at least
+    yield f"evaluate: {{epochs: {of_set}, full_epochs: {full}, batch: 64, checkpoints: 3, augment: {augment}}}"
     yield "runtime: {compile: auto} # only where the run is long enough to gain more by it than it takes"
-    yield f"evaluate: {{epochs: 200, full_epochs: {full}, batch: 64, checkpoints: 3, augment: {augment}}}"
 
 
 def _matcher(facts: Facts, epochs: int, augment: str, segments: int) -> Iterator[str]:

@@ -607,6 +607,12 @@ class Runtime(Section):
         description="Draw the page of what is finished, in some seconds; off: only `dasm-ray report` draws it.",
         json_schema_extra=NOT_IN_RESULT,
     )
+    tensorboard: StrictBool = Field(
+        False,
+        description="Write RUN/tensorboard while `distill` runs: distances, speeds, probes, accuracies, the images of "
+        "each segment. Needs the extra tensorboard.",
+        json_schema_extra=NOT_IN_RESULT,
+    )
 
     @property
     def compiles(self) -> bool | None:

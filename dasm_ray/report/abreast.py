@@ -146,9 +146,13 @@ def _trials(place: Place) -> Tree:
 
 
 def names_of(runs: Sequence[Gathered]) -> list[str]:
-    """What each run is called: with its folder, where several have the same name."""
+    """What each run is called: with its folder, where several have the same name, and else by its place among them."""
     names = [run.name for run in runs]
-    return [f"{run.name} ({run.place.name})" if names.count(run.name) > 1 else run.name for run in runs]
+    folders = [f"{run.name} ({run.place.name})" if names.count(run.name) > 1 else run.name for run in runs]
+    return [
+        f"{name}, {folders[:place].count(name) + 1}" if folders.count(name) > 1 else name
+        for place, name in enumerate(folders)
+    ]
 
 
 HEADINGS = ("run", "data", "matcher", "set", "images a class", "segments", "test, %", "over random", "work")

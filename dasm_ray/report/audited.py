@@ -38,6 +38,15 @@ ONLY_THESE = (
 )
 
 
+OWN = "distilled"
+"""The set that the audit is of, among its sets."""
+
+
+def _sets(found: Tree, own: str) -> Iterator[tuple[str, Tree]]:
+    """The sets of an audit by what they are called."""
+    yield from ((own if name == OWN else name, of_set) for name, of_set in found["sets"].items())
+
+
 def area_text(attack: Tree | None) -> str:
     """An area in % with its standard error."""
     if attack is None:
@@ -46,10 +55,13 @@ def area_text(attack: Tree | None) -> str:
     return f"{100 * attack['value']:.1f}{error}"
 
 
-def area_grid(found: Tree) -> list[list[str]]:
-    """Headings and rows: a column for each set, and for each group of images beside that of its set."""
+def area_grid(found: Tree, own: str = OWN) -> list[list[str]]:
+    """Headings and rows: a column for each set, and for each group of images beside that of its set.
+
+    ``own``: what the set itself is called.
+    """
     columns = [["networks on", "who took part", *ATTACKS.values(), *(f"{words}, %" for words in BELOW)]]
-    for name, of_set in found["sets"].items():
+    for name, of_set in _sets(found, own):
         who = "the chosen" if name == "random" else "all training"
         columns.append([name, who, *_areas(of_set["attacks"]), *_right(of_set["accuracy"])])
         columns += [
@@ -72,10 +84,10 @@ def _right(accuracy: Tree) -> list[str]:
     return [f"{100 * accuracy[side]:.1f}" for side in ("training", "held_out")]
 
 
-def distance_grid(found: Tree) -> list[list[str]]:
+def distance_grid(found: Tree, own: str = OWN) -> list[list[str]]:
     """Headings and rows: a column for each set that has images, and one for what is usual between real images."""
     columns = [["images of", "images", "copies", *PLACES, "nearer to training, %"]]
-    for name, of_set in found["sets"].items():
+    for name, of_set in _sets(found, own):
         if "distances" in of_set:
             near = of_set["distances"]
             spreads = [
@@ -92,12 +104,18 @@ PLACES = ("pixels, to training", "pixels, to held-out", "features, to training",
 
 
 def _spread(spread: Tree) -> str:
-    return f"{spread['median']:.3g} ({spread['least']:.3g})"
+    """The median and the least distance; what single precision leaves of 0 is 0."""
+    median, least = (0.0 if spread[name] < ROUNDING else spread[name] for name in ("median", "least"))
+    return f"{median:.3g} ({least:.3g})"
+
+
+ROUNDING = 1e-6
+"""Below this a distance of features, which are of the order of one, is that of equal images."""
 
 
 def words(found: Tree) -> Iterator[str]:
     """What it comes to, and what it does not prove: a sentence each."""
-    own, training, held_out = found["sets"]["distilled"], number(found["training"]), number(found["held_out"])
+    own, training, held_out = found["sets"][OWN], number(found["training"]), number(found["held_out"])
     yield f"Held against {training} training images, and {held_out} held-out ones that nothing here was made from."
     if own["copies"]:
         yield f"{number(own['copies'])} of its {number(own['images'])} images are copies of training images."
@@ -141,9 +159,13 @@ def markdown(found: Tree) -> str:
     return "\n\n".join([*parts, *words(found)]) + "\n"
 
 
-def section(found: Tree) -> Tree:
-    """Tables and words for a page."""
-    grids = [
-        grid(title, rows[0], rows[1:]) for title, rows in ((AREAS, area_grid(found)), (DISTANCES, distance_grid(found)))
-    ]
-    return {"grids": grids, "says": list(words(found))}
+def section(found: Tree, selection: str = "") -> Tree:
+    """Tables and words for a page: of the set itself, or of a selection of real images by its name."""
+    own, suffix = (selection, f"; chosen by {selection}") if selection else (OWN, "")
+    drawn = {AREAS: area_grid(found, own), DISTANCES: distance_grid(found, own)}
+    grids = [grid(f"{title}{suffix}", rows[0], rows[1:]) for title, rows in drawn.items()]
+    return {
+        "title": f"Real images chosen by {selection}" if selection else "",
+        "grids": grids,
+        "says": list(words(found)),
+    }

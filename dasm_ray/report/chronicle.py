@@ -154,7 +154,7 @@ class _Reader:
     def _progress(self, event: Tree) -> None:
         if self._open is not None:
             self._open = (*self._open[:3], count(event, "done"), self._open[4])
-        distance, segment = number(event.get("distance")), _segment_of(text(event, "detail"))
+        distance, segment = number(event.get("distance")), segment_of(text(event, "detail"))
         if distance is not None and segment is not None:
             self.told.distances.setdefault(segment, []).append((count(event, "done"), distance))
 
@@ -179,7 +179,7 @@ class _Reader:
         self.told.found = {name: value for name, value in event.items() if name not in ("time", "kind")}
 
 
-def _segment_of(detail: str) -> int | None:
+def segment_of(detail: str) -> int | None:
     """The segment, from 0, that a stage is of."""
     found = re.fullmatch(r"segment (\d{1,6}) of \d{1,6}", detail)
     return int(found[1]) - 1 if found and 0 < int(found[1]) <= MOST_SEGMENTS else None

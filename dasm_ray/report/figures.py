@@ -62,8 +62,8 @@ STYLE: Tree = {
     "axes.facecolor": "none",
 }
 
-WIDTH = 5.4
-"""Inches of a figure: on a telephone it is shown at about this width."""
+WIDTH = 4.6
+"""Inches of a figure: a telephone shows it a little larger, so that its letters are read there."""
 
 MOST_CLASSES = 24
 """Classes that a figure tells apart by name; of more, the ones with the largest figures."""
@@ -233,7 +233,7 @@ def window_paths(shares: NDArray[np.float64]) -> str:
         axes.set_ylim(segments - 0.45, -0.55)
         axes.set_xlim(0, 100)
         axes.set_xticks([0, 25, 50, 75, 100], ["easiest", "25 %", "50 %", "75 %", "hardest"])
-        axes.set_xlabel("real images of each class in order of difficulty under the experts")
+        axes.set_xlabel("real images of each class by difficulty under the experts")
         axes.spines[["left", "bottom"]].set_visible(False)
 
     said = ", ".join(f"segment {k + 1} sees {of.mean():.0%} of the images" for k, of in enumerate(shares))
@@ -269,7 +269,7 @@ def still_wrong(names: Sequence[str], shares: NDArray[np.float64]) -> str:
             axes.plot([mine.min(), mine.max()], [y, y], color=LINE, linewidth=1.5, zorder=1)
             for segment, share in enumerate(mine):
                 is_last = segment == len(mine) - 1
-                strength = 1.0 if is_last else 0.25 + 0.5 * segment / max(len(mine) - 1, 1)
+                strength = 1.0 if is_last else 0.45 + 0.35 * segment / max(len(mine) - 1, 1)
                 name = f"before segment {segment + 1}" if y == 0 and segment in (0, len(mine) - 1) else None
                 colour = ACCENT if is_last else MUTED
                 axes.plot([share], [y], "o", color=colour, alpha=strength, markersize=5.5, label=name)
@@ -306,7 +306,7 @@ def lines(
 
     def draw(axes: Axes) -> None:
         for place, (name, points) in enumerate(series.items()):
-            strength = 1.0 if len(series) == 1 else 0.35 + 0.65 * place / (len(series) - 1)
+            strength = 1.0 if len(series) == 1 else 0.45 + 0.55 * place / (len(series) - 1)
             xs, ys = [point[0] for point in points], [point[1] for point in points]
             mark = "o" if len(points) < 12 else ""
             axes.plot(xs, ys, color=ACCENT, alpha=strength, linewidth=1.6, marker=mark, markersize=3.5, label=name)
@@ -325,6 +325,10 @@ def lines(
     return svg(draw, 2.6, f"{what}: {said}")
 
 
+BANDS = (0.25, 0.45)
+"""How strong the bars of stages are, in turn: weak enough for names to be read on them in the dark."""
+
+
 def timeline(work: Sequence[Work], stages: Sequence[Stage], resumed: Sequence[float], seconds: float) -> str:
     """Who did what when: a line a worker, or the stages alone where the log names no worker; what was lost is red."""
     rows = sorted({task.worker for task in work})
@@ -335,7 +339,7 @@ def timeline(work: Sequence[Work], stages: Sequence[Stage], resumed: Sequence[fl
 
     def draw(axes: Axes) -> None:
         for place, stage in enumerate(stages):
-            bar(axes, stage.start, stage.end, 0, SECOND, 0.75 if place % 2 else 0.45)
+            bar(axes, stage.start, stage.end, 0, SECOND, BANDS[place % 2])
             if stage.end - stage.start > 0.09 * seconds:
                 middle = (stage.start + stage.end) / 2 / size
                 axes.annotate(stage.name, (middle, 0), ha="center", va="center", fontsize=7.5, color=INK)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dasm_ray.config.afterwards import without_address
 from dasm_ray.config.keys import RunConfig
+from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.errors import ArtifactError, DasmError, RunDirError
 from dasm_ray.plain import Tree
 from dasm_ray.report.chronicle import Chronicle, chronicle
@@ -26,7 +27,7 @@ from dasm_ray.store.artifact import Artifact, digest, read_artifact
 from dasm_ray.store.checked import read_checked_json
 from dasm_ray.store.checkpoints import Scores, read_scores, segment_pixels
 from dasm_ray.store.datasets.catalogue import open_source
-from dasm_ray.store.description import DESCRIPTION
+from dasm_ray.store.description import DESCRIPTION, read_description
 from dasm_ray.store.events import read_events
 from dasm_ray.store.findings import COMPARISON, STUDY, STUDY_COLUMNS, SWEEP, TRAININGS, find, read_trainings
 from dasm_ray.store.place import Place
@@ -78,7 +79,7 @@ class Gathered:
     validation: tuple[tuple[float, ...], ...] = ()  # after each segment, one a seed, in [0, 1]
     arm: str = ""  # of the study that it is a set of
     sizes: dict[str, int] = field(default_factory=dict)  # bytes by part
-    audit: Tree | None = None  # how much the set tells of its real images
+    audits: dict[str, Tree] = field(default_factory=dict)  # what "", the set, and selections tell of their real images
     remarks: list[str] = field(default_factory=list)  # what could not be shown, and why
 
     @property
@@ -233,7 +234,7 @@ def gather(place: Place, *, looks_at_data: bool = True) -> Gathered:
     if (folder / "synthetic" / DESCRIPTION).exists():
         run.artifact = read_artifact(folder / "synthetic")
     run.rows, run.title, run.tested = table_of(folder / "report")
-    run.audit = _audit(run)
+    run.audits = _audits(run)
     run.scores = _scores(run)
     run.class_names = _class_names(run)
     run.experts = _experts(run)
@@ -245,10 +246,22 @@ def gather(place: Place, *, looks_at_data: bool = True) -> Gathered:
     return run
 
 
-def _audit(run: Gathered) -> Tree | None:
-    """The audit of the run's own set, where there is one."""
-    found = read_checked_json(run.place / "report" / "audit.json")
-    return found if found is not None and found.get("set") == run.digest else None
+def _audits(run: Gathered) -> dict[str, Tree]:
+    """The first audit of the run's own set, "", and of each selection that lies in the run, by its folder's name."""
+    folder = run.place / "report"
+    names = [name for name in sorted(folder.names()) if re.fullmatch(r"audit(_[0-9a-f]{16})?\.json", name)]
+    kept: dict[str, Tree] = {}
+    for found in filter(None, (read_checked_json(folder / name) for name in names)):
+        kept.setdefault(str(found.get("set")), found)
+    sets = {"": run.digest, **_selections(run)} if kept else {}
+    return {name: kept[stamp] for name, stamp in sets.items() if stamp in kept}
+
+
+def _selections(run: Gathered) -> dict[str, str]:
+    """Digests of the selections that lie in a run."""
+    places = {name: run.place / name for name in ("random", *SELECTIONS)}
+    there = {name: place for name, place in places.items() if (place / DESCRIPTION).exists()}
+    return {name: read_description(place)[0].digest for name, place in there.items()}
 
 
 def _class_names(run: Gathered) -> tuple[str, ...]:
@@ -314,7 +327,7 @@ def _sizes(place: Place) -> dict[str, int]:
 
 def _pictures(run: Gathered) -> Pictures | None:
     """The finished set, or the segments as they were last written."""
-    return _of_checkpoints(run) if run.artifact is None else _of_set(run, run.artifact)
+    return pictures_so_far(run) if run.artifact is None else _of_set(run, run.artifact)
 
 
 def _of_set(run: Gathered, artifact: Artifact) -> Pictures:
@@ -331,7 +344,7 @@ def _of_set(run: Gathered, artifact: Artifact) -> Pictures:
     return Pictures(images, artifact.labels, artifact.segments.astype(np.int64), starts)
 
 
-def _of_checkpoints(run: Gathered) -> Pictures | None:
+def pictures_so_far(run: Gathered) -> Pictures | None:
     """Pictures of a run on its way, class by class; those of trajectories cannot be seen without what whitens them."""
     if run.config.is_trajectory:
         run.remarks.append("The images of this run are kept as networks see them, and can be shown once it is done.")

@@ -68,12 +68,16 @@ MOST_CLASSES, MOST_IMAGES, MOST_PIXELS = 20, 200, 4_000_000
 
 def draw_few(artifact: Artifact) -> tuple[bytes, int]:
     """A PNG of some images of every class, or of the first ones where there are many; and of how many classes."""
-    levels = np.rint(artifact.visible() * 255).astype(np.uint8)
-    classes = min(len(artifact.class_names), MOST_CLASSES)
+    levels, classes = np.rint(artifact.visible() * 255).astype(np.uint8), len(artifact.class_names)
+    return draw_classes(levels, artifact.labels, classes), min(classes, MOST_CLASSES)
+
+
+def draw_classes(levels: NDArray[np.uint8], labels: NDArray[np.int64], classes: int) -> bytes:
+    """A PNG of some images (n, C, H, W) of every class, a row a class, or of the first ones where there are many."""
+    shown = min(classes, MOST_CLASSES)
     enlarged = _times(levels) ** 2 * levels.shape[2] * levels.shape[3]
-    most = max(1, min(MOST_IMAGES, MOST_PIXELS // enlarged) // classes)
-    which = [np.flatnonzero(artifact.labels == label)[:most] for label in range(classes)]
-    return draw_rows([levels[mine] for mine in which]), classes
+    most = max(1, min(MOST_IMAGES, MOST_PIXELS // enlarged) // shown)
+    return draw_rows([levels[np.flatnonzero(labels == label)[:most]] for label in range(shown)])
 
 
 def _times(pictures: NDArray[np.uint8]) -> int:

@@ -47,7 +47,7 @@ def sections(run: Gathered, key: str, room: int) -> Tree:
         "remarks": [escaped(remark, 400) for remark in dict.fromkeys(run.remarks)],
         "method": [_named(key, drawn) for drawn in _method(run)],
         "method_says": METHOD,
-        "audit": None if run.audit is None else audited.section(run.audit),
+        "audits": [audited.section(found, escaped(selection, 40)) for selection, found in run.audits.items()],
         "timeline": _named(key, _timeline(run)) if run.log.stages else None,
         "losses": list(_losses(run)),
         "counts": list(_counts(run)),

@@ -85,6 +85,7 @@ def test_what_a_run_is_does_not_hold_where_it_is_done() -> None:
         "runtime.memory_per_worker",
         "runtime.page",
         "runtime.task_minutes",
+        "runtime.tensorboard",
         "runtime.workers",
         "score.shards",
     ]

@@ -79,6 +79,11 @@ def test_many_classes_are_matched_by_distributions_and_grey_images_are_not_flipp
     assert (grey.matcher.name, grey.matcher.augment, grey.experts.augment) == ("idc", "crop", "crop")
 
 
+def test_the_run_decides_about_the_compiler_and_few_synthetic_images_are_seen_more_often() -> None:
+    assert config_for(facts()).runtime.compile == "auto"
+    assert [config_for(facts(per_class=each)).evaluate.epochs for each in ((500, 400), (500, 40))] == [100, 200]
+
+
 def test_blocks_are_those_of_the_network() -> None:
     assert [blocks(side) for side in range(1, 600)] == [default_depth(side) for side in range(1, 600)]
 

@@ -41,6 +41,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(run_folder: Path, tmp_
     runs = [gather(Place(folder), looks_at_data=False) for folder in (run_folder, tmp_path / "other")]
     assert names_of(runs) == ["small (run)", "small (other)"]
     assert names_of(runs[:1]) == ["small"]
+    assert names_of([runs[0], *runs]) == ["small (run), 1", "small (run), 2", "small (other)"]
 
 
 def test_a_run_without_figures_stands_in_the_table_alone(run_folder: Path, tmp_path: Path) -> None:
@@ -77,16 +78,30 @@ def test_a_sweep_shows_its_trials_as_validation_orders_them(run_folder: Path, tm
     assert [row["cells"] for row in trials["rows"]] == [["001", "60.0", "2/2"], ["000", "20.0", "1/2"]]
 
 
-def test_a_study_shows_its_differences_tables_and_the_sets_of_its_first_seed(run_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "study.json").write_text("{}")
+def begun_study(folder: Path, run: Path) -> Path:
+    """A study of which two seeds have a set, and nothing else is known."""
     for seed in (3, 12):
-        shutil.copytree(run_folder, tmp_path / "sets" / f"ipc2_seed{seed}_{'a' * 16}")
+        shutil.copytree(run, folder / "sets" / f"ipc2_seed{seed}_{'a' * 16}")
+    (folder / "study.json").write_text("{}")
+    return folder
+
+
+def with_results(folder: Path) -> Path:
     seen = [replace(each, folder=f"sets/ipc2_seed3_{'a' * 16}", seed=3) for each in SEEN[3:4]]
-    place = Place(tmp_path)
+    write_checked_json(Place(folder) / "results.json", summary(study_of(folder), SEEN, 900))
+    write_trainings(Place(folder) / "trainings.parquet", rows_of(seen), STUDY_COLUMNS)
+    return folder
+
+
+def a_study(folder: Path, run: Path) -> Path:
+    """A study with results, whose sets are copies of ``run``."""
+    return with_results(begun_study(folder, run))
+
+
+def test_a_study_shows_its_differences_tables_and_the_sets_of_its_first_seed(run_folder: Path, tmp_path: Path) -> None:
+    place = Place(begun_study(tmp_path, run_folder))
     assert [run.arm for run in gather_all(place, looks_at_data=False)] == [""], "nothing is known of it yet"
-    found = summary(study_of(tmp_path), SEEN, 900)
-    write_checked_json(place / "results.json", found)
-    write_trainings(place / "trainings.parquet", rows_of(seen), STUDY_COLUMNS)
+    with_results(tmp_path)
     (run,) = gather_all(place, looks_at_data=False)
     assert (run.name, run.is_done) == ("dasm of 2", True)
     assert run.row is not None

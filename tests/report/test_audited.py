@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from dasm_ray.report.audited import ONLY_THESE, area_grid, area_text, distance_grid, markdown, terminal, words
 from dasm_ray.report.webpage import webpage
-from dasm_ray.store.artifact import digest, read_artifact
+from dasm_ray.store.artifact import digest, read_artifact, write_artifact
 from dasm_ray.store.checked import write_checked_json
 from dasm_ray.store.place import Place
 
@@ -57,6 +58,8 @@ def test_every_set_has_its_column_and_a_group_one_more() -> None:
     columns = list(zip(*distance_grid(found), strict=True))
     assert columns[1] == ("distilled", "20", "0", "3 (1)", "5 (1)", "3 (1)", "5 (1)", "70.0 ± 10.0")
     assert [column[0] for column in columns[1:]] == ["distilled", "random", "held-out"]
+    found["sets"]["distilled"]["distances"]["features"]["training"].update(least=0.0, median=2.1e-8)
+    assert list(zip(*distance_grid(found), strict=True))[1][5:7] == ("0 (0)", "5 (1)")
 
 
 def test_an_area_of_one_image_has_no_error() -> None:
@@ -92,7 +95,7 @@ def test_terminal_and_file_hold_the_same_rows() -> None:
     assert ONLY_THESE in kept
 
 
-def test_the_page_shows_the_audit_of_its_own_set_alone(run_folder: Path, tmp_path: Path) -> None:
+def test_the_page_shows_the_audits_of_its_own_set_and_of_its_selections(run_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run_folder, folder)
     assert "What it tells of its real images" not in webpage([Place(folder)])
@@ -101,6 +104,18 @@ def test_the_page_shows_the_audit_of_its_own_set_alone(run_folder: Path, tmp_pat
     page = webpage([Place(folder)])
     assert "What it tells of its real images" in page
     assert "52.0 ± 2.0" in page
-    assert 'href="#r0-audit"' in page
+    assert 'href="#r0-audits"' in page
+    assert "guessing; chosen by" not in page
     write_checked_json(kept, {**FOUND, "settings": "x", "set": "another"})
     assert "What it tells of its real images" not in webpage([Place(folder)])
+
+    artifact = read_artifact(Place(folder / "synthetic"))  # what `select` writes, and no set beside it
+    herded = write_artifact(Place(folder / "herding"), replace(artifact, pixels=artifact.pixels[::-1].copy()))
+    shutil.rmtree(folder / "synthetic")
+    write_checked_json(kept, {**FOUND, "settings": "x", "set": herded})
+    write_checked_json(Place(folder / "report" / f"audit_{'0' * 16}.json"), {**FOUND, "settings": "y", "set": own})
+    page = webpage([Place(folder)], looks_at_data=False)
+    assert "Real images chosen by herding" in page
+    assert page.count("Who took part: area under the ROC curve, 50 = guessing; chosen by herding</h3>") == 1
+    assert '<th scope="col" class="n">herding</th>' in page
+    assert '<th scope="col" class="n">distilled</th>' not in page

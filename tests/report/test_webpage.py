@@ -15,12 +15,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from test_abreast import a_study
+from test_audited import FOUND
 
 from dasm_ray.cli import main
+from dasm_ray.report import figures
 from dasm_ray.report.webpage import PAGE, report, webpage
-from dasm_ray.store.artifact import read_artifact, write_artifact
+from dasm_ray.store.artifact import digest, read_artifact, write_artifact
+from dasm_ray.store.checked import write_checked_json
 from dasm_ray.store.place import Place
 
 WITHOUT_END = {"meta", "img", "br", "input", "use", "path"}
@@ -55,6 +60,23 @@ class Page(HTMLParser):
 
     def of(self, tag: str) -> list[dict[str, str]]:
         return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="session")
+def pages(run_folder: Path, walked_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Pages of each kind: of a run that has been audited, of a study, and of several runs, two of one name."""
+    folder = tmp_path_factory.mktemp("pages")
+    audited = shutil.copytree(run_folder, folder / "audited" / "run")
+    stamp = digest(read_artifact(Place(audited) / "synthetic"))
+    write_checked_json(Place(audited) / "report" / "audit.json", {**FOUND, "settings": "s", "set": stamp})
+    found = {
+        "run": [audited],
+        "study": [a_study(folder / "study", run_folder)],
+        "several": [audited, run_folder, walked_folder],
+    }
+    for name, runs in found.items():
+        report(list(map(str, runs)), str(folder / f"{name}.html"))
+    return {name: folder / f"{name}.html" for name in found}
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +265,74 @@ def test_a_browser_finds_no_fault_and_fetches_nothing(run_folder: Path, browser:
         assert (sum(map(int, re.findall(r"\d+", paper)[:3])) > 382) == (scheme == "light")
 
 
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """axe-core as a script."""
+    return pytest.importorskip("axe_playwright_python.base").AXE_SCRIPT
+
+
+def findings(tab: Any, axe: str) -> list[str]:
+    """What axe-core finds on a page as it stands, of whatever impact, and what it leaves open.
+
+    It cannot tell what a letter stands on in a figure, in an image's frame, or alone; `test_letters_stand_out`
+    computes what it leaves open of contrasts.
+    """
+    tab.evaluate(axe)
+    found = tab.evaluate("axe.run({resultTypes: ['violations', 'incomplete']})")
+    left_open = [each for each in found["incomplete"] if each["id"] != "color-contrast"]
+    return [
+        f"{each['impact']} {each['id']}: {node['html'][:200]}"
+        for each in found["violations"] + left_open
+        for node in each["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_keeps_a_reader_out(pages: dict[str, Path], browser: Any, axe: str, width: int, scheme: str) -> None:
+    """Of a run with its audit, of a study and of several runs, with all that unfolds unfolded and an image enlarged."""
+    with browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme) as context:
+        tab = context.new_page()
+        for name, path in pages.items():
+            tab.goto(path.as_uri())
+            assert (name, findings(tab, axe)) == (name, [])
+            tab.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+            assert (name, findings(tab, axe)) == (name, [])
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
+            tab.click("[data-card]:visible >> nth=0")
+            assert (name, findings(tab, axe)) == (name, [])
+
+
+def test_letters_stand_out(text: str) -> None:
+    """4.5 to 1 at least for whatever is read, 3 to 1 for what is seen in a figure (WCAG 2.2, 1.4.3 and 1.4.11)."""
+    (style,) = Page(text).texts["style"]
+    for start in (r":root \{", r"dark\) \{\s*:root \{"):
+        found = re.search(rf"{start}(.*?)\}}", style, re.DOTALL)
+        assert found is not None
+        of = {name: levels(colour) for name, colour in re.findall(r"--(\w+): (#\w{6})", found[1])}
+        for ground in ("paper", "card"):
+            assert [name for name in ("ink", "muted", "accent", "bad") if contrast(of[name], of[ground]) < 4.5] == []
+            assert [name for name in ("second", "soft") if contrast(of[name], of[ground]) < 3] == []
+        assert contrast(of["paper"], of["accent"]) >= 4.5, "a class that is chosen"
+        for band in figures.BANDS:
+            assert contrast(of["ink"], band * of["second"] + (1 - band) * of["paper"]) >= 4.5, "the name of a stage"
+
+
+def levels(colour: str) -> Any:
+    return np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)], np.float64)
+
+
+def contrast(one: Any, other: Any) -> float:
+    """Of two colours in levels, as WCAG defines it."""
+    darker, lighter = sorted(luminance(colour / 255) for colour in (one, other))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def luminance(shares: Any) -> float:
+    linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
 def test_images_are_filtered_and_enlarged_by_keys_and_by_mouse(run_folder: Path, browser: Any) -> None:
     with browser.new_context(viewport={"width": 1280, "height": 800}) as context:
         tab = context.new_page()
@@ -252,7 +342,7 @@ def test_images_are_filtered_and_enlarged_by_keys_and_by_mouse(run_folder: Path,
         tab.keyboard.press("ArrowRight")
         assert tab.inner_text("[data-count]") == "2 images"
         tab.click("text=segment >> xpath=.. >> label:has-text('2')")
-        assert tab.inner_text("[data-count]") == "1 images"
+        assert tab.inner_text("[data-count]") == "1 image"
         tab.click("[data-beside]")
         assert not tab.is_visible(".start >> nth=1")
         tab.click("label:has(input[name=r0-class][value=''])")

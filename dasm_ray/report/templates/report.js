@@ -36,7 +36,7 @@
         }
       }
       gallery.classList.toggle("alone", beside !== null && !beside.checked);
-      gallery.querySelector("[data-count]").textContent = `${seen} images`;
+      gallery.querySelector("[data-count]").textContent = `${seen} image${seen === 1 ? "" : "s"}`;
     };
     controls.hidden = false;
     controls.addEventListener("change", filter);
