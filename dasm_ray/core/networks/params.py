@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -68,12 +68,15 @@ def called(module: nn.Module, values: Mapping[str, Tensor], images: Tensor, **op
             place[leaf] = value
         result: Tensor = module(images, **options)
     finally:
-        for (place, leaf, _), value in zip(swapped, before, strict=True):
-            place[leaf] = value
+        for (place, leaf, _), own in zip(swapped, before, strict=True):
+            place[leaf] = own
     return result
 
 
-Place = tuple[str, dict[str, Any], str]
+Kept = dict[str, Tensor | None]
+"""Where a module keeps its parameters, or its buffers."""
+
+Place = tuple[str, Kept, str]
 """The name of a tensor in its network, and where its module keeps it, under which name."""
 
 _places: WeakKeyDictionary[nn.Module, list[Place]] = WeakKeyDictionary()
@@ -84,7 +87,7 @@ def _places_of(module: nn.Module) -> list[Place]:
     names: dict[int, str] = {}
     found: list[Place] = []
     for prefix, owner in module.named_modules(remove_duplicate=False):
-        for place in (owner._parameters, owner._buffers):
+        for place in (cast(Kept, owner._parameters), owner._buffers):
             for leaf, tensor in place.items():
                 if tensor is not None:
                     name = names.setdefault(id(tensor), f"{prefix}.{leaf}".lstrip("."))
