@@ -141,7 +141,8 @@ def _matcher(facts: Facts, epochs: int, augment: str, segments: int) -> Iterator
         yield f"  name: idc # gradients, class by class; of more than {MANY_CLASSES} classes dm is quicker"
         yield "  rounds: 6 # more of them: a better set for a longer time"
         yield "  networks: 15"
-        yield f"  snapshots: [[0, {max(1, round(0.6 * epochs))}]] # epochs of the experts that are matched at"
+        early = max(1, round(0.2 * epochs))
+        yield f"  snapshots: [[0, {early}]] # epochs of the experts that are matched at: early, while they are wrong"
     yield "  lr_img: 0.1"
     yield "  scale_lr: false"
     yield f"  augment: {'color_crop_cutout_flip' if facts.colour else augment}" + (
