@@ -28,11 +28,12 @@ from dasm_ray.core.matching.round import Assignment, RoundInputs, distil_round, 
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.seed import torch_generator
 from dasm_ray.runtime.decoding import RealRefs, load_real
-from dasm_ray.runtime.groups import SegmentRun, groups_of
+from dasm_ray.runtime.groups import Renewed, SegmentRun, groups_in
 from dasm_ray.runtime.pool import Pool, Task, outputs
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.session import Session
 from dasm_ray.runtime.worker import Job, RoundInputRefs, Worker, environment
+from dasm_ray.store.checkpoints import KeptPixels
 from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.place import Place
 
@@ -60,7 +61,7 @@ class Timed(Worker):
             probes=(),
         )
         began, done = time.process_time(), []
-        for number, classes in enumerate(groups_of(len(initial), job.config.synthetic.group_size)):
+        for number, classes in enumerate(groups_in(job.config, len(initial))):
             pixels, velocity = initial[list(classes)], np.zeros_like(initial[list(classes)])
             for round in range(job.config.matcher.rounds):
                 where = Assignment(0, number, round, classes)
@@ -144,10 +145,13 @@ def _quiet(text: str) -> None:
 def coordinated(bench: Bench, pool: Pool) -> np.ndarray:
     """All rounds by the coordinator: the pixels (K, m, C, H, W)."""
     with tempfile.TemporaryDirectory(prefix="dasm-ray-bench-") as folder:
-        progress = Progress(live=False)
-        run = SegmentRun(bench.job, pool, progress, Place(folder), "key", 0, bench.initial)
+        progress, place = Progress(live=False), Place(folder)
+        groups = groups_in(bench.job.config, CLASSES)
+        starts = [pool.put(bench.initial[list(classes)]) for classes in groups]
+        run = SegmentRun(bench.job, pool, progress, place, "key", 0, starts)
         progress.stage("distil", run.rounds_total)
-        return run.run(bench.inputs, lambda: bench.inputs)
+        count = run.run(bench.inputs, lambda: Renewed(bench.inputs, starts))
+        return np.concatenate(list(KeptPixels(place, 0, "key", count, CLASSES, "pixels")))
 
 
 def asked(pool: Pool, method: str, *arguments: Any, count: int = 1) -> Any:

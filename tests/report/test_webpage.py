@@ -287,6 +287,7 @@ def findings(tab: Any, axe: str) -> list[str]:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_keeps_a_reader_out(pages: dict[str, Path], browser: Any, axe: str, width: int, scheme: str) -> None:

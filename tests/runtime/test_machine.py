@@ -11,6 +11,7 @@ from dasm_ray.runtime.machine import (
     SMALLEST_STORE,
     check_whitening,
     computes_bf16,
+    has_gpus,
     object_store_bytes,
     read_cgroup_files,
     read_machine,
@@ -147,9 +148,11 @@ def test_bf16_is_computed_by_every_gpu_or_else_by_the_processor(
 
 
 def test_hidden_gpus_compute_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(machine, "_capabilities", lambda: [9.0])
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nprintf '9.0\\n'\n")
+    tool.chmod(0o755)
     monkeypatch.setattr(machine, "CPU", tmp_path / "nothing")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert not computes_bf16(by_gpu=True)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert computes_bf16(by_gpu=True)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    for visible, are_there in (("", False), ("0", True)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert (computes_bf16(by_gpu=True), has_gpus()) == (are_there, are_there)
