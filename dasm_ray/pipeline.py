@@ -21,7 +21,7 @@ from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.config.shown import escaped
 from dasm_ray.config.space import Sweep
 from dasm_ray.config.study import Study
-from dasm_ray.errors import ConfigError, RunFailure
+from dasm_ray.errors import ArtifactError, ConfigError, RunFailure
 from dasm_ray.method.choices import choices, random_choice
 from dasm_ray.method.dasm import distil
 from dasm_ray.method.estimate import estimate as measured
@@ -135,11 +135,17 @@ def distill(
     where = run or f"runs/{config.name}"
     check_board(config, Place(where))
     with RunDir.open(where, settled(config, where)) as record:
-        finished = _finished(record)
+        damage = None
+        try:
+            finished = _finished(record)
+        except ArtifactError as error:  # what the set was made of lies beside it
+            finished, damage = None, error
         if finished is not None:
             return finished
         with board_of(record.config, record.place) as board:
             with begun(record, on_event=_heard_by(board, on_event)) as open_run:
+                if damage is not None:
+                    open_run.progress.note(f"{damage}; it is written again from its segments")
                 result = _distilled(open_run)
             if board is not None:
                 board.finish(read_artifact(record.place / "synthetic"), result.rows)

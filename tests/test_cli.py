@@ -707,6 +707,15 @@ def test_a_home_that_cannot_be_written(artifact: Path) -> None:
 # --- what was found ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [("file:///a b", "%20"), ("file://relative", "file:///relative"), ("s3://[bad", "s3://NAME/PATH")],
+)
+def test_a_place_that_is_none_is_refused_by_a_command(recipe: Path, place: str, said: str) -> None:
+    refused(call("distill", recipe, "--run", place), place.partition("//")[2], said)
+    refused(call("data", recipe, "--set", "data.name=folder", "--set", f"data.path='{place}'"), said)
+
+
 def test_data_says_what_a_set_is(recipe: Path, tmp_path: Path) -> None:
     images, labels = good_images()
     folder = parquet_of(tmp_path / "images", images, labels)

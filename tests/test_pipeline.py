@@ -550,6 +550,34 @@ def test_a_table_that_cannot_be_trusted_is_computed_anew(digits: RealRefs, tmp_p
     assert file.read_bytes() == whole
 
 
+def spoilt(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.long
+def test_a_finished_set_that_is_damaged_is_written_again_from_its_segments(
+    recipe: Path, ray_session: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = load_config(recipe), tmp_path / "run"
+    made = pipeline.distill(config, str(run))
+    whole = {file: file.read_bytes() for file in (run / "synthetic").rglob("*") if file.is_file()}
+    segments = {file: file.stat().st_mtime_ns for file in (run / "segments").iterdir()}
+    (images,) = (file for file in whole if file.suffix == ".parquet")
+    for damage in (
+        lambda: spoilt(images),
+        lambda: images.unlink(),
+        lambda: (run / "synthetic" / "dataset.json").write_text("{}"),
+    ):
+        damage()
+        capsys.readouterr()
+        assert pipeline.distill(config, str(run)).digest == made.digest
+        assert "it is written again from its segments" in capsys.readouterr().err
+        assert {file: file.read_bytes() for file in (run / "synthetic").rglob("*") if file.is_file()} == whole
+    assert {file: file.stat().st_mtime_ns for file in (run / "segments").iterdir()} == segments
+
+
 def test_rows_of_an_older_table_are_read() -> None:
     old = {"name": "full", "accuracies": [0.5], "validation": [0.4], "labels": "hard"}
     assert pipeline.from_json({"rows": [old]}) == [Row("full", [0.5], [0.4])]

@@ -430,8 +430,9 @@ def test_files_without_names_take_those_of_the_others(tmp_path):
     assert "train.parquet: no class names; those of test.parquet hold" in said(source)
 
 
-def test_classes_of_a_test_file_without_names_must_be_trained(tmp_path):
-    put(tmp_path, "train.parquet", names=None)
+@pytest.mark.parametrize("names", [None, ["cat", "dog"]])
+def test_classes_of_a_test_file_without_names_must_be_trained(tmp_path, names):
+    put(tmp_path, "train.parquet", names=names)
     write(tmp_path / "test.parquet", table_of([png(i) for i in range(3)], [0, 1, 2]))
     with pytest.raises(DataError, match=r"test\.parquet: row 2 has label 2, which is not in 0\.\.1"):
         open_source(parquet(tmp_path))
