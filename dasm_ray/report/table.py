@@ -74,7 +74,7 @@ def hlr(row: Row, rows: Sequence[Row]) -> float | None:
 def cautions(rows: Sequence[Row], tested: int | None) -> list[str]:
     """What is to be known before anyone believes the figures.
 
-    ``tested`` images are few (None: not known how many), there is one seed, or chosen real images do as well.
+    ``tested`` images are few (None: not known how many), there is one seed, or real images do as well.
     """
     said = []
     if tested is not None and tested < FEW_IMAGES:
@@ -82,7 +82,8 @@ def cautions(rows: Sequence[Row], tested: int | None) -> list[str]:
     alone = dict.fromkeys(row.name for row in rows if len(row.accuracies) == 1)
     whose = "" if all(len(row.accuracies) == 1 for row in rows) else f" of {', '.join(alone)}"
     said += [f"One seed{whose}: no spread is known."] if alone else []
-    return said + [said_of for made in rows if (said_of := _against_the_chosen(made, rows))]
+    against = (one(made, rows) for made in rows for one in (_against_its_start, _against_the_chosen))
+    return said + [sentence for sentence in against if sentence]
 
 
 def best_selection(made: Row, rows: Sequence[Row]) -> Row | None:
@@ -107,6 +108,17 @@ def _against_the_chosen(made: Row, rows: Sequence[Row]) -> str:
     if gain < 2 * error:
         return f"{made.name} is not shown to be above {chosen}{where}, {figures}: the gain is under two errors."
     return ""
+
+
+def _against_its_start(made: Row, rows: Sequence[Row]) -> str:
+    """Empty unless ``made`` is a distilled set that the real images it began as equal."""
+    start = _find(rows, "initial", made.labels, made.network, made.ipc)
+    if made.name != "distilled" or start is None or made.mean > start.mean:
+        return ""
+    return (
+        f"initial, the real images that distilled starts as, does at least as well, {100 * start.mean:.1f} against "
+        f"{100 * made.mean:.1f}: matching takes away; try a smaller rate of the pixels."
+    )
 
 
 def render(rows: Sequence[Row], title: str = "", tested: int | None = None) -> RenderableType:

@@ -211,6 +211,14 @@ def test_a_set_that_chosen_real_images_equal_is_said() -> None:
     assert against(Row("herding", [0.788, 0.790, 0.792])) == []  # 3 points are more than two errors of 1.16
 
 
+def test_a_set_that_its_own_start_equals_is_said() -> None:
+    assert against(Row("initial", [0.81, 0.81, 0.81])) == []
+    (lost,) = against(Row("initial", [0.9, 0.9, 0.9]), Row("initial", [0.7, 0.7, 0.7], labels="soft"))
+    assert lost.startswith(
+        "initial, the real images that distilled starts as, does at least as well, 90.0 against 82.0"
+    )
+
+
 def test_the_best_selection_is_the_one_that_validation_prefers_at_this_size() -> None:
     made = Row("idc", [0.8, 0.8], [0.8, 0.8], ipc=1)
     rows = [
