@@ -63,9 +63,6 @@ class RunDir:
         try:
             made = _enter(claim.place, config, digest)
             remove_temporaries(claim.place)
-            for cache in filter(None, (config.experts.cache, config.evaluate.cache)):
-                with contextlib.suppress(DasmError):  # not there yet, or not now: who needs it says so
-                    remove_temporaries(Place(cache), is_shared=True)
         except BaseException:
             claim.discard(())
             raise
@@ -118,12 +115,11 @@ class RunDir:
         self.close()
 
 
-def remove_temporaries(place: Place, *, is_shared: bool = False) -> None:
-    """Removes what killed writes have left below a folder that this driver holds, or shares with others."""
+def remove_temporaries(place: Place) -> None:
+    """Removes what killed writes have left below a folder that this driver holds."""
     now = time.time()
     for path, when in place.temporaries().items():
-        is_own = not is_shared and path.partition("/")[0] not in SHARED
-        if is_own or now - when > SHARED_SECONDS:
+        if path.partition("/")[0] not in SHARED or now - when > SHARED_SECONDS:
             with contextlib.suppress(DasmError):  # somebody else may have removed it, and it does no harm
                 (place / path).delete()
 

@@ -336,20 +336,6 @@ def test_what_killed_writes_left_is_removed_at_the_next_start(tmp_path) -> None:
     assert [file for file in (*left, fresh, old, own) if file.exists()] == [fresh, own]
 
 
-def test_what_killed_writes_left_in_shared_caches_is_removed_once_nobody_can_be_at_it(tmp_path) -> None:
-    caches = {key: tmp_path / key for key in ("experts", "cells")}
-    config = config_of(experts={"cache": str(caches["experts"])}, evaluate={"cache": str(caches["cells"])})
-    RunDir.open(tmp_path / "first", config).close()  # the caches are not there yet
-    left = [cache / "key" / f".f.{digit * 32}.tmp" for cache in caches.values() for digit in "ab"]
-    for file in left:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("half")
-    for file in left[::2]:
-        os.utime(file, (time.time() - 7200,) * 2)
-    RunDir.open(tmp_path / "second", config).close()
-    assert [file for file in left if file.exists()] == left[1::2]
-
-
 def test_a_start_that_fails_half_way_leaves_nothing_that_keeps_others_out(tmp_path, monkeypatch) -> None:
     def full(self: Place, text: str) -> None:
         raise StorageError("the disk is full")
