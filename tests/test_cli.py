@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -736,6 +737,36 @@ def test_data_says_what_a_set_is(recipe: Path, tmp_path: Path) -> None:
     assert sheet.shape == (2 * (64 + MARGIN), 10 * (64 + MARGIN), 3)
     assert abs(int(sheet[0, 0, 0]) - 10) < 3  # the first cat, and below it the first dog, which is lighter
     assert abs(int(sheet[64 + MARGIN, 0, 0]) - 12) < 3
+
+
+AT_ONCE = {
+    "experts": {"count": 1, "epochs": 1},
+    "score": {"early": 1},
+    "matcher": {"rounds": 2, "networks": 1, "snapshots": [[0, 1]]},
+    "probe": {"epochs": 1},
+    "evaluate": {"epochs": 1, "seeds": 1, "rows": ["distilled", "random"]},
+    "runtime": {"compile": False, "page": False},
+}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_what_was_found_is_told_in_the_same_words_by_every_command(recipe: Path, tmp_path: Path) -> None:
+    images, _ = good_images()
+    for number, image in enumerate(images):
+        name = "cat" if number % 2 else "dog"
+        (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / name / f"{number}.png").write_bytes(image)
+    (tmp_path / "images" / "cat" / "notes.txt").write_text("left out")
+    data = {"data": {"name": "folder", "path": str(tmp_path / "images")}}
+    recipe.write_text(GOOD.replace("data: {name: digits}\n", "") + yaml.safe_dump(AT_ONCE | data))
+    told = call("data", recipe).stdout
+    assert told.startswith("data folder: ")
+    assert "notes.txt" in told
+    for name in ("distill", "score", "select"):
+        done = command(name, recipe, "--run", tmp_path / name, stderr=subprocess.PIPE)
+        assert done.returncode == 0, done.stderr
+        assert told in done.stderr, name
 
 
 @pytest.mark.parametrize("spoil", [truncated, wrong_label, no_label, mixed_sizes, not_an_image])

@@ -199,6 +199,39 @@ def test_a_run_directory_that_is_gone(recipe: Path, expected: str, tmp_path: Pat
     assert gone_on(recipe, run) == expected
 
 
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """Where a disk is mounted; ``mounted`` and ``unmounted`` put it there and take it away."""
+    point = tmp_path / "point"
+    (tmp_path / "disk").mkdir()
+    point.mkdir()
+    if mounted(point):
+        pytest.skip("needs the right to mount a disk")
+    yield point
+    unmounted(point)
+
+
+def mounted(point: Path) -> int:
+    return subprocess.run(["mount", "--bind", str(point.with_name("disk")), str(point)], check=False).returncode
+
+
+def unmounted(point: Path) -> None:
+    """Also while files on it are open, as a cable that is pulled does."""
+    subprocess.run(["umount", "-l", str(point)], check=True)
+
+
+def test_a_disk_that_is_unmounted(recipe: Path, expected: str, disk: Path) -> None:
+    process = started(recipe, disk / "run")
+    wait_for(process, lambda: list(disk.glob("run/segments/segment_000_*")), "a checkpoint")
+    children = psutil.Process(process.pid).children(recursive=True)
+    unmounted(disk)
+    ended(process, 1, str(disk / "run"))
+    nothing_runs(children)
+    assert not list(disk.iterdir()), "something was made below the mount point"
+    assert mounted(disk) == 0
+    assert gone_on(recipe, disk / "run") == expected
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGHUP, 129), (signal.SIGTERM, 130), (signal.SIGINT, 130)], ids=["HUP", "TERM", "INT"]
 )

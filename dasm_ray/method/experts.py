@@ -14,6 +14,7 @@ from dasm_ray.runtime.pool import Done, Task, task
 from dasm_ray.runtime.progress import clock_text
 from dasm_ray.runtime.worker import Chosen, Stored, Worker
 from dasm_ray.store.checkpoints import trajectory_name
+from dasm_ray.store.rundir import remove_temporaries
 
 GOOD = 0.7
 """Share of the validation images that experts must get right to say which images can be learned: at 60 % they called
@@ -48,6 +49,7 @@ def train_experts(run: Run) -> Experts:
     """Experts as tasks, a file each under their key; those on disk are read."""
     recipe = run.config.experts
     run.shared_place.make_dir()
+    remove_temporaries(run.shared_place, is_shared=True)
     _announce(run)
     run.progress.stage("experts", recipe.count)
     images = int(run.real.counts["train"].sum())

@@ -115,11 +115,12 @@ class RunDir:
         self.close()
 
 
-def remove_temporaries(place: Place) -> None:
-    """Removes what killed writes have left below a folder that this driver holds."""
+def remove_temporaries(place: Place, *, is_shared: bool = False) -> None:
+    """Removes what killed writes have left below a folder that this driver holds, or that it shares with others."""
     now = time.time()
     for path, when in place.temporaries().items():
-        if path.partition("/")[0] not in SHARED or now - when > SHARED_SECONDS:
+        is_own = not is_shared and path.partition("/")[0] not in SHARED
+        if is_own or now - when > SHARED_SECONDS:
             with contextlib.suppress(DasmError):  # somebody else may have removed it, and it does no harm
                 (place / path).delete()
 

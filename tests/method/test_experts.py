@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,25 @@ def test_experts_are_trained_once_and_found_by_runs_that_share_them(digits: Real
     assert len(later) == 1, "nothing is announced where nothing is trained"
     for one, other in zip(experts.snapshots, found.snapshots, strict=True):
         assert first.pool.fetch(one).tobytes() == second.pool.fetch(other).tobytes()
+
+
+def test_what_killed_writes_left_in_a_shared_cache_is_removed_where_experts_are_sought(
+    digits: RealRefs, tmp_path: Path
+) -> None:
+    """Not what may be another run's at this moment, nor what lies beside the folder of these experts."""
+    run = local_run(small(experts={"cache": str(tmp_path / "cache")}), tmp_path / "a", digits)
+    folder = tmp_path / "cache" / run.expert_key
+    folder.mkdir(parents=True)
+    young, old, foreign = (
+        place / f".expert_00000.safetensors.{digit * 32}.tmp"
+        for place, digit in ((folder, "0"), (folder, "1"), (tmp_path / "cache", "2"))
+    )
+    for file in (young, old, foreign):
+        file.write_text("half")
+    for file in (old, foreign):
+        os.utime(file, (0, 0))
+    train_experts(run)
+    assert [young.exists(), old.exists(), foreign.exists()] == [True, False, True]
 
 
 def test_references_are_renewed_from_the_files(digits: RealRefs, tmp_path: Path) -> None:
