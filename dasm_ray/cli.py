@@ -196,7 +196,8 @@ def distill(config: str, run: str | None, overrides: tuple[str, ...], workers: i
         settings = _of_run(config, run, overrides, workers, address, "distilling")
         from dasm_ray import pipeline
 
-        _print_table(pipeline.distill(settings, run))
+        result = pipeline.distill(settings, run)
+        _print_table(result)
 
 
 @main.command(epilog=example("reproduce digits"))
@@ -223,7 +224,7 @@ def reproduce(
                 f"--set {changed[0]}: is another recipe, and what that comes to is not known; leave it out"
             )
         _starting(settings, "reproducing")
-        _checking().check_run(settings, run)
+        settings = _checking().check_run(settings, run)
         from dasm_ray import pipeline
 
         result = pipeline.distill(settings, run, watched(expected, lambda sign: click.echo(sign, err=True)))
@@ -783,18 +784,17 @@ def doctor(address: str | None) -> None:
 def _config(path: str, overrides: tuple[str, ...], workers: int | None, address: str | None) -> RunConfig:
     from dasm_ray.config.parsing import load_config
 
-    config = load_config(path, _with_options(overrides, workers, address))
-    return _checking().with_precision(config) if config.runtime.precision == "auto" else config
+    return load_config(path, _with_options(overrides, workers, address))
 
 
 def _of_run(
     path: str, run: str | None, overrides: tuple[str, ...], workers: int | None, address: str | None, doing: str
 ) -> RunConfig:
-    """The configuration of a command that works in a run directory, said and checked before PyTorch is loaded."""
+    """The configuration of a command that works in a run directory, said and settled before PyTorch is loaded."""
     config = _config(path, overrides, workers, address)
     _starting(config, doing)
-    _checking().check_run(config, run)
-    return config
+    settled: RunConfig = _checking().check_run(config, run)
+    return settled
 
 
 def _of_set(path: str, doing: str, overrides: tuple[str, ...], workers: int | None, address: str | None) -> list[str]:

@@ -7,8 +7,9 @@ from elsewhere chooses neither the files that are read here nor the machines tha
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dasm_ray.config.afterwards import AFTERWARDS, RELABELLING, changed, check_allowed, without_address
 from dasm_ray.config.compared import Plan, check
@@ -31,16 +32,23 @@ from dasm_ray.store.rundir import RECORD, RunDir
 WITH_PATH = ("folder", "parquet", "tiny_imagenet")
 """Sets that are nowhere unless `data.path` says where."""
 
+Look = Callable[[], Source]
+"""Opens a set, and finds the same one the next time without looking again."""
+
 WORTH_ROUNDING = 1 << 14
 """Values in a network's first block from which its convolutions, not all around them, take the time."""
 
 
-def check_run(config: RunConfig, run: str | None) -> None:
-    """Refuses a run whose directory is another's or, unless it is done, whose images cannot be used."""
-    uri = run or f"runs/{config.name}"
-    place = RunDir.check(uri, settled(config, uri))
+def check_run(config: RunConfig, run: str | None) -> RunConfig:
+    """The configuration of a run, settled; refused where its directory is another's or, unless it is done, its images
+    cannot be used.
+    """
+    uri, look = run or f"runs/{config.name}", _looked_at_once(config)
+    config = settled(config, uri, look)
+    place = RunDir.check(uri, config)
     if not (place / "synthetic" / DESCRIPTION).exists():
-        open_checked(config)
+        look()
+    return config
 
 
 def check_sweep(plan: Sweep, run: str | None, *, resume: bool) -> None:
@@ -89,20 +97,28 @@ def check_relabelling(path: str, to: str, changes: Sequence[str]) -> Place:
     return target
 
 
-def settled(config: RunConfig, run: str | Place) -> RunConfig:
+def settled(config: RunConfig, run: str | Place, look: Look | None = None) -> RunConfig:
     """The configuration of a run with what the number of classes and the machine decide filled in, as it is kept.
+
+    ``look`` opens the set, if it must be: here, and in what is decided here, at most once.
 
     The classes are looked up unless the run directory says by what it keeps that they were: a run that was begun
     before the key was filled in goes on as it was begun. So does one that was begun when `auto` meant something else.
     """
-    config = with_compiling(with_precision(config), run)
+    look = look or _looked_at_once(config)
+    config = with_compiling(with_precision(config, look), run, look)
     if not config.waits_for_classes:
         return config
     with contextlib.suppress(UserError):  # who opens the directory says what is wrong with it
         kept = RunDir.read(run).config.synthetic.group_size
         if kept in (None, GROUP_SIZE):
             return config.model_copy(update={"synthetic": config.synthetic.model_copy(update={"group_size": kept})})
-    return config.for_classes(len(open_checked(config).class_names))
+    return config.for_classes(len(look().class_names))
+
+
+def _looked_at_once(config: RunConfig) -> Look:
+    """Opens the set of a configuration when it is first asked for: a folder of many files is listed once."""
+    return functools.cache(functools.partial(open_checked, config))
 
 
 def open_checked(config: RunConfig) -> Source:
@@ -117,7 +133,7 @@ def open_checked(config: RunConfig) -> Source:
     return source
 
 
-def with_precision(config: RunConfig) -> RunConfig:
+def with_precision(config: RunConfig, look: Look | None = None) -> RunConfig:
     """The configuration with ``runtime.precision: auto`` as this machine decides it; it is kept so.
 
     bf16 where workers here multiply it and the first block is large enough to be waited for. Raises ConfigError for
@@ -130,7 +146,7 @@ def with_precision(config: RunConfig) -> RunConfig:
             "runtime.precision: auto is decided by the machine that the command runs on, and the work is done "
             "elsewhere; say bf16 or float32"
         )
-    _, height, width = open_source(config.data).shape
+    _, height, width = (look or _looked_at_once(config))().shape
     runtime = config.runtime
     by_gpu = runtime.device != "cpu" and runtime.gpus_per_worker != 0
     gains = config.model.width * height * width >= WORTH_ROUNDING and computes_bf16(by_gpu)
@@ -138,7 +154,7 @@ def with_precision(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"runtime": runtime.model_copy(update={"precision": precision})})
 
 
-def with_compiling(config: RunConfig, run: str | Place | None = None) -> RunConfig:
+def with_compiling(config: RunConfig, run: str | Place | None = None, look: Look | None = None) -> RunConfig:
     """The configuration with ``runtime.compile: auto`` decided by its own steps; it is kept so.
 
     As the directory of the ``run`` has it, if it was begun. On GPUs steps are compiled, as where the key is unset.
@@ -148,7 +164,7 @@ def with_compiling(config: RunConfig, run: str | Place | None = None) -> RunConf
         return config
     decided = _begun_with(run)
     if decided is None:
-        decided = _by_gpu(config.runtime) or verdict(config, size_of(open_checked(config))).pays
+        decided = _by_gpu(config.runtime) or verdict(config, size_of((look or _looked_at_once(config))())).pays
     return config.model_copy(update={"runtime": config.runtime.model_copy(update={"compile": decided})})
 
 

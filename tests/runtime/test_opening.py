@@ -13,7 +13,15 @@ from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.errors import ConfigError, DataError, ResourceError
 from dasm_ray.runtime import opening
-from dasm_ray.runtime.opening import check_settled, open_checked, settled, size_of, with_compiling, with_precision
+from dasm_ray.runtime.opening import (
+    check_run,
+    check_settled,
+    open_checked,
+    settled,
+    size_of,
+    with_compiling,
+    with_precision,
+)
 from dasm_ray.store.rundir import RunDir
 
 
@@ -64,6 +72,23 @@ def test_the_size_of_groups_follows_from_the_number_of_classes(tmp_path: Path, c
     assert config_digest(found) == config_digest(config) or size
     said = parse_config({**config.model_dump(), "synthetic": {"group_size": 7}})
     assert settled(said, tmp_path / "run") == said
+
+
+def test_the_set_is_looked_up_once_whatever_must_be_decided_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Precision by the shape, compiling by the number of images, groups by that of classes; then it is settled."""
+    looked: list[str] = []
+    by_itself = opening.open_source
+    monkeypatch.setattr(opening, "open_source", lambda data: looked.append(data.path) or by_itself(data))
+    monkeypatch.setattr(opening, "computes_bf16", lambda by_gpu: True)
+    runtime = {"device": "cpu", "precision": "auto", "compile": "auto"}
+    config = parse_config({**many(tmp_path / "set", 11).model_dump(), "model": {"width": 2048}, "runtime": runtime})
+    found = check_run(config, str(tmp_path / "run"))
+    assert looked == [str(tmp_path / "set")]
+    assert (found.runtime.precision, found.runtime.compile, found.synthetic.group_size) == ("bf16", True, 5)
+    assert settled(found, tmp_path / "run") == found
+    assert len(looked) == 1
 
 
 def test_a_run_that_was_begun_goes_on_as_it_was_begun(tmp_path: Path) -> None:
