@@ -836,9 +836,9 @@ def _say_starting(doing: str) -> None:
 
 def _say(doing: str, why_it_takes_long: str = "") -> None:
     """What a command is at, on stderr: stdout is for results."""
-    from dasm_ray.config.shown import escaped, masked
+    from dasm_ray.config.shown import escaped
 
-    click.echo(escaped(masked(doing)) + why_it_takes_long, err=True)
+    click.echo(escaped(doing) + why_it_takes_long, err=True)
 
 
 def _with_options(overrides: tuple[str, ...], workers: int | None, address: str | None) -> list[str]:

@@ -1,9 +1,10 @@
 """One Ray for the whole test session: starting it takes seconds, so no test starts its own without a reason.
 
-What Hypothesis tries is the same in every run, and a failure says how to have it again.
+What Hypothesis tries is another every day, by a seed that is printed: FUZZ_SEED=N has a day's again.
 """
 
 import atexit
+import datetime
 import getpass
 import os
 import shutil
@@ -15,8 +16,9 @@ import pytest
 from commands import SMALL, TRAJECTORIES, digest_in, finished, started
 from hypothesis import settings
 
-settings.register_profile("same", derandomize=True, print_blob=True, deadline=None, database=None)
-settings.load_profile("same")
+settings.register_profile("seeded", print_blob=True, deadline=None, database=None)
+settings.load_profile("seeded")
+os.environ.setdefault("FUZZ_SEED", str(datetime.datetime.now(datetime.UTC).toordinal()))  # workers have the same
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers of one run share a cache, and nobody's home is written to
     os.environ["DASM_RAY_CACHE"] = tempfile.mkdtemp(prefix="dasm_ray_tests_")
@@ -29,6 +31,16 @@ os.environ.pop("RAY_ADDRESS", None)
 
 WHOLE = {"reference", "walked", "swept"}
 """Fixtures that take tens of seconds to make: whole runs and a sweep."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before Hypothesis reads it
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--hypothesis-seed") is None:
+        config.option.hypothesis_seed = os.environ["FUZZ_SEED"]
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"fuzz seed: {config.getoption('--hypothesis-seed')}"
 
 
 @pytest.hookimpl(tryfirst=True)  # before the marks are chosen by

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import apply_overrides, parse_config
-from dasm_ray.config.shown import escaped, masked
+from dasm_ray.config.shown import escaped
 from dasm_ray.errors import ConfigError
 
 AFTERWARDS = ("evaluate.", "runtime.", "data.path", "data.download", "data.cache")
@@ -32,7 +32,7 @@ def check_allowed(changes: Sequence[str], allowed: tuple[str, ...]) -> None:
     for change in changes:
         if not change.strip().startswith(allowed):
             known = ", ".join(name.removesuffix(".") for name in allowed)
-            raise ConfigError(f"--set {escaped(masked(change), 120)}: after distillation only {known} can be changed")
+            raise ConfigError(f"--set {escaped(change, 120)}: after distillation only {known} can be changed")
 
 
 def without_address(config: RunConfig) -> RunConfig:

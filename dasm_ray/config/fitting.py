@@ -16,7 +16,7 @@ from pathlib import Path
 from dasm_ray.config import plain_yaml
 from dasm_ray.config.keys import Data
 from dasm_ray.config.parsing import parse_config
-from dasm_ray.config.shown import escaped, masked
+from dasm_ray.config.shown import escaped
 from dasm_ray.errors import ConfigError
 
 SMALL_SIDE = 64
@@ -158,10 +158,10 @@ def write_new(file: str, text: str) -> None:
         with Path(file).open("x", encoding="utf-8") as out:
             out.write(text)
     except FileExistsError:
-        raise ConfigError(f"{escaped(masked(file))}: is there already; name another file by --to") from None
+        raise ConfigError(f"{escaped(file)}: is there already; name another file by --to") from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{escaped(masked(file))}: cannot be written ({escaped(why)})") from None
+        raise ConfigError(f"{escaped(file)}: cannot be written ({escaped(why)})") from None
 
 
 def next_steps(file: str) -> list[str]:

@@ -23,7 +23,7 @@ from dasm_ray.config import plain_yaml
 from dasm_ray.config.keys import RunConfig, Section
 from dasm_ray.config.recipes import located
 from dasm_ray.config.rules import contradictions
-from dasm_ray.config.shown import escaped, masked
+from dasm_ray.config.shown import escaped
 from dasm_ray.errors import ConfigError
 from dasm_ray.plain import Plain, Tree, Values
 
@@ -57,12 +57,8 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> None:
         key = apply_override(tree, override)
         twice = next((other for other in given if meet(key, other)), None)
         if twice is not None:
-            how = (
-                "is set twice"
-                if key == twice
-                else f"speaks of {escaped(masked(twice), 60)} too, which another --set sets"
-            )
-            raise ConfigError(f"--set {_shown(override)}: {escaped(masked(key), 60)} {how}; leave one")
+            how = "is set twice" if key == twice else f"speaks of {escaped(twice, 60)} too, which another --set sets"
+            raise ConfigError(f"--set {escaped(override, 120)}: {escaped(key, 60)} {how}; leave one")
         given.append(key)
 
 
@@ -74,7 +70,7 @@ def meet(one: str, other: str) -> bool:
 def apply_override(tree: Tree, override: str) -> str:
     """Sets one ``a.b=value`` in the tree, and returns the key; the value is read as YAML."""
     key, equals, value = (part.strip() for part in override.partition("="))
-    source = f"--set {_shown(override)}"
+    source = f"--set {escaped(override, 120)}"
     if not equals or not all(key.split(".")):
         raise ConfigError(f"{source}: write it as section.key=value")
     set_key(tree, key, plain_yaml.read(value, source), source)
@@ -93,12 +89,14 @@ def set_key(tree: Tree, key: str, value: Plain, source: str) -> None:
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"{source}: {escaped(parent)!r} is a value, not a section")
+            raise ConfigError(f"{source}: {escaped(parent, 60)!r} is a value, not a section")
         node = child
     held = node.get(last)
     if isinstance(held, dict) and held and isinstance(value, dict):
-        example = f"{key}.{next(iter(value or held))}=..."
-        raise ConfigError(f"{source}: would replace all of {key}, which is set already; set its keys, as in {example}")
+        one = escaped(f"{key}.{next(iter(value or held))}", 60)
+        raise ConfigError(
+            f"{source}: would replace all of {escaped(key, 60)}, which is set already; set its keys, as in {one}=..."
+        )
     node[last] = value
 
 
@@ -108,10 +106,6 @@ def as_one_of_many(recipe: Tree) -> Tree:
     if not isinstance(runtime, dict) or runtime.get("compile") != "auto":
         return recipe
     return {**recipe, "runtime": {key: value for key, value in runtime.items() if key != "compile"}}
-
-
-def _shown(override: str) -> str:
-    return escaped(masked(override), 120)
 
 
 def parse_config(tree: Values) -> RunConfig:
@@ -164,7 +158,7 @@ def sentences_of(error: pydantic.ValidationError, root: type[Section]) -> list[s
 
 def sentence_of(detail: Plain, root: type[Section]) -> str:
     """One pydantic finding about a ``root`` as a sentence that names the key and what to do."""
-    where = ".".join(escaped(masked(str(part)), 60) for part in detail["loc"])
+    where = ".".join(escaped(str(part), 60) for part in detail["loc"])
     kind, context, given = detail["type"], detail.get("ctx", {}), _spelt(detail["input"])
     if kind == "extra_forbidden":
         known = _keys_beside(detail["loc"], root)
@@ -177,7 +171,7 @@ def sentence_of(detail: Plain, root: type[Section]) -> str:
         return f"{where}: {given} must be {context['expected']}{hint}"
     if kind == "missing":
         return f"{where}: is missing"
-    message = escaped(masked(detail["msg"].removeprefix("Value error, ")), 400)
+    message = escaped(detail["msg"].removeprefix("Value error, "), 400)
     return f"{where}: {message[0].lower()}{message[1:]}, not {given}"
 
 
@@ -185,7 +179,7 @@ def _spelt(value: Plain) -> str:
     """A value as Python spells it, without secrets, cut where it is long."""
     if isinstance(value, int) and value.bit_length() > 200:
         return f"a number of about {int(value.bit_length() * math.log10(2)) + 1} digits"
-    return escaped(masked(SHORT.repr(value)), 200)
+    return escaped(SHORT.repr(value), 200)
 
 
 def _quoted(expected: str) -> list[str]:

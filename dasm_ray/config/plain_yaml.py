@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from dasm_ray.config.shown import escaped, masked
+from dasm_ray.config.shown import escaped
 from dasm_ray.errors import ConfigError
 from dasm_ray.plain import Plain, Tree
 
@@ -25,6 +25,8 @@ MOST_VALUES = 20_000
 MOST_DEPTH = 24
 MOST_DIGITS = 100
 """Bounds on a text, far above any recipe: bytes, values, lists within lists, and characters of one number."""
+
+TOO_DEEP = f"is nested deeper than {MOST_DEPTH}, which no recipe is"
 
 NUMBER = re.compile(r"[-+]?(?:\d+|\d+\.\d*(?:[eE][-+]\d+)?|\.\d+(?:[eE][-+]\d+)?)")
 HEXADECIMAL = re.compile(r"0x[0-9a-fA-F]+")
@@ -70,7 +72,7 @@ class _Fault(Exception):
 
 def read_file(path: str | Path) -> Tree:
     """The mapping in a YAML file; ConfigError, one sentence that names file and line, if there is none."""
-    source = escaped(masked(str(path)))
+    source = escaped(str(path))
     try:
         with Path(path).open("rb") as file:
             data = file.read(MOST_BYTES + 1)
@@ -132,7 +134,7 @@ class _Reader:
         if self._values > MOST_VALUES:
             raise _Fault(_line(event), f"holds more than {MOST_VALUES} values, which no recipe does")
         if depth > MOST_DEPTH:
-            raise _Fault(_line(event), f"is nested deeper than {MOST_DEPTH}, which no recipe is")
+            raise _Fault(_line(event), TOO_DEEP)
         if isinstance(event, yaml.SequenceStartEvent):
             return list(self._items(depth))
         if isinstance(event, yaml.MappingStartEvent):
@@ -151,7 +153,7 @@ class _Reader:
             key = self._key(event, depth)
             if key in lines:
                 first = f", first in line {lines[key]}" if lines[key] != _line(event) else ""
-                raise _Fault(_line(event), f"{escaped(masked(key), 60)!r} is given twice{first}; leave one")
+                raise _Fault(_line(event), f"{escaped(key, 60)!r} is given twice{first}; leave one")
             lines[key] = _line(event)
             found[key] = self._value(next(self._events), depth + 1)
         return found
@@ -159,15 +161,24 @@ class _Reader:
     def _key(self, event: yaml.Event, depth: int) -> str:
         key = self._value(event, depth + 1) if isinstance(event, yaml.ScalarEvent) else None
         if not isinstance(key, str):
-            spelt = escaped(masked(event.value), 60) if isinstance(event, yaml.ScalarEvent) else "a list or a mapping"
+            spelt = escaped(event.value, 60) if isinstance(event, yaml.ScalarEvent) else "a list or a mapping"
             raise _Fault(_line(event), f"{spelt}: a key must be a name, in quotes if it looks like something else")
         return key
+
+
+class _Loader(yaml.SafeLoader):
+    """A loader that looks no further into brackets within brackets than any recipe goes: there it takes seconds."""
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        if self.flow_level > MOST_DEPTH:
+            raise _Fault(self.line + 1, TOO_DEEP)
+        super().fetch_flow_collection_start(token)
 
 
 def _events(text: str) -> Iterator[yaml.Event]:
     """The parser's events, its complaints as faults."""
     try:
-        yield from yaml.parse(text, Loader=yaml.SafeLoader)
+        yield from yaml.parse(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise _Fault(mark.line + 1 if mark else 1, f"is not YAML ({escaped(error.problem or error.context)})") from None
@@ -185,7 +196,7 @@ def _check_event(event: yaml.Event) -> None:
     if anchor:
         raise _Fault(_line(event), f"&{escaped(anchor, 60)} names a value; leave the name out, copies are not read")
     if tag:
-        tag = escaped(masked(tag.replace("tag:yaml.org,2002:", "!!")), 100)
+        tag = escaped(tag.replace("tag:yaml.org,2002:", "!!"), 100)
         raise _Fault(_line(event), f"the tag {tag} is not read; leave it out, and put text in quotes")
 
 

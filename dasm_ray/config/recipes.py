@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dasm_ray.config.shown import escaped, masked
+from dasm_ray.config.shown import escaped
 from dasm_ray.errors import ConfigError
 
 Kind = Literal["recipe", "sweep", "study"]
@@ -100,7 +100,7 @@ def text_of(name: str, kind: Kind) -> str:
     """A shipped file as it is written; ConfigError for a name that there is not."""
     files = shipped(kind)
     if name not in files:
-        raise ConfigError(f"{escaped(masked(name), 80)}: is no {kind} that comes with dasm-ray; {_hint(name, kind)}")
+        raise ConfigError(f"{escaped(name, 80)}: is no {kind} that comes with dasm-ray; {_hint(name, kind)}")
     return files[name].read_text(encoding="utf-8")
 
 
@@ -108,7 +108,7 @@ def _check_suffixed(given: str | Path, path: Path, kind: Kind) -> None:
     """Of a file that is not there, as `configs/digits.yaml` without a checkout, the recipe of that name is told."""
     if path.suffix == ".yaml" and path.stem in shipped(kind) and not os.path.exists(path):
         raise ConfigError(
-            f"{escaped(masked(str(given)))}: there is no such file; the {kind} that comes with dasm-ray is given by "
+            f"{escaped(str(given))}: there is no such file; the {kind} that comes with dasm-ray is given by "
             f"its name alone, {path.stem}"
         )
 

@@ -19,7 +19,7 @@ from dasm_ray.config.matchers import MATCHERS, keys_without_meaning
 from dasm_ray.config.parsing import is_how
 from dasm_ray.config.recipes import Kind
 from dasm_ray.config.rules import CONDITIONS
-from dasm_ray.config.shown import escaped, masked
+from dasm_ray.config.shown import escaped
 from dasm_ray.config.space import SweepFile
 from dasm_ray.config.study import StudyFile
 from dasm_ray.errors import ConfigError
@@ -200,7 +200,7 @@ def _asked(asked: str, everything: dict[str, tuple[str, list[Key]]]) -> dict[str
     of_that_name = [key for key in keys if key.rpartition(".")[2] == asked]
     near = of_that_name or difflib.get_close_matches(asked[:100], [*keys, *filter(None, everything)], n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"the sections are {', '.join(filter(None, everything))}"
-    raise ConfigError(f"{escaped(masked(asked), 60)}: there is no such key; {hint}")
+    raise ConfigError(f"{escaped(asked, 60)}: there is no such key; {hint}")
 
 
 def _wrapped(text: str, indent: str) -> list[str]:

@@ -1,7 +1,7 @@
 """What a terminal, a log or a kept file may be given of a text: no secret, and nothing that moves a cursor.
 
 What must stay true: a text that `secret_in` finds nothing in holds nothing that `masked` would hide, and the other way
-round; `escaped` changes no text that can be printed as it is.
+round; `escaped` changes no other text that can be printed as it is.
 """
 
 from __future__ import annotations
@@ -80,8 +80,11 @@ def odd_character(text: str) -> str | None:
 
 
 def escaped(text: object, most: int = 200) -> str:
-    """A text, or what anything prints as, on one line, odd characters written out, cut to about ``most`` characters."""
-    whole = str(text)
+    """A text, or what anything prints as, without its secrets, on one line, odd characters written out.
+
+    Cut to about ``most`` characters.
+    """
+    whole = masked(str(text))
     shown = "".join(_written(character) if _is_odd(character) else character for character in whole[:most])
     return shown if len(whole) <= most else f"{shown} ... ({len(whole)} characters)"
 

@@ -23,7 +23,7 @@ from dasm_ray.config.digests import digest_of, result_keys
 from dasm_ray.config.keys import Natural, Number, RunConfig, Section, Text, Whole
 from dasm_ray.config.parsing import apply_overrides, as_one_of_many, field_of, meet, parse_config, sentences_of, set_key
 from dasm_ray.config.recipes import located
-from dasm_ray.config.shown import escaped, masked
+from dasm_ray.config.shown import escaped
 from dasm_ray.errors import ConfigError
 from dasm_ray.plain import Plain, Tree
 
@@ -171,7 +171,7 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), workers: int | N
 
 def name_of(path: str | Path) -> str:
     """A path as a sentence may name it."""
-    return escaped(masked(str(path)))
+    return escaped(str(path))
 
 
 def _parsed(path: str | Path, changes: Tree) -> SweepFile:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from dasm_ray.config.shown import escaped, masked
+from dasm_ray.config.shown import escaped
 from dasm_ray.errors import ConfigError, RunFailure
 from dasm_ray.store.artifact import WHITENING, read_artifact
 from dasm_ray.store.card import CARD, PICTURE, licensed
@@ -71,7 +71,7 @@ def _sent(files: dict[str, bytes], repository: str, private: bool) -> str:
         advice = advice or "nothing of the set was changed there; try again"
         raise RunFailure(f"push: the hub refused {repository} with status {status}; {advice}") from None
     except Exception as error:  # of requests or of httpx, by the version of the library
-        why = escaped(masked(str(error).partition("\n")[0] or type(error).__name__), 200)
+        why = escaped(str(error).partition("\n")[0] or type(error).__name__, 200)
         raise RunFailure(f"push: the hub cannot be reached, or answers oddly ({why}); try again") from None
     return str(commit.commit_url)
 

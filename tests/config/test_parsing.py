@@ -504,6 +504,28 @@ def only_sentences(call: Any) -> None:
     assert time.monotonic() - begun < 5
 
 
+SECRET = "s3://KEY:S3CR3T@bucket"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [f"name={{'{SECRET}': 1}}"] * 2,
+        [f"data={{'{SECRET}': 1}}", "data={a: 1}"],
+        [f"{SECRET}=1", f"{SECRET}.b=2"],
+        [f"name.{SECRET}.x=1", "name=1"],
+        [f"name={{'{SECRET}': 1, '{SECRET}': 2}}"],
+        [f"networks.{SECRET}.lr=x"],
+        [f"a.b.c.d.e.{SECRET}=1"],
+        [f"'{SECRET}'"],
+    ],
+)
+def test_a_secret_that_was_typed_for_a_key_is_not_repeated(overrides: list[str]) -> None:
+    problems = problems_raised(lambda: load_config(None, overrides))
+    assert problems
+    assert not any("S3CR3T" in problem for problem in problems), problems
+
+
 @settings(max_examples=400)
 @given(TEXTS)
 def test_any_text_is_a_recipe_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:

@@ -183,6 +183,18 @@ def test_the_largest_texts_take_no_longer_than_seconds(text: str) -> None:
     assert time.monotonic() - begun < 5
 
 
+@pytest.mark.parametrize("bracket", ["[", "{", "[{", "[ ", "{a: "])
+def test_brackets_are_not_looked_into_deeper_than_a_recipe_goes(bracket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parser looks a thousand characters ahead for each of them, and took seconds for these."""
+    fetched: list[int] = []
+    by_itself = yaml.SafeLoader.fetch_more_tokens
+    monkeypatch.setattr(
+        yaml.SafeLoader, "fetch_more_tokens", lambda loader: fetched.append(loader.flow_level) or by_itself(loader)
+    )
+    assert "nested deeper" in refused(bracket * 3000)
+    assert len(fetched) < 10 * MOST_DEPTH
+
+
 def test_a_file_that_is_too_large_is_not_read_whole(tmp_path: Path) -> None:
     with (tmp_path / "zeros.yaml").open("wb") as file:
         file.truncate(1 << 40)

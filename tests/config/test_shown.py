@@ -91,6 +91,12 @@ def test_names_of_all_languages_stay(text: str) -> None:
     assert escaped(text) == text
 
 
+def test_what_is_shown_holds_no_secret_even_where_it_is_cut() -> None:
+    assert escaped("s3://KEY:S3CR3T@bucket/x") == "s3://***@bucket/x"
+    assert escaped(["s3://KEY:S3CR3T@bucket"]) == "['s3://***@bucket']"
+    assert "S3CR" not in escaped(f"s3://KEY:{'S3CR3T' * 10}@bucket", 30)
+
+
 def test_what_is_long_is_cut_and_anything_can_be_shown() -> None:
     assert escaped("x" * 500, 10) == "xxxxxxxxxx ... (500 characters)"
     assert escaped(None) == "None"
