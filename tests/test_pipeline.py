@@ -43,8 +43,10 @@ def test_a_page_is_drawn_with_the_workers_that_did_it(reference: Path) -> None:
     page = (reference / "report" / "index.html").read_text()
     assert digest_in(reference) in page
     tasks = [event for event in read_events(Place(reference)) if event["kind"] == "task"]
-    assert {task["worker"] for task in tasks} == {1, 2}
-    assert all(f"worker {number}" in page for number in (1, 2))
+    did_it = {task["worker"] for task in tasks}
+    assert did_it
+    assert did_it <= {1, 2}, "on a busy machine the first may have done all before the second is there"
+    assert {number for number in (1, 2) if f"<td>worker {number}</td>" in page} >= did_it
 
 
 def test_artifact_and_table_are_whole(reference: Path) -> None:
