@@ -353,6 +353,12 @@ class Matcher(Section):
         json_schema_extra=ONLY_IF_SET,
     )
     batch_syn: Count = Field(128, description="Most decoded synthetic images of one class a matching step.")
+    micro: Count | None = Field(
+        None,
+        description="Most images that a matching step shows the network at once, so that its memory is bounded and it "
+        "takes longer; unset: whole batches.",
+        json_schema_extra=ONLY_IF_SET,
+    )
     lr_img: Positive = Field(
         5e-3,
         description="Step of SGD on the pixels, which lie in [0, 1]; with scale_lr, the step at 10 images a class of "

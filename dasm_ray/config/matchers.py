@@ -54,7 +54,7 @@ MATCHERS: dict[str, BaseMatcher] = {
 ROUND_KEYS = (
     *("matcher.networks", "matcher.steps", "matcher.batch_real", "matcher.batch_syn"),
     *("matcher.lr_img", "matcher.scale_lr", "matcher.probe_share", "matcher.strata"),
-    *("matcher.union_rate", "matcher.frontier_share"),
+    *("matcher.union_rate", "matcher.frontier_share", "matcher.micro"),
 )
 """Keys of gradients and distributions, whose rounds go from one network state to the next."""
 

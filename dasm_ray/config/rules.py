@@ -69,6 +69,11 @@ def _of_the_matcher(config: RunConfig) -> Iterator[str]:
     if matcher.augment == "none" and base.unaugmented is not None:
         other = base.unaugmented
         yield f"matcher.augment: {name} without augmentation is {other}; set matcher.name to {other}"
+    if matcher.micro is not None and config.model.norm == "batch" and not config.is_trajectory:
+        yield (
+            "matcher.micro: batch normalisation couples the images of a batch, so that it cannot be taken in pieces; "
+            "set model.norm to another or leave the key out"
+        )
     stages = config.synthetic.segments + (matcher.polish > 0 and config.synthetic.segments > 1)
     if min(config.rounds_of(stage) for stage in range(stages)) < 1:
         yield (

@@ -9,13 +9,17 @@ gradient (autograd twice), as the published codes do, and has two forms:
                 its channels innermost and spells out normalisation and pooling (`core.networks.convnet`), so that the
                 compiler fuses them, and their first and second derivatives, into few passes over memory
 
-What must stay true: both give the same pixels up to rounding.
+With ``micro``, the most images of a forward, both batches are taken in pieces (`core.matching.pieces`): what is eager
+or compiled is then a piece's gradient, and a piece's part of the distance's.
+
+What must stay true: all give the same pixels up to rounding.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +28,7 @@ from torch import Tensor
 from dasm_ray.core.augment import augment
 from dasm_ray.core.decode import decode, enlargers
 from dasm_ray.core.derivatives import grad, grad_and_value
+from dasm_ray.core.matching.pieces import Pieces
 from dasm_ray.core.matching.step import StepInputs, Stepped, descended
 from dasm_ray.core.networks.compiled import maybe_compiled
 from dasm_ray.core.networks.network import Network
@@ -101,7 +106,8 @@ def distance(
 class GradientMatching:
     """Gradient matching of one class a step: ``compared`` and ``metric`` are rows of COMPARED and METRICS.
 
-    ``depth``: the first share of what is compared that is left out; ``relative``: see ``distance``.
+    ``depth``: the first share of what is compared that is left out; ``relative``: see ``distance``. ``micro``: the most
+    images of a forward; unset: all. No layer may couple the images of a batch then.
     """
 
     at_once = False
@@ -117,14 +123,21 @@ class GradientMatching:
         momentum: float,
         depth: float = 0.0,
         relative: bool = False,
+        micro: int | None = None,
     ) -> None:
+        assert micro is None or network.model.norm != "batch", "batch normalisation couples the images of a batch"
         self.network, self.metric, self.relative = network, metric, relative
         self.skipped = left_out(network.layout, compared, depth)
         self.augment, self.momentum = augment, momentum
         _, height, width = network.shape
         self.rows, self.columns = (enlargers(side, factor).to(network.device) for side in (height, width))
-        self.step: Callable[[StepInputs], Stepped] = maybe_compiled(network.compile, self.reference_step, kind="match")
-        self.mean: Callable[..., Tensor] = maybe_compiled(network.compile, self.gradient, kind="mean")
+        whole: Callable[[StepInputs], Stepped] = maybe_compiled(network.compile, self.reference_step, kind="match")
+        mean: Callable[..., Tensor] = maybe_compiled(network.compile, self.gradient, kind="mean")
+        self.step = whole if micro is None else partial(self.step_in_pieces, micro, whole)
+        self.mean = mean if micro is None else partial(self.gradient_in_pieces, micro)
+        # Of a piece of a batch.
+        self._given: Callable[..., Tensor] = maybe_compiled(network.compile, grad(self.loss), kind="mean piece")
+        self._along: Callable[..., Tensor] = maybe_compiled(network.compile, grad(self._part), kind="back piece")
 
     def nothing(self, flat: Tensor) -> Tensor:
         """What earlier segments add where a segment stands alone: (P,) zeros."""
@@ -159,3 +172,34 @@ class GradientMatching:
 
         slope, found = grad_and_value(apart)(inputs.pixels)
         return descended(inputs, slope, self.momentum, found)
+
+    # --- in pieces -----------------------------------------------------------------------------------------------
+
+    def gradient_in_pieces(self, micro: int, flat: Tensor, pixels: Tensor, label: Tensor, draws: Tensor) -> Tensor:
+        """``gradient``, no more than ``micro`` images at once."""
+        return self._decoded_by(micro, draws).mean(lambda images: self._given(flat, images, label), pixels)
+
+    def step_in_pieces(self, micro: int, whole: Callable[[StepInputs], Stepped], inputs: StepInputs) -> Stepped:
+        """``reference_step``, no more than ``micro`` images at once; a step that needs no more is taken ``whole``."""
+        flat, label, draws = inputs.flat, inputs.label, inputs.draws
+        of_real = Pieces(micro, 1, partial(self.seen, draws=draws))
+        of_synthetic = self._decoded_by(micro, draws)
+        if of_real.holds(len(inputs.images)) and of_synthetic.holds(len(inputs.pixels)):
+            return whole(inputs)
+        _, share = inputs.settings.unbind()
+        real = of_real.mean(lambda images: self._given(flat, images, label), inputs.images)
+
+        def apart(synthetic: Tensor) -> Tensor:
+            return distance(self.network.layout, self.skipped, self.metric, self.relative, real, synthetic)
+
+        synthetic = of_synthetic.mean(lambda images: self._given(flat, images, label), inputs.pixels)
+        toward, found = grad_and_value(apart)(share * synthetic + inputs.earlier)
+        slope = of_synthetic.slope(lambda images: self._along(images, flat, label, toward), inputs.pixels)
+        return descended(inputs, share * slope, self.momentum, found)
+
+    def _decoded_by(self, micro: int, draws: Tensor) -> Pieces:
+        return Pieces(micro, len(self.rows) ** 2, partial(self.decoded, draws=draws))
+
+    def _part(self, images: Tensor, flat: Tensor, label: Tensor, toward: Tensor) -> Tensor:
+        """The gradient of a piece of seen images along ``toward`` (P,): a scalar."""
+        return torch.dot(toward, grad(self.loss)(flat, images, label))

@@ -108,16 +108,20 @@ class Matching(Protocol):
 def _gradients(network: Network, config: RunConfig, segment: int) -> Matching:
     assert config.metric is not None
     factor, momentum = config.synthetic.factor, config.matcher.momentum
-    depth, relative = config.depth_of(segment), config.matcher.relative
+    depth, relative, micro = config.depth_of(segment), config.matcher.relative, config.matcher.micro
     return GradientMatching(
-        network, config.base.compared, config.metric, config.augment, factor, momentum, depth, relative
+        network, config.base.compared, config.metric, config.augment, factor, momentum, depth, relative, micro
     )
 
 
 def _distributions(network: Network, config: RunConfig, segment: int) -> Matching:
     factor, momentum = config.synthetic.factor, config.matcher.momentum
     deviation = config.matcher.deviation and config.base.compared == "hidden"
-    return DistributionMatching(network, config.base.compared, config.augment, factor, momentum, deviation=deviation)
+    return DistributionMatching(
+        *(network, config.base.compared, config.augment, factor, momentum),
+        deviation=deviation,
+        micro=config.matcher.micro,
+    )
 
 
 FAMILIES: dict[str, Callable[[Network, RunConfig, int], Matching]] = {

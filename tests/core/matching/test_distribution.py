@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import pytest
@@ -14,7 +15,7 @@ from dasm_ray.config.keys import AUGMENTATIONS, Model
 from dasm_ray.core.augment import augment, draw
 from dasm_ray.core.decode import decode, enlargers
 from dasm_ray.core.matching.distribution import COMPARED, DistributionMatching
-from dasm_ray.core.matching.step import StepInputs
+from dasm_ray.core.matching.step import StepInputs, Stepped
 from dasm_ray.core.networks import compiled
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.seed import torch_generator
@@ -323,3 +324,101 @@ def test_one_image_alone_has_no_deviation_and_a_finite_gradient() -> None:
     )
     assert bool(stepped.velocity.isfinite().all())
     assert bool(stepped.velocity.any())
+
+
+# --- in pieces -------------------------------------------------------------------------------------------------------
+
+
+def watched(matching: DistributionMatching) -> list[int]:
+    """How many images the network is shown, forward by forward, from now on."""
+    shown: list[int] = []
+    matching.network.module.register_forward_pre_hook(lambda _, given: shown.append(len(given[0])))
+    return shown
+
+
+def assert_same(found: Stepped, expected: Stepped) -> None:
+    """Equal but for the rounding of float64."""
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).norm() <= 1e-12 * theirs.norm()
+
+
+@pytest.mark.parametrize(
+    ("compared", "deviation", "of_classes"),
+    [
+        *itertools.product(["hidden"], [False, True], ["one", "one draw", "a draw each"]),
+        *itertools.product(["blocks"], [False], ["one draw", "a draw each"]),  # cafe tells classes apart
+    ],
+)
+@pytest.mark.parametrize(("factor", "micro"), [(1, 2), (2, 1), (2, 4), (3, 5), (2, 11)])
+def test_a_step_in_pieces_equals_the_whole_one(
+    compared: str, deviation: bool, of_classes: str, factor: int, micro: int
+) -> None:
+    """Real classes of 5 images, stored ones of 3: pieces that divide them, that do not, and that hold a class."""
+    network = network_of()
+    front = () if of_classes == "one" else (3,)
+    inputs = in_double(inputs_of(network, compared, front, 0.5))
+    if deviation:
+        earlier = torch.cat([0.1 * inputs.earlier, 0.1 * inputs.earlier.square() + 0.1], -1)
+        inputs = inputs._replace(earlier=earlier)
+    if of_classes == "one draw":
+        inputs = inputs._replace(draws=inputs.draws[:1])
+    whole, pieces = (
+        DistributionMatching(network, compared, ALL, factor, 0.5, deviation=deviation, micro=most)
+        for most in (None, micro)
+    )
+    expected = whole.step(inputs)
+    shown = watched(pieces)
+    found = pieces.step(inputs)
+    assert max(shown) <= micro
+    assert sum(shown) == (3 if front else 1) * (5 + 2 * 3 * factor**2), "synthetic images are shown twice"
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("compared", COMPARED)
+def test_a_step_in_pieces_equals_the_double_loop(compared: str) -> None:
+    network = network_of()
+    inputs = inputs_of(network, compared, (3,), 0.5)
+    matching = DistributionMatching(network, compared, ALL, 2, 0.5, micro=3)
+    slope, distance = by_double_loop(network, compared, ALL, 2, inputs, 0.01)
+    found = matching.step(in_double(inputs))
+    assert float(found.distance) == pytest.approx(distance, rel=1e-9)
+    assert (found.velocity - 0.5 * inputs.velocity - slope).norm() <= 1e-9 * slope.norm()
+
+
+@pytest.mark.parametrize("compared", COMPARED)
+@pytest.mark.parametrize("front", [(), (2,)])
+def test_earlier_means_in_pieces_are_those_of_the_whole(compared: str, front: tuple[int, ...]) -> None:
+    network = network_of()
+    flat, pixels, _, _, label, draws, _, _ = in_double(inputs_of(network, compared, front))
+    whole, pieces = (DistributionMatching(network, compared, ALL, 2, 0.5, micro=micro) for micro in (None, 5))
+    expected = whole.mean(flat, pixels, label, draws)
+    found = pieces.mean(flat, pixels, label, draws)
+    assert found.shape == expected.shape
+    assert (found - expected).norm() <= 1e-12 * expected.norm()
+
+
+@pytest.mark.parametrize("norm", ["instance", "group", "none"])
+def test_classes_that_fit_together_are_taken_whole(norm: str) -> None:
+    network = network_of(norm)
+    inputs = inputs_of(network, "blocks", (3,))
+    whole, fits = (DistributionMatching(network, "blocks", ALL, 2, 0.5, micro=micro) for micro in (None, 36))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(fits.step(inputs), whole.step(inputs), strict=True))
+
+
+def test_batch_normalisation_cannot_be_taken_in_pieces() -> None:
+    with pytest.raises(AssertionError, match="couples"):
+        DistributionMatching(network_of("batch"), "hidden", ALL, 2, 0.5, micro=4)
+
+
+def test_the_compiled_step_in_pieces_is_the_same_mathematics() -> None:
+    fast = DistributionMatching(network_of(compile=True), "blocks", "color_crop", 2, 0.5, micro=4)
+    plain = DistributionMatching(network_of(), "blocks", "color_crop", 2, 0.5)
+    inputs = inputs_of(fast.network, "blocks", (3,), 0.5, torch.float32)
+    inputs = inputs._replace(images=inputs.images[:, :4])  # pieces of one size, to compile less
+    compiled.fallbacks.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = fast.step(inputs)
+    assert compiled.fallbacks == []
+    for ours, theirs in zip(found, plain.step(inputs), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)

@@ -13,7 +13,7 @@ from dasm_ray.config.keys import AUGMENTATIONS, Model
 from dasm_ray.core.augment import augment, draw
 from dasm_ray.core.decode import decode, enlargers
 from dasm_ray.core.matching.gradient import COMPARED, METRICS, GradientMatching, distance, left_out
-from dasm_ray.core.matching.step import StepInputs
+from dasm_ray.core.matching.step import StepInputs, Stepped
 from dasm_ray.core.networks import compiled
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.seed import torch_generator
@@ -203,4 +203,94 @@ def test_the_compiled_step_is_the_same_mathematics() -> None:
     assert compiled.fallbacks == []
     expected = plain.step(inputs)
     for ours, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+# --- in pieces -------------------------------------------------------------------------------------------------------
+
+
+def watched(network: Network) -> list[int]:
+    """How many images the network is shown, forward by forward, from now on."""
+    shown: list[int] = []
+    true_logits = network.logits
+
+    def logits(flat: Tensor, images: Tensor) -> Tensor:
+        shown.append(len(images))
+        return true_logits(flat, images)
+
+    network.logits = logits  # type: ignore[method-assign]
+    return shown
+
+
+def assert_same(found: Stepped, expected: Stepped) -> None:
+    """Equal but for the rounding of float64."""
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).norm() <= 1e-12 * theirs.norm()
+
+
+@pytest.mark.parametrize("compared", COMPARED)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(
+    ("factor", "micro", "depth"), [(1, 2, 0.0), (2, 1, 0.25), (2, 4, 0.0), (3, 5, 0.0), (3, 9, 0.5), (2, 11, 0.0)]
+)
+def test_a_step_in_pieces_equals_the_whole_one_and_the_double_loop(
+    compared: str, metric: str, factor: int, micro: int, depth: float
+) -> None:
+    """Pieces that divide the batches of 5 real and 3 f^2 decoded images, that do not, and that hold one of them."""
+    network = network_of()
+    inputs = inputs_of(network, share=0.5)
+    relative = metric == "l1"
+    whole = GradientMatching(network, compared, metric, ALL, factor, 0.5, depth, relative).step(inputs)
+    slope, distance = by_double_loop(network, compared, metric, ALL, factor, inputs, depth, relative)
+    matching = GradientMatching(network, compared, metric, ALL, factor, 0.5, depth, relative, micro)
+    shown = watched(network)
+    found = matching.step(inputs)
+    assert max(shown) <= micro
+    assert sum(shown) == 5 + 2 * 3 * factor**2, "synthetic images are shown twice"
+    assert_same(found, whole)
+    assert float(found.distance) == pytest.approx(distance, rel=1e-9)
+    assert (found.velocity - 0.5 * inputs.velocity - slope).norm() <= 1e-6 * slope.norm()
+
+
+@pytest.mark.parametrize("norm", ["instance", "group", "none"])
+@pytest.mark.parametrize("strategy", ["none", *AUGMENTATIONS])
+def test_pieces_share_the_draw_under_every_normalisation(norm: str, strategy: str) -> None:
+    network = network_of(norm)
+    inputs = inputs_of(network, share=0.5)
+    whole, pieces = (GradientMatching(network, "weights", "mse", strategy, 2, 0.5, micro=micro) for micro in (None, 3))
+    assert_same(pieces.step(inputs), whole.step(inputs))
+
+
+@pytest.mark.parametrize("micro", [1, 4, 12])
+def test_earlier_gradient_in_pieces_is_that_of_the_whole(micro: int) -> None:
+    network = network_of()
+    flat, pixels, _, _, label, draws, _, _ = inputs_of(network)
+    whole, pieces = (GradientMatching(network, "weights", "cos", ALL, 2, 0.5, micro=most) for most in (None, micro))
+    expected = whole.mean(flat, pixels, label, draws)
+    assert (pieces.mean(flat, pixels, label, draws) - expected).norm() <= 1e-12 * expected.norm()
+
+
+def test_a_step_that_needs_no_pieces_is_the_whole_one() -> None:
+    network = network_of()
+    inputs = inputs_of(network)
+    whole, fits = (GradientMatching(network, "weights", "cos", ALL, 2, 0.5, micro=micro) for micro in (None, 12))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(fits.step(inputs), whole.step(inputs), strict=True))
+
+
+def test_batch_normalisation_cannot_be_taken_in_pieces() -> None:
+    with pytest.raises(AssertionError, match="couples"):
+        GradientMatching(network_of("batch"), "weights", "cos", ALL, 2, 0.5, micro=4)
+
+
+def test_the_compiled_step_in_pieces_is_the_same_mathematics() -> None:
+    fast = GradientMatching(network_of(compile=True), "convolutions", "mse", ALL, 2, 0.5, micro=4)
+    plain = GradientMatching(network_of(), "convolutions", "mse", ALL, 2, 0.5)
+    inputs = inputs_of(fast.network, torch.float32, share=0.5)
+    inputs = inputs._replace(images=inputs.images[:4])  # pieces of one size, to compile less
+    compiled.fallbacks.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = fast.step(inputs)
+    assert compiled.fallbacks == []
+    for ours, theirs in zip(found, plain.step(inputs), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-5)
