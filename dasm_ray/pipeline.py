@@ -25,7 +25,7 @@ from dasm_ray.errors import ArtifactError, ConfigError, RunFailure
 from dasm_ray.method.choices import choices, random_choice
 from dasm_ray.method.dasm import distil
 from dasm_ray.method.estimate import estimate as measured
-from dasm_ray.method.estimate import work_ahead
+from dasm_ray.method.estimate import shortage, work_ahead
 from dasm_ray.method.experts import soft_labels, train_experts
 from dasm_ray.method.probes import Probes
 from dasm_ray.method.run import Run, begun, check_against_data, connected, opened, run_all
@@ -39,7 +39,9 @@ from dasm_ray.report.page import draw_few, draw_rows
 from dasm_ray.report.standings import Line
 from dasm_ray.report.table import Row, from_json, told
 from dasm_ray.report.webpage import report
+from dasm_ray.runtime.machine import read_machine
 from dasm_ray.runtime.opening import check_relabelling, open_checked, settled, with_compiling, with_precision
+from dasm_ray.runtime.plan import memory_for_workers
 from dasm_ray.runtime.pool import task
 from dasm_ray.runtime.progress import Progress, clock_text
 from dasm_ray.runtime.session import Session
@@ -234,9 +236,12 @@ def estimate(config: RunConfig) -> list[str]:
             f"{'compile':24} {clock_text(first)} the first time on a machine, then {clock_text(later)} in each worker"
         )
     total = first + sum(stage.wall(workers) for stage in found.stages)
+    memory = memory_for_workers(read_machine())
+    short = shortage(found, workers, memory) if run.session.started_here else None
     facts = {
         "in all": f"{clock_text(total)}{', with the first compiling' * (first > 0)}, whitening and scoring not counted",
         "memory of a worker": _size(found.worker_memory) + ", as measured",
+        **({"more than there is": f"{_size(memory)} for {workers} workers; {short}"} if short else {}),
         "memory on its GPU": _size(found.device_memory) if found.device_memory else "none",
         "object store": _size(found.object_store) + " on each node",
         "sorted images": f"{_size(found.sorted_images)} in data.cache, twice that while they are sorted",

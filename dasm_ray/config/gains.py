@@ -6,6 +6,7 @@ fast a machine is, since compiled steps differ from eager ones in the last bits 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -142,20 +143,57 @@ def _of_walks(config: RunConfig, size: Size) -> Iterator[Steps]:
 
 def _of_matching(config: RunConfig, size: Size) -> Iterator[Steps]:
     """Matching steps, what earlier segments add to them, and trainings of the network in the loop."""
-    matcher, at_once = config.matcher, config.base.family == "distribution"
-    together = size.classes if at_once else 1
+    matcher = config.matcher
+    together = size.classes if config.base.family == "distribution" else 1
     groups = _batches(size.classes, config.synthetic.group_size or max(1, _batches(size.classes, 2)))
     for stage in range(config.synthetic.segments + 1):
-        count, images = _matched(config, size.classes, stage), images_a_step(config, stage)
-        kind = "mean" if at_once else "match"  # of features one derivative is taken, as in a training
-        yield Steps(kind, count // together, images * together)
+        count = _matched(config, size.classes, stage)
+        yield from _of_steps(config, count, together, stage)
         if stage and matcher.context != "alone":
-            stored = min(max(1, matcher.batch_syn // config.synthetic.factor**2), config.size_up_to(stage - 1))
-            yield Steps("mean", count // together, stored * config.synthetic.factor**2 * together)
+            yield from _of_earlier(config, count, together, stage)
         if config.states in ("real", "synthetic"):
             walks = config.rounds_of(stage) * matcher.networks * (matcher.steps - 1) * groups
             of_real = max(1, matcher.inner_samples // INNER_BATCH)
             yield Steps("train", walks * (of_real if config.states == "real" else matcher.inner_steps), INNER_BATCH)
+
+
+def _of_steps(config: RunConfig, count: int, together: int, stage: int) -> Iterator[Steps]:
+    """``count`` matching steps of one class each, so many classes ``together``; or in pieces, each class apart.
+
+    Real images are then shown once, decoded ones there and back.
+    """
+    matcher, at_once, images = config.matcher, config.base.family == "distribution", images_a_step(config, stage)
+    decoded = images - matcher.batch_real
+    if matcher.micro is None or max(matcher.batch_real, decoded) * together <= matcher.micro:
+        kind = "mean" if at_once else "match"  # of features one derivative is taken, as in a training
+        yield Steps(kind, count // together, images * together)
+        return
+    synthetic = _pieces(decoded // config.synthetic.factor**2, config.synthetic.factor**2, matcher.micro)
+    shown = Counter(_pieces(matcher.batch_real, 1, matcher.micro) + synthetic)
+    there, back = ("read", "mean") if at_once else ("mean", "back")
+    yield from (Steps(there, count * calls, of) for of, calls in shown.items())
+    yield from (Steps(back, count * calls, of) for of, calls in Counter(synthetic).items())
+
+
+def _of_earlier(config: RunConfig, count: int, together: int, stage: int) -> Iterator[Steps]:
+    """What earlier segments add to so many steps."""
+    matcher, tiles = config.matcher, config.synthetic.factor**2
+    stored = min(max(1, matcher.batch_syn // tiles), config.size_up_to(stage - 1))
+    if matcher.micro is None:
+        yield Steps("mean", count // together, stored * tiles * together)
+        return
+    kind = "read" if config.base.family == "distribution" else "mean"
+    yield from (Steps(kind, count * calls, of) for of, calls in Counter(_pieces(stored, tiles, matcher.micro)).items())
+
+
+def _pieces(stored: int, tiles: int, most: int) -> list[int]:
+    """The pieces in which `core.matching.pieces` shows ``stored`` images, decoded to so many ``tiles`` each."""
+    return [piece for few in _even(stored, max(1, most // tiles)) for piece in _even(few * tiles, most)]
+
+
+def _even(count: int, most: int) -> list[int]:
+    size = _batches(count, _batches(count, most))
+    return [min(size, count - first) for first in range(0, count, size)]
 
 
 def _of_table(config: RunConfig, size: Size) -> Iterator[Steps]:

@@ -6,6 +6,7 @@ What must stay true: what is counted (bytes, tasks) is exact; what is timed says
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,11 +38,13 @@ class Stage:
 class Estimate:
     """What a run takes: stages in order, bytes, and the most workers that shorten its longest stage.
 
-    ``compiling``: seconds, the first time on a machine and from its disk; 0 where steps run eagerly.
+    ``memory_keys``: what to do about the steps that need most of a worker's memory. ``compiling``: seconds, the first
+    time on a machine and from its disk; 0 where steps run eagerly.
     """
 
     stages: tuple[Stage, ...]
     worker_memory: int
+    memory_keys: str
     device_memory: int
     object_store: int
     sorted_images: int
@@ -76,6 +79,7 @@ def estimate(run: Run) -> Estimate:
     return Estimate(
         stages=stages,
         worker_memory=max(found.memory for found in paces),
+        memory_keys=_memory_keys(config, paces),
         device_memory=max(found.device_memory for found in paces),
         object_store=trajectories + 2 * stored,
         sorted_images=decoded,
@@ -84,6 +88,22 @@ def estimate(run: Run) -> Estimate:
         useful_workers=max(stage.tasks for stage in stages),
         compiling=_compiling(run),
     )
+
+
+def _memory_keys(config: RunConfig, paces: Sequence[Pace]) -> str:
+    """Training does, unless matching came to more: a process never needs less than it once did."""
+    *trainings, matching = (found.memory for found in paces)
+    if matching <= max(trainings):
+        return "lower experts.batch and evaluate.batch"
+    return "lower trajectory.batch" if config.is_trajectory else "set matcher.micro, or lower it"
+
+
+def shortage(found: Estimate, workers: int, memory: int) -> str | None:
+    """What to set where so many workers need more than the ``memory`` (bytes) that there is for them; else None."""
+    fit = memory // found.worker_memory
+    if workers <= fit:
+        return None
+    return f"{found.memory_keys}; or set runtime.workers to {fit}" if fit else found.memory_keys
 
 
 def _compiling(run: Run) -> tuple[float, float]:

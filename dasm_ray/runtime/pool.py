@@ -121,7 +121,10 @@ def loss_of(error: RayError) -> Loss | None:
     if isinstance(error, RayTaskError):  # first, because it is also an instance of what the task raised
         return None
     if isinstance(error, OutOfMemoryError):
-        return Loss("the host ran out of memory", "lower runtime.workers or use hosts with more memory")
+        return Loss(
+            "the host ran out of memory",
+            "lower runtime.workers, set matcher.micro if it was matching, or use hosts with more memory",
+        )
     if isinstance(error, NodeDiedError) or getattr(error, "preempted", False) or "node has died" in str(error):
         return Loss("its node went away", "raise runtime.max_lost or use nodes that stay")
     if isinstance(error, ActorUnavailableError | GetTimeoutError):
@@ -131,7 +134,8 @@ def loss_of(error: RayError) -> Loss | None:
     if isinstance(error, RayActorError | WorkerCrashedError):
         return Loss(
             "its worker process died",
-            "look for the kernel's out-of-memory killer; if it was that, lower runtime.workers",
+            "look for the kernel's out-of-memory killer; if it was that, lower runtime.workers, or set matcher.micro "
+            "if it was matching",
         )
     return None
 
@@ -143,8 +147,13 @@ def failure_of(name: str, error: RayError) -> DasmError:
         return cause
     if type(cause).__name__ == "OutOfMemoryError" or "CUDA out of memory" in str(cause):
         return TaskFailed(
-            f"{name}: the GPU ran out of memory; lower matcher.batch_real or matcher.batch_syn, "
+            f"{name}: the GPU ran out of memory; set matcher.micro, lower matcher.batch_real or matcher.batch_syn, "
             f"or give each worker a larger share of it (runtime.gpus_per_worker)"
+        )
+    if "can't allocate memory" in str(cause):
+        return TaskFailed(
+            f"{name}: the machine had no memory left; set matcher.micro, lower matcher.batch_real, matcher.batch_syn "
+            f"or runtime.workers"
         )
     return TaskFailed(f"{name}: failed with {_last_line(cause)}; if no setting explains it, please report it")
 

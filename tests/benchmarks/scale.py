@@ -7,6 +7,7 @@
     python tests/benchmarks/scale.py fetched [classes rounds]     bytes that the driver fetches a task of a round
     python tests/benchmarks/scale.py evaluate [images side]       memory of one training on a set of factor 2
     python tests/benchmarks/scale.py artifact [images side]       memory of writing a set
+    python tests/benchmarks/scale.py micro [slots real side width] memory and CPU seconds of an idc step, whole and in pieces
 
 `tasks`, `sort`, `fetched`, `evaluate` and `artifact` work in the earlier version as well
 (``PYTHONPATH=OTHER/CHECKOUT``), so that both can be measured side by side.
@@ -19,6 +20,7 @@ import io
 import json
 import os
 import pickle
+import subprocess
 import sys
 import tempfile
 import threading
@@ -40,7 +42,10 @@ from ray._private.internal_api import get_memory_info_reply
 
 from dasm_ray.config.keys import Data, Model, Runtime, TrainRecipe
 from dasm_ray.config.parsing import parse_config
+from dasm_ray.core.augment import draw
 from dasm_ray.core.blocks import Blocks
+from dasm_ray.core.matching.round import matching_of
+from dasm_ray.core.matching.step import StepInputs
 from dasm_ray.core.networks.evaluate import evaluate_on, synthetic_samples
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.samples import RealSamples
@@ -377,6 +382,47 @@ def artifact(images: int = 450, side: int = 224) -> Figures:
     }
 
 
+# --- micro -------------------------------------------------------------------------------------------------------
+
+
+def micro(slots: int = 1, real: int = 16, side: int = 224, width: int = 128) -> Figures:
+    """An idc step of each of three classes, factor 3, ConvNet-5, eager: whole and in pieces, each in its own process."""
+    found: Figures = {"decoded": 9 * slots, "real": real, "side": side, "width": width}
+    for most in (0, 8, 4, 1):
+        command = [sys.executable, __file__, "micro_alone", *map(str, (most, slots, real, side, width))]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found[f"micro {most or 'unset'}"] = json.loads(done.stdout)
+    return found
+
+
+def micro_alone(most: int, slots: int, real: int, side: int, width: int) -> Figures:
+    """The same at one setting, in this process."""
+    matcher: dict[str, Any] = {"micro": most} if most else {}
+    config = parse_config({"synthetic": {"ipc": slots, "segments": 1, "factor": 3}, "matcher": matcher})
+    network = Network(Model(width=width, depth=5), (3, side, side), 3, (0.5,) * 3, (0.25,) * 3, compile=False)
+    matching, draws = matching_of(network, config), torch.Generator().manual_seed(0)
+    flat = network.initial(draws)
+    distances = []
+    with Anonymous() as memory:
+        began = time.process_time()
+        for label in range(3):
+            pixels = torch.rand(slots, 3, side, side, generator=draws)
+            images = torch.randint(0, 256, (real, 3, side, side), generator=draws, dtype=torch.uint8)
+            settings = torch.tensor([0.1, 1.0])
+            stepped = matching.step(
+                StepInputs(
+                    *(flat, pixels, torch.zeros_like(pixels), images, torch.tensor(label), draw(1, draws)),
+                    *(matching.nothing(flat), settings),
+                )
+            )
+            distances.append(float(stepped.distance))
+    return {
+        "anonymous memory grows by, MB": round(memory.most / 1e6),
+        "CPU seconds a class": round((time.process_time() - began) / 3, 1),
+        "distances": [float(f"{distance:.5g}") for distance in distances],
+    }
+
+
 class Anonymous:
     """The most anonymous memory that this process has beyond what it had: mapped files do not count."""
 
@@ -415,6 +461,8 @@ ROWS: dict[str, Callable[..., Figures]] = {
     "fetched": fetched,
     "evaluate": evaluate,
     "artifact": artifact,
+    "micro": micro,
+    "micro_alone": micro_alone,
 }
 
 if __name__ == "__main__":

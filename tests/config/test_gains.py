@@ -6,10 +6,13 @@ from collections import Counter
 from math import ceil
 
 import pytest
+import torch
+from torch import Tensor
 
 from dasm_ray.config.gains import A_VALUE, COLD, FIXED, WARM, Size, images_a_step, steps_of, verdict
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config
+from dasm_ray.core.matching.pieces import Pieces
 
 SET = Size(train=1000, val=130, test=520, classes=10, shape=(3, 16, 16))
 
@@ -63,6 +66,36 @@ def test_features_of_all_classes_are_matched_at_once() -> None:
     found = counted(config_of(matcher={"name": "dm", "context": "alone"}))
     assert found["mean", 10 * 16] == 2 * 2 * 5 * 3
     assert not any(kind == "match" for kind, _ in found)
+
+
+@pytest.mark.parametrize("name", ["idc", "dm"])
+@pytest.mark.parametrize("micro", [1, 3, 5, 8])
+def test_batches_in_pieces_are_counted_as_they_are_cut(name: str, micro: int) -> None:
+    """Against the pieces themselves: 8 real images, 2 stored ones of 4 tiles, and as many of the segment before."""
+    shown = Counter[tuple[str, int]]()
+    there, back = ("mean", "back") if name == "idc" else ("read", "mean")
+
+    def cut(kind: str, stored: int, tiles: int) -> None:
+        def given(images: Tensor) -> Tensor:
+            shown[kind, len(images)] += 2 * 5 * 3 * 10  # rounds, states, steps, classes
+            return images.mean(0)
+
+        Pieces(micro, tiles, lambda few: few.repeat_interleave(tiles, 0)).mean(given, torch.zeros(stored, 1))
+
+    for segment in range(2):
+        if micro < 8 or name == "dm":  # else the step is taken whole
+            cut(there, 8, 1)
+            cut(there, 2, 4)
+            cut(back, 2, 4)
+        else:
+            shown["match", 16] += 2 * 5 * 3 * 10
+        if segment:
+            cut(there, 2, 4)
+    of_matching = counted(config_of(matcher={"name": name, "micro": micro}))
+    of_matching.subtract(counted(config_of(matcher={"name": name, "context": "alone"})))
+    whole = Counter({("match", 16) if name == "idc" else ("mean", 160): 2 * 2 * 5 * 3 * (10 if name == "idc" else 1)})
+    of_matching.update(whole)
+    assert +of_matching == +shown
 
 
 def test_students_walk_there_and_back() -> None:

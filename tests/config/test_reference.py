@@ -60,7 +60,7 @@ def test_a_key_is_told_with_default_values_and_readers() -> None:
 
 OTHER = {
     **{"matcher.metric": "l1", "matcher.budget": "set", "matcher.context": "residual", "matcher.augment": "crop"},
-    **{"matcher.snapshots": [[0, 3]], "trajectory.starts": [[0, 4, 8]]},
+    **{"matcher.micro": 8, "matcher.snapshots": [[0, 3]], "trajectory.starts": [[0, 4, 8]]},
 }
 """Values other than the defaults, where one is not simply another number."""
 

@@ -201,6 +201,16 @@ IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
         {"matcher": {"name": "dm", "depth": True}},
         "matcher.depth: has no meaning for dm; leave the key out",
     ),
+    (
+        "pieces of a batch that is normalised as one",
+        {"model": {"norm": "batch"}, "matcher": {"micro": 8}},
+        "matcher.micro: batch normalisation couples the images of a batch, so that it cannot be taken in pieces",
+    ),
+    (
+        "pieces of walks",
+        {**WALKS, "matcher": {"name": "mtt", "micro": 8}},
+        "matcher.micro: has no meaning for mtt; leave the key out",
+    ),
     ("no distilled row", {"evaluate": {"rows": ["random"]}}, "evaluate.rows: must hold at least distilled and random"),
     ("no random row", {"evaluate": {"rows": ["distilled"]}}, "evaluate.rows: must hold at least distilled and random"),
     ("one GPU and a half", {"runtime": {"gpus_per_worker": 1.5}}, "runtime.gpus_per_worker: 1.5 is neither"),
@@ -240,6 +250,7 @@ def test_every_contradiction_has_a_case() -> None:
         {"model": {"arch": "vit", "norm": "none"}},
         {"runtime": {"gpus_per_worker": 0.25}},
         {"runtime": {"gpus_per_worker": 2}},
+        {"model": {"norm": "group"}, "matcher": {"name": "cafe", "micro": 1}, "synthetic": {"factor": 3}},
     ],
 )
 def test_the_edge_of_the_possible_is_accepted(tree: dict[str, Any]) -> None:

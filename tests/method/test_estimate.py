@@ -10,9 +10,19 @@ from local_pool import WALKS, again, local_run, small
 
 from dasm_ray.config.gains import Size, verdict
 from dasm_ray.method.dasm import distil
-from dasm_ray.method.estimate import Stage, _compiling, estimate, work_ahead, work_of
+from dasm_ray.method.estimate import (
+    Estimate,
+    Stage,
+    _compiling,
+    _memory_keys,
+    estimate,
+    shortage,
+    work_ahead,
+    work_of,
+)
 from dasm_ray.method.experts import train_experts
 from dasm_ray.runtime.decoding import RealRefs
+from dasm_ray.runtime.worker import Pace
 
 
 def test_work_in_waves() -> None:
@@ -73,6 +83,26 @@ def test_the_work_ahead_is_told_by_the_titles_of_the_stages(digits: RealRefs, tm
     assert sum(images for title, images in ahead.items() if "distil" in title) == work_of(config, 10).images
     training = int(digits.counts["train"].sum())
     assert ahead["experts"] == 2 * (3 * training // 128) * 128
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "keys"),
+    [
+        ("idc", (5, 6, 7), "set matcher.micro, or lower it"),
+        ("idc", (5, 7, 7), "lower experts.batch and evaluate.batch"),
+        ("mtt", (5, 6, 7), "lower trajectory.batch"),
+    ],
+)
+def test_what_bounds_the_memory_of_a_worker_is_named(name: str, memory: tuple[int, ...], keys: str) -> None:
+    config = small(**WALKS) if name == "mtt" else small()
+    assert _memory_keys(config, [Pace((), 0.1, 1, each, 0) for each in memory]) == keys
+
+
+def test_more_workers_than_memory_are_seen() -> None:
+    found = Estimate((), 4 << 30, "set matcher.micro, or lower it", *[0] * 6, (0.0, 0.0))
+    assert shortage(found, 2, 8 << 30) is None
+    assert shortage(found, 3, 8 << 30) == "set matcher.micro, or lower it; or set runtime.workers to 2"
+    assert shortage(found, 1, 3 << 30) == "set matcher.micro, or lower it"
 
 
 def test_compiling_is_counted_where_steps_are_compiled(digits: RealRefs, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 from ray.exceptions import ActorDiedError, NodeDiedError, ObjectLostError, OutOfMemoryError, RayTaskError
 
 from dasm_ray.errors import DataError, NonFinite, SessionError, TaskFailed, TaskLost
@@ -223,7 +224,7 @@ def test_any_other_error_is_a_failed_task_and_is_not_tried_again(
 
 
 def test_a_gpu_out_of_memory_names_the_knobs(make_pool: Callable[..., Pool]) -> None:
-    with pytest.raises(TaskFailed, match=r"score 1: the GPU ran out of memory; lower matcher\.batch_real"):
+    with pytest.raises(TaskFailed, match=r"score 1: the GPU ran out of memory; set matcher\.micro, lower"):
         values(make_pool().run([Task("score 1", "fail", ("memory",))]))
 
 
@@ -380,6 +381,15 @@ def test_losses_have_a_cause_and_a_knob(error: Any, cause: str, knob: str) -> No
     assert loss is not None
     assert loss.cause == cause
     assert knob in loss.advice
+
+
+def test_a_machine_without_memory_left_names_the_knobs() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    error = RayTaskError("f", "Traceback", caught.value)
+    assert str(failure_of("pace of matching", error)).startswith(
+        "pace of matching: the machine had no memory left; set matcher.micro, lower matcher.batch_real"
+    )
 
 
 def test_an_error_of_the_task_is_no_loss_even_if_it_looks_like_one(ray_session: object) -> None:

@@ -456,6 +456,30 @@ def test_stratified_batches_hold_one_image_of_each_stratum_of_the_window() -> No
     assert len({tuple(indices) for indices in made.taken}) > 6
 
 
+# --- in pieces -------------------------------------------------------------------------------------------------------
+
+IN_PIECES = [
+    *METHODS,
+    {"name": "idc", "context": "union", "factor": 2},
+    {"name": "dsa", "context": "union", "steps": 2, "inner_steps": 3},
+    {"name": "dm", "context": "union", "deviation": True},
+]
+
+
+@pytest.mark.parametrize("method", IN_PIECES)
+@pytest.mark.parametrize("micro", [1, 3])
+def test_a_round_in_pieces_is_that_of_whole_batches(method: dict[str, Any], micro: int) -> None:
+    """The same real images under the same draws, held against the same earlier part, for nearly the same pixels."""
+    whole, pieces = (run(config_of(micro=most, lr_img=0.1, **method), 1) for most in (None, micro))
+    assert pieces.taken == whole.taken
+    for ours, theirs in zip(pieces.steps, whole.steps, strict=True):
+        assert torch.equal(ours.draws, theirs.draws)
+        torch.testing.assert_close(ours.earlier, theirs.earlier, rtol=1e-3, atol=1e-5)
+    assert np.abs(pieces.pixels - whole.pixels).max() < 1e-3
+    assert pieces.distances == pytest.approx(whole.distances, rel=1e-3)
+    assert (pieces.pixels != pixels_of(2, 2, 1)).any()
+
+
 # --- synthetic batches, residual -------------------------------------------------------------------------------------
 
 
