@@ -7,7 +7,7 @@
     python tests/benchmarks/scale.py fetched [classes rounds]     bytes that the driver fetches a task of a round
     python tests/benchmarks/scale.py evaluate [images side]       memory of one training on a set of factor 2
     python tests/benchmarks/scale.py artifact [images side]       memory of writing a set
-    python tests/benchmarks/scale.py micro [slots real side width] memory and CPU seconds of an idc step, whole and in pieces
+    python tests/benchmarks/scale.py micro [slots real side width] memory and CPU of an idc step, whole and in pieces
 
 `tasks`, `sort`, `fetched`, `evaluate` and `artifact` work in the earlier version as well
 (``PYTHONPATH=OTHER/CHECKOUT``), so that both can be measured side by side.
@@ -52,7 +52,7 @@ from dasm_ray.core.networks.samples import RealSamples
 from dasm_ray.runtime.decoding import load_real
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.session import Session
-from dasm_ray.runtime.worker import Job, Worker
+from dasm_ray.runtime.worker import Job, Worker, environment
 from dasm_ray.store.artifact import Artifact, write_artifact
 from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.place import Place
@@ -386,11 +386,12 @@ def artifact(images: int = 450, side: int = 224) -> Figures:
 
 
 def micro(slots: int = 1, real: int = 16, side: int = 224, width: int = 128) -> Figures:
-    """An idc step of each of three classes, factor 3, ConvNet-5, eager: whole and in pieces, each in its own process."""
+    """An idc step of each of three classes, factor 3, ConvNet-5, eager: whole and in pieces, a process each."""
     found: Figures = {"decoded": 9 * slots, "real": real, "side": side, "width": width}
     for most in (0, 8, 4, 1):
         command = [sys.executable, __file__, "micro_alone", *map(str, (most, slots, real, side, width))]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        worker = {**os.environ, **environment(1)}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=worker)
         found[f"micro {most or 'unset'}"] = json.loads(done.stdout)
     return found
 
