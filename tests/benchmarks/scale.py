@@ -385,7 +385,7 @@ def artifact(images: int = 450, side: int = 224) -> Figures:
 # --- micro -------------------------------------------------------------------------------------------------------
 
 
-def micro(slots: int = 1, real: int = 16, side: int = 224, width: int = 128) -> Figures:
+def micro(slots: int = 1, real: int = 8, side: int = 224, width: int = 128) -> Figures:
     """An idc step of each of three classes, factor 3, ConvNet-5, eager: whole and in pieces, a process each."""
     found: Figures = {"decoded": 9 * slots, "real": real, "side": side, "width": width}
     for most in (0, 8, 4, 1):
