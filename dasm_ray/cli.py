@@ -308,7 +308,7 @@ def select(
 
     They are an artifact in RUN/METHOD. METHOD: random; herding, k_center, k_means by an expert's features; forgetting,
     el2n, grand (the hardest), ccs (spread over difficulties) and window (the best neighbours in difficulty) by the
-    experts' scores.
+    experts' scores; patches (random crops that an expert knows best, packed as synthetic.factor says).
     """
     with _reporting_errors():
         settings = _of_run(config, run, overrides, workers, address, f"selecting by {method}")

@@ -28,9 +28,9 @@ from dasm_ray.method.estimate import estimate as measured
 from dasm_ray.method.estimate import shortage, work_ahead
 from dasm_ray.method.experts import soft_labels, train_experts
 from dasm_ray.method.probes import Probes
-from dasm_ray.method.run import Run, begun, check_against_data, connected, opened, run_all
+from dasm_ray.method.run import Run, begun, check_against_data, connected, opened
 from dasm_ray.method.scores import scores_before
-from dasm_ray.method.sets import distilled_set, flattened, images_of, selected_set, stored
+from dasm_ray.method.sets import Choice, distilled_set, flattened, images_of, selected_set, stored
 from dasm_ray.plain import Tree
 from dasm_ray.report import audited, differences, notebook, standings
 from dasm_ray.report.board import board_of, check_board
@@ -42,10 +42,8 @@ from dasm_ray.report.webpage import report
 from dasm_ray.runtime.machine import read_machine
 from dasm_ray.runtime.opening import check_relabelling, open_checked, settled, with_compiling, with_precision
 from dasm_ray.runtime.plan import memory_for_workers
-from dasm_ray.runtime.pool import task
 from dasm_ray.runtime.progress import Progress, clock_text
 from dasm_ray.runtime.session import Session
-from dasm_ray.runtime.worker import Worker
 from dasm_ray.store.artifact import Artifact, digest, read_artifact, write_artifact, write_card
 from dasm_ray.store.checked import read_checked_json, write_checked_json
 from dasm_ray.store.datasets.catalogue import first_pictures
@@ -283,11 +281,10 @@ def select(config: RunConfig, method: str, run: str | None = None) -> tuple[Plac
     """Writes a class-balanced selection of real images as an artifact, RUN/METHOD; returns its place and digest."""
     with opened(config, run or f"runs/{config.name}") as open_run:
         if method == "random":
-            picked = random_choice(open_run, 0)
+            picked: Choice = random_choice(open_run, 0)
         else:
             picked = choices(open_run, train_experts(open_run), [method])[method]
-        (done,) = run_all(open_run, [task("selected images", Worker.images, open_run.job, picked)])
-        return _kept_set(open_run.place / method, selected_set(open_run, open_run.pool.fetch(done.refs[0])))
+        return _kept_set(open_run.place / method, selected_set(open_run, picked))
 
 
 def compare(

@@ -95,7 +95,7 @@ def test_a_finished_run_is_held_against_what_its_recipe_says(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", ["random", "herding", "forgetting", "ccs", "window"])
+@pytest.mark.parametrize("method", ["random", "herding", "forgetting", "ccs", "window", "patches"])
 def test_a_selection_is_an_artifact_like_any_other(
     recipe: Path, tmp_path: Path, ray_session: object, method: str
 ) -> None:

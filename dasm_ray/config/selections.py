@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Selection:
-    """A way to choose ipc images of a class. ``reads``: an expert's ``features``, or a static score by its name."""
+    """A way to choose ipc images of a class. ``reads``: an expert's ``features``, its losses on ``crops``, or a static
+    score by its name."""
 
     reads: str
     is_judged: bool = False
@@ -27,5 +28,6 @@ SELECTIONS: dict[str, Selection] = {
     "grand": Selection("grand"),
     "ccs": Selection("el2n"),
     "window": Selection("el2n", is_judged=True),
+    "patches": Selection("crops"),
 }
 """Beside them stands ``random``, which reads nothing."""

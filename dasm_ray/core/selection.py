@@ -24,6 +24,9 @@ Scores = NDArray[np.generic]
 TRIALS, ITERATIONS = 3, 100
 """k-means: starts of which the best is kept, and the most steps of one."""
 
+CROPS = 5
+"""Crops that are cut out of an image, where patches are chosen."""
+
 
 def random(counts: Sequence[int] | Indices, ipc: int, generator: np.random.Generator) -> list[Indices]:
     """``ipc`` different within-class indices for each class, drawn uniformly, in the order drawn.
@@ -152,6 +155,18 @@ def hardest(score: Scores, count: int) -> Indices:
     return len(score) - 1 - np.argsort(score[::-1], kind="stable")[::-1][:count]
 
 
+def patches(losses: Scores, count: int) -> Indices:
+    """The ``count`` crops that an expert knows best, best first, of different images as far as there are so many.
+
+    ``losses`` (n, CROPS): those of n images, NaN behind all; a crop is numbered image * CROPS + crop. First compete the
+    best crops of all images, then the second best, and so on. RDED (Sun et al. 2024). DataError where there are fewer
+    than ``count`` crops.
+    """
+    _refuse_small(losses.size, count)
+    rank = losses.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
+    return np.lexsort((losses.ravel(), rank.ravel()))[:count].astype(np.int64)
+
+
 def ccs(score: Scores, count: int, generator: np.random.Generator, beta: float = 0.3, strata: int = 50) -> Indices:
     """``count`` samples that cover all difficulties (coverage-centric selection, Zheng et al. 2023, algorithm 1).
 
@@ -209,7 +224,8 @@ WINDOW_STARTS = tuple(place / 20 for place in range(20))
 """Shares of a class, from the easiest on, after which a candidate window may begin."""
 
 Pick = Callable[[NDArray[np.floating], int, np.random.Generator], list[Indices]]
-"""Candidates of ``ipc`` within-class indices each, from features (n, d) or one score a sample (n,) of one class."""
+"""Candidates of ``ipc`` within-class indices each, from features (n, d) or one score a sample (n,) of one class; of
+patches, numbers of crops for all tiles, from their losses (n, CROPS)."""
 
 PICKS: dict[str, Pick] = {
     "herding": lambda features, ipc, _: [herding(features, ipc)],
@@ -220,6 +236,7 @@ PICKS: dict[str, Pick] = {
     "grand": lambda score, ipc, _: [hardest(score, ipc)],
     "ccs": lambda score, ipc, generator: [ccs(score, ipc, generator)],
     "window": lambda score, ipc, generator: windows(score, ipc, WINDOW_STARTS, 0.0, generator),
+    "patches": lambda losses, tiles, _: [patches(losses, tiles)],
 }
 """The function of every way to choose that ``config.selections.SELECTIONS`` lists."""
 

@@ -17,11 +17,11 @@ from dasm_ray.core.selection import PICKS, random
 from dasm_ray.method.experts import Experts
 from dasm_ray.method.run import Run, run_all
 from dasm_ray.method.scores import sharded
-from dasm_ray.method.sets import Indices
-from dasm_ray.runtime.pool import task
+from dasm_ray.method.sets import Choice, Held, Indices, Patched, Segment, flattened
+from dasm_ray.runtime.pool import ObjectRef, task
 from dasm_ray.runtime.worker import Worker
 
-FEATURES = "features"
+FEATURES, OF_CROPS = "features", "crops"
 
 
 def random_choice(run: Run, seed: int) -> Indices:
@@ -31,13 +31,17 @@ def random_choice(run: Run, seed: int) -> Indices:
     return _global(counts, picked)
 
 
-def choices(run: Run, experts: Experts, methods: Sequence[str]) -> dict[str, Indices]:
-    """Global indices chosen by each of ``methods``: by features, the classes as tasks, or by scores in shards."""
-    found = _by_features(run, experts, [method for method in methods if SELECTIONS[method].reads == FEATURES])
+def choices(run: Run, experts: Experts, methods: Sequence[str]) -> dict[str, Choice]:
+    """What each of ``methods`` chooses: by features and of crops, the classes as tasks, or by scores in shards."""
+    by_features = [method for method in methods if SELECTIONS[method].reads == FEATURES]
+    found: dict[str, Choice] = {**_by_features(run, experts, by_features)}
     scores: dict[str, NDArray[np.float64]] = {}
     for method in methods:
         name = SELECTIONS[method].reads
         if name == FEATURES:
+            continue
+        if name == OF_CROPS:
+            found[method] = _patched(run, experts)
             continue
         if name not in scores:
             scores[name], *_ = sharded(
@@ -62,6 +66,19 @@ def _by_features(run: Run, experts: Experts, methods: Sequence[str]) -> dict[str
     answers = [done.value for done in run_all(run, tasks, lambda _: run.progress.advance())]
     counts = run.real.counts["train"]
     return {method: _global(counts, [answer[method] for answer in answers]) for method in methods}
+
+
+def _patched(run: Run, experts: Experts) -> Patched:
+    """Stored images of patches, a class a task; a large set of them is put together in a file."""
+
+    def made() -> list[ObjectRef]:
+        one = experts.snapshots[:1]
+        tasks = [task(f"patches of class {c}", Worker.patches, run.job, c, one) for c in range(run.classes)]
+        return [done.refs[0] for done in run_all(run, tasks, lambda _: run.progress.advance())]
+
+    run.progress.stage("patches", run.classes)
+    segment = Segment(Held(run.pool, made(), run.classes, made))
+    return Patched(flattened([segment]), run.config.synthetic.factor)
 
 
 def _by_score(run: Run, experts: Experts, method: str, score: NDArray[np.float64]) -> Indices:

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dasm_ray.config.digests import config_digest, result_keys
-from dasm_ray.method.run import Run
-from dasm_ray.runtime.pool import ObjectRef, Pool
-from dasm_ray.runtime.worker import Chosen, Stored
+from dasm_ray.method.run import Run, run_all
+from dasm_ray.runtime.pool import ObjectRef, Pool, task
+from dasm_ray.runtime.worker import Chosen, Stored, Worker
 from dasm_ray.store.artifact import Artifact
 from dasm_ray.store.checkpoints import KeptPixels
 from dasm_ray.store.rundir import versions
@@ -152,6 +152,24 @@ def chosen(indices: Indices, logits: Pixels | None = None) -> Chosen:
     return Chosen(indices, logits, _digest(indices, logits))
 
 
+class Patched(NamedTuple):
+    """Patches of real images: stored images of so many tiles a side."""
+
+    images: Images
+    factor: int
+
+
+Choice = Indices | Patched
+"""What a way to choose gives: real images by global index (N,), or stored images that hold patches of them."""
+
+
+def chosen_by(run: Run, choice: Choice, logits: Pixels | None = None) -> Chosen | Stored:
+    """To train on what was chosen, with its own labels or logits (N, K) of soft ones."""
+    if isinstance(choice, Patched):
+        return stored(run, choice.images._replace(logits=logits), choice.factor, logits is not None)
+    return chosen(choice, logits)
+
+
 def _digest(*parts: NDArray[np.generic] | int | None) -> str:
     """16 hex digits over arrays and numbers."""
     total = hashlib.sha256()
@@ -170,11 +188,15 @@ def distilled_set(run: Run, segments: Segments) -> Artifact:
     return _artifact(run, images, numbers, run.config.synthetic.factor, segments[-1].step_size)
 
 
-def selected_set(run: Run, pixels: Pixels) -> Artifact:
-    """The finished set of ipc real images of each class, pixels (N, C, H, W) class by class."""
-    labels = np.repeat(np.arange(run.classes), run.config.synthetic.ipc)
-    images = Images(pixels, labels, None, is_normalised=False)
-    return _artifact(run, images, np.zeros(len(pixels), np.int32), 1, None)
+def selected_set(run: Run, choice: Choice) -> Artifact:
+    """The finished set of what was chosen, ipc stored images of each class, class by class."""
+    if isinstance(choice, Patched):
+        images, factor = choice
+    else:
+        (done,) = run_all(run, [task("selected images", Worker.images, run.job, choice)])
+        labels = np.repeat(np.arange(run.classes), run.config.synthetic.ipc)
+        images, factor = Images(run.pool.fetch(done.refs[0]), labels, None, is_normalised=False), 1
+    return _artifact(run, images, np.zeros(len(images.pixels), np.int32), factor, None)
 
 
 def images_of(artifact: Artifact, which: Sequence[bool] | NDArray[np.bool_] | slice = slice(None)) -> Images:

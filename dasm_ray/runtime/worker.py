@@ -35,6 +35,7 @@ from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.reading import mean_loss, read_all, statistics_of
 from dasm_ray.core.networks.samples import RealSamples, Relabelled, Samples, TensorSamples, held
 from dasm_ray.core.networks.training import Watch, steps_for, train
+from dasm_ray.core.patches import drawn_crops, losses_of, packed
 from dasm_ray.core.scoring import Scored, features_of, score_range, static_range
 from dasm_ray.core.seed import numpy_generator, torch_generator
 from dasm_ray.core.start import initial_pixels
@@ -575,6 +576,18 @@ class Worker:
             method: selection.PICKS[method](features, ipc, numpy_generator(seed, method, label))[0]
             for method in methods
         }
+
+    @outputs(2)
+    def patches(self, job: Job, label: int, expert: tuple[ObjectRef]) -> tuple[Answer, Pixels]:
+        """Stored images (1, ipc, C, H, W) of one class, packed from the patches that an expert knows best."""
+        network, blocks, config = self._network(job), self._blocks(job, "train"), job.config
+        flat = torch.tensor(self._fetch(expert[0])[-1], device=job.device)
+        tiles, factor = config.synthetic.ipc * config.synthetic.factor**2, config.synthetic.factor
+        generator = numpy_generator(config.seed, "patches", label)
+        crops = drawn_crops(network, blocks, label, tiles, factor, generator)
+        losses = losses_of(network, flat, self._real(network, job, "train"), crops, config.score.batch)
+        (chosen,) = selection.PICKS["patches"](losses, tiles, generator)
+        return _answer(), packed(crops, chosen)[None]
 
     @outputs(2)
     def strata(self, job: Job, label: int, experts: tuple[ObjectRef, ...]) -> tuple[Answer, Indices]:

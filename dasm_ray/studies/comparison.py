@@ -19,7 +19,7 @@ from dasm_ray.method.choices import choices, random_choice
 from dasm_ray.method.dasm import distil
 from dasm_ray.method.experts import Experts, soft_labels, train_experts
 from dasm_ray.method.run import Run, check_against_data
-from dasm_ray.method.sets import Images, Indices, chosen, distilled_set, images_of, stored
+from dasm_ray.method.sets import Choice, Images, chosen_by, distilled_set, images_of, stored
 from dasm_ray.report.table import Row
 from dasm_ray.runtime.worker import Everything
 from dasm_ray.store.artifact import digest, read_artifact, write_artifact
@@ -97,13 +97,15 @@ class Comparison:
         at_this_size = replace(self._run, config=self._recipes[ipc][0])
         methods = [method for method in self._plan.selections if method != "random"]
         found = choices(at_this_size, self._experts, methods) if methods else {}
-        picked = {"random": [random_choice(at_this_size, seed) for seed in range(self.config.evaluate.seeds)]}
-        picked |= {method: [indices] for method, indices in found.items()}
+        picked: dict[str, list[Choice]] = {
+            "random": [random_choice(at_this_size, seed) for seed in range(self.config.evaluate.seeds)]
+        }
+        picked |= {method: [choice] for method, choice in found.items()}
         entries = []
         for kind in self._plan.labels:
             for name, (images, factor) in made.items():
                 entries.append(self._synthetic(name, ipc, kind, images, factor))
-            entries += [self._real(name, ipc, kind, indices) for name, indices in picked.items()]
+            entries += [self._real(name, ipc, kind, each) for name, each in picked.items()]
         return entries
 
     def _distilled(self, config: RunConfig) -> tuple[Images, int]:
@@ -131,13 +133,13 @@ class Comparison:
         size = images.pixels.nbytes + self._label_bytes(ipc, kind)
         return Entry(name, ipc, kind, always(training), training.digest, size)
 
-    def _real(self, name: str, ipc: int, kind: str, picked: Sequence[Indices]) -> Entry:
+    def _real(self, name: str, ipc: int, kind: str, picked: Sequence[Choice]) -> Entry:
         """A selection, one for each seed or one for all."""
-        trainings = [chosen(indices) for indices in picked]
+        trainings = [chosen_by(self._run, choice) for choice in picked]
         if kind == "soft":
             logits = soft_labels(self._run, self._experts, trainings)
-            trainings = [chosen(*pair) for pair in zip(picked, logits, strict=True)]
-        size = len(picked[0]) * math.prod(self._run.real.shape) + self._label_bytes(ipc, kind)
+            trainings = [chosen_by(self._run, *pair) for pair in zip(picked, logits, strict=True)]
+        size = ipc * self._run.classes * math.prod(self._run.real.shape) + self._label_bytes(ipc, kind)
         digests = digest_of(*(training.digest for training in trainings))
         return Entry(name, ipc, kind, lambda seed: trainings[seed % len(trainings)], digests, size)
 

@@ -27,7 +27,7 @@ from dasm_ray.method.experts import Experts, soft_labels, train_experts
 from dasm_ray.method.probes import Probes
 from dasm_ray.method.run import Run, check_against_data
 from dasm_ray.method.scores import scores_before, static_name, target_of, validation_scores
-from dasm_ray.method.sets import Segments, chosen, distilled_set, images_of, stored
+from dasm_ray.method.sets import Choice, Segments, chosen_by, distilled_set, images_of, stored
 from dasm_ray.method.starts import start_of
 from dasm_ray.plain import Tree
 from dasm_ray.report.differences import Tried
@@ -255,13 +255,13 @@ class Laboratory:
         if source == "full":
             return Material(always(Everything()), "full")
         if source == "random":
-            picked = [random_choice(run, seed) for seed in range(unit.config.evaluate.seeds)]
+            picked: list[Choice] = [random_choice(run, seed) for seed in range(unit.config.evaluate.seeds)]
         else:
             picked = [choices(run, self._experts_of(run), [source])[source]]
-        trainings = [chosen(indices) for indices in picked]
+        trainings = [chosen_by(run, choice) for choice in picked]
         if unit.arm.labels == "soft":
             logits = soft_labels(run, self._experts_of(run), trainings)
-            trainings = [chosen(*pair) for pair in zip(picked, logits, strict=True)]
+            trainings = [chosen_by(run, *pair) for pair in zip(picked, logits, strict=True)]
         named = digest_of(*(training.digest for training in trainings))
         return Material(lambda seed: trainings[seed % len(trainings)], named)
 

@@ -14,7 +14,7 @@ from dasm_ray.core.networks.training import steps_for
 from dasm_ray.method.choices import choices, random_choice
 from dasm_ray.method.experts import Experts, soft_labels
 from dasm_ray.method.run import Run
-from dasm_ray.method.sets import Images, Indices, chosen, stored
+from dasm_ray.method.sets import Images, Indices, chosen, chosen_by, stored
 from dasm_ray.plain import Plain
 from dasm_ray.report.table import BEST, Row
 from dasm_ray.runtime.worker import Everything, Training
@@ -105,7 +105,7 @@ def _trainings(
     methods = [method for method in SELECTIONS if method in wanted]
     if methods and experts is not None:
         found = choices(run, experts, methods)
-        rows.update({(method, "hard"): always(chosen(found[method])) for method in methods})
+        rows.update({(method, "hard"): always(chosen_by(run, found[method])) for method in methods})
     if "full" in wanted:
         rows["full", "hard"] = always(Everything())
     return rows

@@ -4,6 +4,7 @@
     python tests/benchmarks/scale.py sort [classes images side]   spilled, read, written while a set is sorted
     python tests/benchmarks/scale.py second [classes images side] a second command on the same set
     python tests/benchmarks/scale.py nodes [classes images side]  bytes that each of three nodes fetches
+    python tests/benchmarks/scale.py killed [classes images side] a whole run on four nodes, one killed in the middle
     python tests/benchmarks/scale.py fetched [classes rounds]     bytes that the driver fetches a task of a round
     python tests/benchmarks/scale.py evaluate [images side]       memory of one training on a set of factor 2
     python tests/benchmarks/scale.py artifact [images side]       memory of writing a set
@@ -322,6 +323,97 @@ def read_classes(real: Any, classes: np.ndarray) -> list[int]:
     return found
 
 
+# --- killed ------------------------------------------------------------------------------------------------------
+
+
+def killed(classes: int = 40, images: int = 8000, side: int = 32) -> Figures:
+    """A whole `distill` on four nodes, each with a cache folder of its own; the second dies in the first segment.
+
+    Beside it the same recipe on this machine alone, with one worker.
+    """
+    from ray.cluster_utils import Cluster
+
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
+        at = Path(folder)
+        write_images(at / "set", classes, images, side)
+        (at / "recipe.yaml").write_text(json.dumps(recipe_of(at / "set")))
+        alone_in = ended(distilling(at, "one", "--workers", "1"))
+        small = {"object_store_memory": 100 * 2**20, "include_dashboard": False}
+        os.environ["DASM_RAY_CACHE"] = str(at / "cache0")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+        try:
+            caches = [str(at / f"cache{number}") for number in (1, 2, 3, 4)]
+            added = [cluster.add_node(num_cpus=1, **small, env_vars={"DASM_RAY_CACHE": cache}) for cache in caches]
+            process = distilling(at, "four", "--workers", "4", "--address", cluster.address)
+            wait_for_rounds(at / "four", 6, process)
+            cluster.remove_node(added[1], allow_graceful=False)
+            seconds = ended(process)
+        finally:
+            cluster.shutdown()
+        events = [json.loads(line) for line in (at / "four" / "events.jsonl").read_text().splitlines()]
+        fetched = [round(bytes_below(at / f"cache{number}") / 2**20, 2) for number in range(5)]
+        return {
+            "same digest": digest_of(at / "one") == digest_of(at / "four"),
+            "digest": digest_of(at / "four"),
+            "tasks lost": max(event["lost"] for event in events if event["kind"] == "workers"),
+            "kept on the head MiB": fetched[0],
+            "fetched by each MiB": fetched[1:],
+            "seconds": [round(alone_in), round(seconds)],
+        }
+
+
+def recipe_of(data: Path) -> dict[str, Any]:
+    """Two segments of a small ConvNet, so many groups that four nodes have work at once."""
+    return {
+        "name": "killed",
+        "data": {"name": "parquet", "path": str(data), "val_share": 0.1, "test_share": 0.2},
+        "model": {"width": 8, "depth": 2},
+        "synthetic": {"ipc": 2, "segments": 2},
+        "experts": {"count": 2, "epochs": 2, "batch": 64},
+        "matcher": {"rounds": 6, "networks": 6, "batch_real": 32, "snapshots": [[0, 2]]},
+        "probe": {"epochs": 20},
+        "score": {"early": 1},
+        "evaluate": {"epochs": 20, "full_epochs": 1, "seeds": 1, "rows": ["distilled", "random"]},
+        "runtime": {"compile": False, "page": False, "checkpoint_seconds": 2},
+    }
+
+
+def distilling(folder: Path, run: str, *options: str) -> subprocess.Popen[str]:
+    """The command, whose images of this machine are kept in a folder of the run's own."""
+    command = [sys.executable, "-m", "dasm_ray", "distill", str(folder / "recipe.yaml"), "--run", str(folder / run)]
+    environment = os.environ | ({"DASM_RAY_CACHE": str(folder / "cache_of_one")} if run == "one" else {})
+    return subprocess.Popen([*command, *options], env=environment, text=True, stderr=subprocess.PIPE)
+
+
+def wait_for_rounds(run: Path, rounds: int, process: subprocess.Popen[str], seconds: float = 600) -> None:
+    """Until so many tasks of the first segment are done."""
+    events, end = run / "events.jsonl", time.monotonic() + seconds
+    while (
+        not events.exists()
+        or sum(
+            event["kind"] == "progress" and event["stage"] == "distil" and event["done"] >= rounds
+            for event in map(json.loads, events.read_text().splitlines())
+        )
+        == 0
+    ):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < end, f"no {rounds} rounds after {seconds:.0f} s"
+        time.sleep(0.2)
+
+
+def ended(process: subprocess.Popen[str], seconds: float = 900) -> float:
+    """Seconds until it has ended well."""
+    began = time.monotonic()
+    _, said = process.communicate(timeout=seconds)
+    assert process.returncode == 0, said[-2000:]
+    return time.monotonic() - began
+
+
+def digest_of(run: Path) -> str:
+    return str(json.loads((run / "synthetic" / "dataset.json").read_text())["digest"])
+
+
 def bytes_below(folder: Path) -> int:
     """Bytes of the sorted images in a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*.arrow"))
@@ -459,6 +551,7 @@ ROWS: dict[str, Callable[..., Figures]] = {
     "sort": sort,
     "second": second,
     "nodes": nodes,
+    "killed": killed,
     "fetched": fetched,
     "evaluate": evaluate,
     "artifact": artifact,

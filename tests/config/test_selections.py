@@ -12,8 +12,8 @@ from dasm_ray.core.difficulty import SCORES
 
 
 @pytest.mark.parametrize("name", SELECTIONS)
-def test_a_way_reads_features_or_a_score_and_can_be_a_row(name: str) -> None:
-    assert SELECTIONS[name].reads in {"features", "forgetting", *SCORES}
+def test_a_way_reads_features_crops_or_a_score_and_can_be_a_row(name: str) -> None:
+    assert SELECTIONS[name].reads in {"features", "crops", "forgetting", *SCORES}
     assert parse_config({"evaluate": {"rows": ["distilled", "random", name]}}).evaluate.rows[-1] == name
 
 

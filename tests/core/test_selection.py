@@ -24,6 +24,7 @@ from dasm_ray.core.selection import (
     k_center,
     k_means,
     loop,
+    patches,
     random,
     ridge_accuracy,
     strata,
@@ -375,3 +376,27 @@ def test_strata_are_the_clusters_that_were_made() -> None:
     assert found.dtype == np.int64
     assert len(set(zip(found.tolist(), of_cluster.tolist(), strict=True))) == 6
     assert strata(features[:5], 6, numpy_generator(0)).tolist() == [0, 1, 2, 3, 4]
+
+
+# --- patches -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_patches_are_the_best_crops_of_the_best_images(seed: int) -> None:
+    losses = np.random.Generator(np.random.PCG64(seed)).integers(0, 6, size=(7, 5)).astype(np.float64)
+    losses[0, 0] = np.nan
+    left = [[(losses[image, crop], crop) for crop in range(5)] for image in range(7)]
+    behind = [[(math.inf if math.isnan(loss) else loss, crop) for loss, crop in crops] for crops in left]
+    expected = []
+    while len(expected) < 30:  # turn by turn: the best crop that each image has left, then these by their losses
+        turn = sorted((min(crops), image) for image, crops in enumerate(behind))
+        for (loss, crop), image in sorted(turn, key=lambda each: (each[0][0], each[1])):
+            behind[image].remove((loss, crop))
+            expected.append(image * 5 + crop)
+    assert patches(losses, 30).tolist() == expected[:30]
+    assert len({number // 5 for number in patches(losses, 7).tolist()}) == 7, "of different images while there are any"
+
+
+def test_more_patches_than_crops_are_refused() -> None:
+    with pytest.raises(DataError, match="fewer than the 11"):
+        patches(np.zeros((2, 5)), 11)

@@ -23,11 +23,11 @@ def test_a_comparison_computes_what_is_missing_and_trains_all_sets_of_a_size_ali
 ) -> None:
     rows = {"rows": ["distilled", "random", "full"]}
     recipes = [named("plain", evaluate=rows), named("tiled", synthetic={"factor": 2}, evaluate=rows)]
-    plan = Plan((2,), ("random", "el2n"), ("hard", "soft"), ())
+    plan = Plan((2,), ("random", "el2n", "patches"), ("hard", "soft"), ())
     run = local_run(recipes[0], tmp_path, digits)
     first = Comparison(run, recipes, plan).rows()
     assert {(row.name, row.labels) for row in first} == {
-        *((name, labels) for name in ("plain", "tiled", "random", "el2n") for labels in ("hard", "soft")),
+        *((name, labels) for name in ("plain", "tiled", "random", "el2n", "patches") for labels in ("hard", "soft")),
         ("full", "hard"),
     }
     trainings = read_trainings(run.place / "table.parquet")

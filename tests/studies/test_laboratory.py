@@ -17,6 +17,7 @@ from dasm_ray.method.run import Run
 from dasm_ray.method.sets import flattened
 from dasm_ray.report.differences import Tried
 from dasm_ray.runtime.decoding import RealRefs
+from dasm_ray.runtime.worker import Stored
 from dasm_ray.store.artifact import digest, read_artifact
 from dasm_ray.store.place import Place
 from dasm_ray.studies.cells import cells_place
@@ -118,6 +119,18 @@ def test_arms_draw_the_same_numbers_at_one_seed_and_others_at_the_next(digits: R
     }
     draws = {key: (cell.job.config.evaluation_seed, cell.label, cell.seed) for key, cell in cells.items()}
     assert draws["random", 0] == draws["herding", 0] != draws["random", 1] == draws["herding", 1]
+
+
+def test_patches_are_trained_on_as_stored_images_with_either_labels(digits: RealRefs, tmp_path: Path) -> None:
+    patches = {"select": "patches"}
+    study = study_of(tmp_path, arms={"hard": patches, "soft": patches | {"labels": "soft"}}, against=None, seeds=[0])
+    laboratory = Laboratory(opened(study, tmp_path, digits), study)
+    hard, soft = (laboratory._material(unit).training_of(0) for unit in laboratory._units)
+    assert isinstance(hard, Stored)
+    assert isinstance(soft, Stored)
+    assert (hard.labels.shape, soft.labels.shape) == ((20,), (20, 10))
+    assert hard.digest != soft.digest
+    assert laboratory._run.pool.fetch(hard.pixels).tobytes() == laboratory._run.pool.fetch(soft.pixels).tobytes()
 
 
 def test_a_study_that_was_done_computes_nothing_and_one_that_grew_what_is_new(

@@ -16,7 +16,7 @@ from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.studies.cells import cells_place
 from dasm_ray.studies.rows import _best_selection, evaluate_rows
 
-ROWS = ["distilled", "initial", "random", "herding", "el2n", "full"]
+ROWS = ["distilled", "initial", "random", "herding", "el2n", "patches", "full"]
 
 
 @pytest.fixture
