@@ -218,7 +218,7 @@ def test_rows_by_ray_itself_and_a_lost_file_is_a_lost_input(ray_session: object,
     """One worker has no file and asks its node for the row; then the file goes, here and there."""
     ref = written(tmp_path, node=ray.get_runtime_context().get_node_id())
     with Pool(
-        Reading, (), count=1, num_cpus=1, num_gpus=0, max_lost=0, task_seconds=60, idle_seconds=60,
+        Reading, (), count=1, num_cpus=1, num_gpus=0, max_lost=0, task_seconds=300, idle_seconds=60,
         notice=lambda text: None,
     ) as pool:  # fmt: skip
         tasks = [Task("here", "row", (ref, 1, "")), Task("there", "row", (ref, 2, "elsewhere"))]
