@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,6 +95,24 @@ def test_a_snapshot_costs_the_memory_of_a_snapshot(tmp_path: Path) -> None:
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 4 * parameters * 4
+
+
+def test_in_an_s3_a_snapshot_is_a_range_of_its_file(bucket: Place, s3_proxy: Any) -> None:
+    rows, parameters = 20, 20_000
+    snapshots, curve = np.random.default_rng(0).random((rows, parameters), np.float32), np.ones(rows, np.float32)
+    arrays = {"snapshots": snapshots, "velocity": snapshots[0], "accuracy": curve, "loss": curve}
+    assert add_epochs(bucket, 0, "abc", part_of(arrays, 3), 0) == 3
+    assert add_epochs(bucket, 0, "abc", part_of(arrays, 5), 3) == 5
+    unfinished = read_unfinished(bucket, 0, "abc")
+    assert unfinished is not None
+    assert unfinished.arrays["snapshots"].tobytes() == snapshots[:5].tobytes()
+    write_trajectory(bucket, 0, "abc", arrays)
+    assert bucket.names() == [trajectory_name(0)]
+    before = s3_proxy.sent
+    found = open_trajectory(bucket, 0, "abc")
+    assert found is not None
+    assert found.snapshot(7).tobytes() == snapshots[7].tobytes()
+    assert 4 * parameters < s3_proxy.sent - before < 1.2 * 4 * parameters
 
 
 def test_a_file_of_an_earlier_version_is_read_as_its_own(place: Place) -> None:
