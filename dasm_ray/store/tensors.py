@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import safetensors
 import safetensors.numpy
 
-from dasm_ray.errors import ArtifactError
+from dasm_ray.errors import ArtifactError, RunDirError
 from dasm_ray.plain import Tree, Values
 from dasm_ray.store.checked import parse_json, read_at_most
 from dasm_ray.store.place import Place
@@ -107,10 +108,10 @@ def read_header(place: Place) -> Header:
     try:
         with place.open() as file:
             size = int(file.size())
-            length = int.from_bytes(file.read_at(8, 0), "little")
+            length = int.from_bytes(read_range(place, file, 8, 0), "little")
             if length > size - 8:
                 raise ValueError("it is cut off in its header")
-            text = bytes(file.read_at(length, 8))
+            text = read_range(place, file, length, 8)
         spans = {name: _span(said, 8 + length) for name, said in _header(text).items() if name != METADATA}
         note = _note(text)
         if not all(span.start >= 8 + length for span in spans.values()):
@@ -120,6 +121,14 @@ def read_header(place: Place) -> Header:
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(place, str(error)) from None
     return Header(spans, note, str(note.pop(CHECKSUM, "")))
+
+
+def read_range(place: Place, file: pa.NativeFile, count: int, start: int) -> bytes:
+    """``count`` bytes from ``start`` on of an open file, fewer where it ends; RunDirError where it cannot be read."""
+    try:
+        return bytes(file.read_at(count, start))
+    except (OSError, pa.ArrowException) as error:
+        raise RunDirError(f"{place} cannot be read ({str(error).partition(chr(10))[0]})") from None
 
 
 def _span(said: Tree, begin: int) -> Span:

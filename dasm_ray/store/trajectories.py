@@ -19,10 +19,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from dasm_ray.errors import RunDirError
 from dasm_ray.plain import Plain, Values
 from dasm_ray.store import tensors
 from dasm_ray.store.place import Place
@@ -153,10 +151,7 @@ def _read_row(file: Place, span: Span, row: int) -> Array:
     """One row of a two-dimensional array, or all of another."""
     size = 4 * math.prod(span.shape) // _rows(span)
     with file.open() as source:
-        try:
-            data = source.read_at(size, span.start + row * size)
-        except (OSError, pa.ArrowException) as error:
-            raise RunDirError(f"{file} cannot be read ({str(error).partition(chr(10))[0]})") from None
+        data = tensors.read_range(file, source, size, span.start + row * size)
     if len(data) != size:
         raise tensors.damaged(file, "it is cut off")
     return np.frombuffer(data, np.float32)
@@ -254,8 +249,8 @@ def _read_records(file: Place, expert: int, key: str) -> Unfinished | None:
     with file.open() as source:
         size = int(source.size())
         while at < size and not is_cut:
-            length = int.from_bytes(source.read_at(LENGTH, at), "little")
-            data = bytes(source.read_at(min(length, size), at + LENGTH))
+            length = int.from_bytes(tensors.read_range(file, source, LENGTH, at), "little")
+            data = tensors.read_range(file, source, min(length, size), at + LENGTH)
             try:
                 arrays, note = tensors.unpacked(data)
             except ValueError:
