@@ -20,6 +20,7 @@ from dasm_ray.runtime.plan import Shape
 from dasm_ray.runtime.pool import Done, InputLost, Task
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.session import Session
+from dasm_ray.runtime.snapshots import OnDisk, Reader
 from dasm_ray.runtime.worker import Worker
 from dasm_ray.store.datasets.blockcache import BlockCache, Index, Kept, part_name
 from dasm_ray.store.datasets.blockfile import write_part
@@ -46,6 +47,12 @@ def put(value: Any) -> LocalRef:
 
 def fetch(ref: Any) -> Any:
     return [each.value for each in ref] if isinstance(ref, list) else ref.value
+
+
+def read(ref: OnDisk) -> np.ndarray:
+    """What a reference to an expert's file means: snapshots (E+1, P), or one (P,)."""
+    found = Reader().have(ref)
+    return found if isinstance(found, np.ndarray) else np.stack(found)
 
 
 class Napping(Worker):
@@ -86,7 +93,10 @@ class LocalPool:
             self._lose.remove(task.name)
             return Done(task, None, error=InputLost(f"{task.name}: an object that it reads is gone"))
         arguments = [fetch(each) if isinstance(each, LocalRef) else each for each in task.args]
-        answer = getattr(self._worker, task.method)(*arguments)
+        try:
+            answer = getattr(self._worker, task.method)(*arguments)
+        except InputLost as error:
+            return Done(task, None, error=error)
         self.done.append(task.name)
         first, *others = answer if task.outputs > 1 else (answer,)
         return Done(task, first, tuple(map(put, others)))

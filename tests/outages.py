@@ -30,6 +30,8 @@ class Proxy(http.server.ThreadingHTTPServer):
         self.until = 0.0
         self.only: tuple[str, ...] = ()
         self.requests: list[tuple[str, str]] = []
+        self.sent = 0
+        """Bytes of what was answered."""
 
     @contextlib.contextmanager
     def failing(self, mode: str, seconds: float = 3600.0, only: tuple[str, ...] = ()) -> Iterator[None]:
@@ -81,6 +83,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         there.request(self.command, self.path, body, {**headers, "Content-Length": str(len(body))})
         answer = there.getresponse()
         data = answer.read()
+        self.server.sent += len(data)
         self.send_response(answer.status)
         for name, value in answer.getheaders():
             if name.lower() not in ("transfer-encoding", "connection", "content-length", "server", "date"):

@@ -54,7 +54,7 @@ def score_range(
 def static_range(
     network: Network,
     blocks: Blocks,
-    experts: Sequence[Tensor],
+    experts: Sequence[Sequence[Tensor]],
     score: str,
     early: int,
     first: int,

@@ -81,7 +81,7 @@ def estimate(run: Run) -> Estimate:
         worker_memory=max(found.memory for found in paces),
         memory_keys=_memory_keys(config, paces),
         device_memory=max(found.device_memory for found in paces),
-        object_store=trajectories + 2 * stored,
+        object_store=2 * stored,
         sorted_images=decoded,
         disk=trajectories + 4 * stored,
         moved_each_round=_moved(config, classes, math.prod(run.real.shape)),

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dasm_ray.core.networks.training import steps_for
 from dasm_ray.method.run import Run, run_all
 from dasm_ray.method.sets import Pixels
-from dasm_ray.runtime.pool import Done, Task, task
+from dasm_ray.runtime.pool import Done, ObjectRef, Task, task
 from dasm_ray.runtime.progress import clock_text
+from dasm_ray.runtime.snapshots import SnapshotRef
 from dasm_ray.runtime.worker import Chosen, Stored, Worker
-from dasm_ray.store.checkpoints import trajectory_name
 from dasm_ray.store.rundir import remove_temporaries
+from dasm_ray.store.trajectories import trajectory_name
 
 GOOD = 0.7
 """Share of the validation images that experts must get right to say which images can be learned: at 60 % they called
@@ -25,7 +26,7 @@ ABOVE_CHANCE = 1.5
 
 
 class Experts:
-    """References to the experts of a run: ``snapshots`` (E+1, P) and ``early`` (P,), those after the first epoch.
+    """References to what is on disk of a run's experts: ``snapshots`` (E+1, P), and ``early`` (P,), after one epoch.
 
     ``accuracies`` and ``losses`` (E+1,) are per expert, on validation and on training images.
     """
@@ -37,11 +38,11 @@ class Experts:
         self.losses: list[list[float]] = [done.value.loss for done in answers]
 
     def _take(self, answers: Sequence[Done]) -> None:
-        self.snapshots = tuple(done.refs[0] for done in answers)
-        self.early = tuple(done.refs[1] for done in answers)
+        self.snapshots: tuple[ObjectRef, ...] = tuple(done.value.kept for done in answers)
+        self.early: tuple[ObjectRef, ...] = tuple(SnapshotRef(done.value.kept, 1) for done in answers)
 
     def read_again(self) -> None:
-        """New references from the experts' files, after some went with a node."""
+        """References anew, after files went with a node: to those that are there, and those that are made again."""
         self._take(run_all(self._run, _tasks(self._run)))
 
 
@@ -89,7 +90,7 @@ def soft_labels(run: Run, experts: Experts, trainings: Sequence[Stored | Chosen]
 
 
 def _tasks(run: Run) -> list[Task]:
-    """A task an expert: trains it, or reads its file."""
+    """A task an expert: trains it, or finds its file."""
     place, key = run.shared_place, run.expert_key
     return [
         task(f"expert {number}", Worker.expert, run.job, place, key, number)

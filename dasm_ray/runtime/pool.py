@@ -92,7 +92,7 @@ def task(
 
 
 class InputLost(Exception):
-    """An object that the task reads is gone with its node; only who made it can make it again."""
+    """What the task reads is gone, an object with its node or a file; only who made it can make it again."""
 
 
 @dataclass(frozen=True)
@@ -393,7 +393,7 @@ class Pool:
         try:
             value = ray.get(refs[0], timeout=self._task_seconds)
         except RayError as error:
-            if isinstance(error, RayTaskError) and isinstance(error.cause, ObjectLostError):
+            if isinstance(error, RayTaskError) and isinstance(error.cause, ObjectLostError | InputLost):
                 self._finish(worker)
                 return Done(task, None, error=InputLost(f"{task.name}: an object that it reads is gone"))
             loss = loss_of(error)

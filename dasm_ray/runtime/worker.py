@@ -45,10 +45,20 @@ from dasm_ray.runtime import turns
 from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.runtime.parts import opened_here
 from dasm_ray.runtime.pool import ObjectRef, Shared, outputs
+from dasm_ray.runtime.snapshots import OnDisk, Reader, TrajectoryRef, lazily
 from dasm_ray.store import tensors
-from dasm_ray.store.checkpoints import not_finite, read_group, read_trajectory, write_group, write_trajectory
+from dasm_ray.store.checkpoints import not_finite, read_group, write_group
 from dasm_ray.store.datasets.blockcache import Kept, SortedSet
 from dasm_ray.store.place import Place
+from dasm_ray.store.trajectories import (
+    KeptTrajectory,
+    Unfinished,
+    add_epochs,
+    open_trajectory,
+    read_unfinished,
+    trajectory_name,
+    write_trajectory,
+)
 
 KEPT_MEMORY = 1 << 30
 """Bytes up to which the C library keeps what a step has freed for the next one, in a worker's environment.
@@ -185,6 +195,7 @@ class ExpertMetrics(Answer):
     accuracy: list[float]
     loss: list[float]
     epochs: int
+    kept: TrajectoryRef
 
 
 @dataclass(frozen=True)
@@ -248,7 +259,7 @@ class Worker:
     def __init__(self, threads: int, fetch: Callable[[Any], Any] = ray.get) -> None:
         torch.set_num_threads(threads)
         turns.begin()
-        self._fetch = fetch
+        self._fetch, self._reader = fetch, Reader()
         self._sets: dict[Kept, SortedSet] = {}
         self._splits: dict[tuple[Kept, str], Blocks] = {}
         self._networks: dict[str, Network] = {}
@@ -282,34 +293,44 @@ class Worker:
 
     # --- experts, probes, scores ---------------------------------------------------------------------------------
 
-    @outputs(3)
-    def expert(
-        self, job: Job, place: Place, key: str, number: int
-    ) -> tuple[ExpertMetrics, NDArray[np.float32], NDArray[np.float32]]:
-        """Trains expert ``number`` and writes its file, going on from the epochs that are in a file already.
-
-        Returns metrics, its snapshots (E+1, P) and the one after the first epoch (P,).
-        """
+    def expert(self, job: Job, place: Place, key: str, number: int) -> ExpertMetrics:
+        """Trains expert ``number`` and writes its file, unless that is there; goes on from the epochs on disk."""
         assert (job.whitening is None) == (job.config.data.zca is None), "experts see images as the run does"
-        config, kept = job.config, read_trajectory(place, number, key)
-        expert, said = None if kept is None else Trajectory(**kept), list[str]()
+        found, epochs, said = open_trajectory(place, number, key), 0, list[str]()
+        if found is None or found.epochs < job.config.experts.epochs or not found.is_finite:
+            epochs, said = self._train_expert(job, place, key, number, found)
+            found = open_trajectory(place, number, key)
+        if found is None:
+            raise tensors.damaged(place / trajectory_name(number), "it is missing")
+        accuracy, loss = (found.curve(name).tolist() for name in ("accuracy", "loss"))
+        kept = TrajectoryRef.of(place, key, number, found)
+        return ExpertMetrics((*said, *_notices()), accuracy, loss, epochs, kept)
+
+    def _train_expert(
+        self, job: Job, place: Place, key: str, number: int, whole: KeptTrajectory | None
+    ) -> tuple[int, list[str]]:
+        """Trains an expert from what is on disk of it: the epochs trained now, and what there is to say."""
+        config, name, said = job.config, f"expert {number}", list[str]()
+        kept = read_unfinished(place, number, key) if whole is None else Unfinished(whole.arrays(), 0, is_cut=False)
+        expert, in_file = (None, 0) if kept is None else (Trajectory(**kept.arrays), kept.in_file)
+        if kept is not None and kept.is_cut:
+            said.append(f"{name}: what was last written of it in {place} is not whole, and is trained again")
         if expert is not None and not expert.is_finite:
-            expert, said = None, [f"expert {number}: its file in {place} is not finite, so it is trained again"]
+            expert, in_file = None, 0
+            said.append(f"{name}: its file in {place} is not finite, so it is trained again")
         kept_epochs = 0 if expert is None else expert.epochs
-        if kept_epochs < config.experts.epochs:
-            network, saved_at = self._network(job), time.monotonic()
-            real, validation = self._real(network, job, "train"), self._real(network, job, "val")
-            generator_of = partial(torch_generator, config.seed, "expert", number)
-            name = f"expert {number}"
-            training = train_expert(network, real, validation, config.experts, generator_of, expert, name)
-            for expert in training:
-                is_due = time.monotonic() - saved_at >= config.runtime.checkpoint_seconds
-                if is_due or expert.epochs == config.experts.epochs:
-                    write_trajectory(place, number, key, vars(expert), config.experts.epochs)
-                    saved_at = time.monotonic()
+        network, saved_at = self._network(job), time.monotonic()
+        real, validation = self._real(network, job, "train"), self._real(network, job, "val")
+        generator_of = partial(torch_generator, config.seed, "expert", number)
+        training = train_expert(network, real, validation, config.experts, generator_of, expert, name)
+        for expert in training:
+            is_due = time.monotonic() - saved_at >= config.runtime.checkpoint_seconds
+            if is_due and expert.epochs < config.experts.epochs:
+                in_file = add_epochs(place, number, key, vars(expert), in_file)
+                saved_at = time.monotonic()
         assert expert is not None
-        accuracy, loss = expert.accuracy.tolist(), expert.loss.tolist()
-        return ExpertMetrics((*said, *_notices()), accuracy, loss, expert.epochs - kept_epochs), *_snapshots(expert)
+        write_trajectory(place, number, key, vars(expert))
+        return expert.epochs - kept_epochs, said
 
     def pace(self, job: Job, section: str = "experts") -> Pace:
         """The pace of a training as a section of the configuration says, compiled if it is."""
@@ -404,7 +425,9 @@ class Worker:
     ) -> Scored:
         """Scores the images [first, last) of a split under the experts."""
         network, recipe = self._network(job), job.config.score
-        trained, blocks = self._on_device(job, experts), self._blocks(job, split)
+        on_device = partial(torch.tensor, device=job.device)
+        trained = [lazily(on_device, snapshots) for snapshots in self._all(experts)]
+        blocks = self._blocks(job, split)
         return static_range(network, blocks, trained, recipe.static, recipe.early, first, last, recipe.batch)
 
     # --- distillation --------------------------------------------------------------------------------------------
@@ -581,7 +604,7 @@ class Worker:
     def patches(self, job: Job, label: int, expert: tuple[ObjectRef]) -> tuple[Answer, Pixels]:
         """Stored images (1, ipc, C, H, W) of one class, packed from the patches that an expert knows best."""
         network, blocks, config = self._network(job), self._blocks(job, "train"), job.config
-        flat = torch.tensor(self._fetch(expert[0])[-1], device=job.device)
+        flat = self._first_expert(job, expert)
         tiles, factor = config.synthetic.ipc * config.synthetic.factor**2, config.synthetic.factor
         generator = numpy_generator(config.seed, "patches", label)
         crops = drawn_crops(network, blocks, label, tiles, factor, generator)
@@ -601,7 +624,7 @@ class Worker:
         """How well each of ``choices``, global indices (N,), tells the validation images apart by expert features."""
         network = self._network(job)
         real = self._real(network, job, "train")
-        flat = torch.tensor(self._fetch(experts[0])[-1], device=job.device)
+        flat = self._first_expert(job, experts)
         statistics = statistics_of(network, flat, real)
 
         def features(samples: RealSamples) -> tuple[NDArray[np.float32], Indices]:
@@ -758,8 +781,10 @@ class Worker:
     # --- what a worker keeps -------------------------------------------------------------------------------------
 
     def _all(self, refs: Sequence[ObjectRef]) -> list[Any]:
-        """What each of several references refers to, brought here side by side."""
-        return list(self._fetch(list(refs))) if refs else []
+        """What each of several references refers to, brought here side by side; what is on disk as it is read."""
+        stored = [ref for ref in refs if not isinstance(ref, OnDisk)]
+        brought = iter(self._fetch(stored) if stored else ())
+        return [self._reader.have(ref) if isinstance(ref, OnDisk) else next(brought) for ref in refs]
 
     def _of(self, refs: Sequence[ObjectRef], classes: Sequence[int]) -> dict[int, Any]:
         """What some classes' references refer to, of references by class; nothing where there are none."""
@@ -770,9 +795,13 @@ class Worker:
         """Copies of the arrays that references refer to."""
         return [torch.tensor(array, device=job.device) for array in self._all(refs)]
 
+    def _first_expert(self, job: Job, experts: tuple[ObjectRef, ...]) -> torch.Tensor:
+        """The first of experts (P,), fully trained."""
+        return torch.tensor(self._all(experts[:1])[0][-1], device=job.device)
+
     def _expert_features(self, job: Job, label: int, experts: tuple[ObjectRef, ...]) -> NDArray[np.float32]:
         """The last hidden layer (n_c, d) of a class's training images under the first expert, fully trained."""
-        flat = torch.tensor(self._fetch(experts[0])[-1], device=job.device)
+        flat = self._first_expert(job, experts)
         return features_of(self._network(job), self._blocks(job, "train"), flat, label, job.config.score.batch)
 
     def _blocks(self, job: Job, split: str) -> Blocks:
@@ -841,11 +870,6 @@ def write_standing(
     """Writes the checkpoint of a group as it stands before the round of ``where``."""
     arrays = {"pixels": pixels, "velocity": velocity, "initial": initial}
     write_group(place, where.segment, where.group, arrays, where.round, key)
-
-
-def _snapshots(expert: Trajectory) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """All snapshots (E+1, P), and the one after the first epoch (P,)."""
-    return expert.snapshots, expert.snapshots[1]
 
 
 def _paced(job: Job, network: Network, once: Callable[[], torch.Tensor]) -> Pace:

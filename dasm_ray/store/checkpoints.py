@@ -1,6 +1,5 @@
-"""What a run keeps on its way, under the digest of all that affects it: trajectories, scores, and groups of a segment.
+"""What a run keeps on its way, under the digest of all that affects it: scores, and groups of a segment.
 
-    KEY/expert_NNNN.safetensors                     an expert's trajectory; unfinished_... while it is not whole
     scores/segment_NNN.parquet                      how hard every real image is before a segment, a row an image
     segments/segment_NNN_group_NNNN.safetensors     a group of classes after some round
     segments/segment_NNN_start.safetensors          where a segment began, for those whose groups do not hold it
@@ -21,45 +20,6 @@ import pyarrow.parquet as pq
 
 from dasm_ray.store import tensors
 from dasm_ray.store.place import Place
-
-TRAJECTORY = ("snapshots", "velocity", "accuracy", "loss")
-"""float32: (E+1, P) parameters after each of E epochs, index 0 being the initialisation; (P,) velocity of SGD after the
-last; (E+1,) accuracy on validation images and (E+1,) loss on training images."""
-
-
-def trajectory_name(expert: int) -> str:
-    """The file name of an expert's trajectory."""
-    return f"expert_{expert:04d}.safetensors"
-
-
-def write_trajectory(place: Place, expert: int, key: str, arrays: Mapping[str, np.ndarray], epochs: int) -> None:
-    """Writes the arrays of a trajectory of ``epochs`` epochs, whole or not yet, into folder ``place``.
-
-    One that is not whole goes into a file of its own, and that file goes away when the whole one is written.
-    """
-    unfinished, whole = place / f"unfinished_{trajectory_name(expert)}", place / trajectory_name(expert)
-    is_whole = len(arrays["snapshots"]) == epochs + 1
-    kept = {name: arrays[name].astype(np.float32, copy=False) for name in TRAJECTORY}
-    tensors.write(whole if is_whole else unfinished, kept, {"key": key, "expert": expert})
-    if is_whole:
-        unfinished.delete()
-
-
-def read_trajectory(place: Place, expert: int, key: str) -> dict[str, np.ndarray] | None:
-    """The arrays of ``expert``, maybe of fewer epochs than it will have, or None if nothing was written yet.
-
-    Raises ArtifactError if the file is damaged or was written under another key.
-    """
-    files = (place / trajectory_name(expert), place / f"unfinished_{trajectory_name(expert)}")
-    file = next((file for file in files if file.exists()), None)
-    if file is None:
-        return None
-    arrays, note = tensors.read(file)
-    tensors.check_key(file, note, key)
-    if note.get("expert") != expert or set(arrays) != set(TRAJECTORY):
-        raise tensors.damaged(file, f"it does not hold expert {expert}")
-    return arrays
-
 
 COLUMNS = {
     "label": np.int64,

@@ -165,14 +165,19 @@ class Place:
         """
         self._do("be written", lambda: self._write(data), changes=True, patience=patience)
 
-    def append(self, data: bytes) -> None:
-        """Adds to the end of a local file, and makes it if need be: for logs, whose last line may be torn."""
+    def append(self, data: bytes, *, to_disk: bool = False) -> None:
+        """Adds to the end of a local file, and makes it if need be: for logs, whose last line may be torn.
+
+        ``to_disk``: returns only when the bytes are on the disk.
+        """
         path = self.local
         assert path is not None, "object stores cannot append"
 
         def write() -> None:
             with path.open("ab") as file:
                 file.write(data)
+            if to_disk:
+                _flush_to_disk(str(path))
 
         self._do("be written", write, changes=True)
 

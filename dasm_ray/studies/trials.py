@@ -28,10 +28,10 @@ from dasm_ray.runtime.opening import open_checked
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.session import Session
 from dasm_ray.runtime.tune import Callbacks, Report, Stopping, run_trials
-from dasm_ray.store.checkpoints import trajectory_name
 from dasm_ray.store.datasets.fingerprint import read_keys
 from dasm_ray.store.findings import find, keep, keep_stopped, trial_place, write_trials
 from dasm_ray.store.place import Place
+from dasm_ray.store.trajectories import trajectory_name
 from dasm_ray.studies.cells import cells_for, evaluate_cells
 from dasm_ray.studies.rows import always, label_of
 

@@ -9,6 +9,7 @@
     python tests/benchmarks/scale.py evaluate [images side]       memory of one training on a set of factor 2
     python tests/benchmarks/scale.py artifact [images side]       memory of writing a set
     python tests/benchmarks/scale.py micro [slots real side width] memory and CPU of an idc step, whole and in pieces
+    python tests/benchmarks/scale.py snapshot [parameters epochs] bytes and memory of one snapshot of an expert
 
 `tasks`, `sort`, `fetched`, `evaluate` and `artifact` work in the earlier version as well
 (``PYTHONPATH=OTHER/CHECKOUT``), so that both can be measured side by side.
@@ -54,6 +55,7 @@ from dasm_ray.runtime.decoding import load_real
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.session import Session
 from dasm_ray.runtime.worker import Job, Worker, environment
+from dasm_ray.store import tensors
 from dasm_ray.store.artifact import Artifact, write_artifact
 from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.place import Place
@@ -516,6 +518,57 @@ def micro_alone(most: int, slots: int, real: int, side: int, width: int) -> Figu
     }
 
 
+# --- snapshot ----------------------------------------------------------------------------------------------------
+
+
+def snapshot(parameters: int = 320_010, epochs: int = 100) -> Figures:
+    """One snapshot of an expert by reference, and as it was before, out of the whole trajectory; and bytes written.
+
+    Written is a trajectory of a sixteenth of the parameters that is kept after each epoch.
+    """
+    from dasm_ray.runtime.snapshots import Reader, TrajectoryRef
+    from dasm_ray.store.trajectories import add_epochs, open_trajectory, trajectory_name, write_trajectory
+
+    draw = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place(folder)
+        write_trajectory(place, 0, "key", _trajectory(draw, parameters, epochs))
+        kept = open_trajectory(place, 0, "key")
+        assert kept is not None
+        ref, found = TrajectoryRef.of(place, "key", 0, kept), {}
+        ways: dict[str, Callable[[int], np.ndarray]] = {
+            "by reference": lambda epoch: Reader().have(ref)[epoch],
+            "whole": lambda epoch: tensors.read(place / trajectory_name(0))[0]["snapshots"][epoch],
+        }
+        rows = {}
+        for way, read in ways.items():
+            with Watched() as watched, Anonymous() as memory:
+                rows[way] = read(epochs // 2)
+            found[f"{way}: bytes read / 4 P"] = round(watched.total("rchar") / (4 * parameters), 2)
+            found[f"{way}: memory / 4 P"] = round(memory.most / (4 * parameters), 2)
+        assert rows["by reference"].tobytes() == rows["whole"].tobytes()
+        arrays = _trajectory(draw, parameters // 16, epochs)
+        parts = [{name: array[:n] if name != "velocity" else array for name, array in arrays.items()}
+                 for n in range(2, epochs + 2)]  # fmt: skip
+        with Watched() as watched:
+            in_file = 0
+            for part in parts[:-1]:
+                in_file = add_epochs(place, 1, "key", part, in_file)
+            write_trajectory(place, 1, "key", arrays)
+        size = arrays["snapshots"].nbytes
+        found["added: bytes written / trajectory"] = round(watched.total("wchar") / size, 2)
+        with Watched() as watched:
+            for part in parts:
+                tensors.write(place / trajectory_name(2), part, {"key": "key", "expert": 2})
+        found["anew: bytes written / trajectory"] = round(watched.total("wchar") / size, 2)
+    return {"parameters": parameters, "epochs": epochs, "bytes of a reference": len(pickle.dumps(ref)), **found}
+
+
+def _trajectory(draw: np.random.Generator, parameters: int, epochs: int) -> dict[str, np.ndarray]:
+    snapshots, curve = draw.random((epochs + 1, parameters), np.float32), np.zeros(epochs + 1, np.float32)
+    return {"snapshots": snapshots, "velocity": snapshots[0], "accuracy": curve, "loss": curve}
+
+
 class Anonymous:
     """The most anonymous memory that this process has beyond what it had: mapped files do not count."""
 
@@ -557,6 +610,7 @@ ROWS: dict[str, Callable[..., Figures]] = {
     "artifact": artifact,
     "micro": micro,
     "micro_alone": micro_alone,
+    "snapshot": snapshot,
 }
 
 if __name__ == "__main__":

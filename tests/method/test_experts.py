@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import os
+import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from local_pool import WALKS, again, local_run, small
+from local_pool import WALKS, again, local_run, read, small
 
 from dasm_ray.errors import NonFinite
 from dasm_ray.method.experts import GOOD, _say_if_weak, soft_labels, train_experts
+from dasm_ray.method.match import match
+from dasm_ray.method.probes import Probes
 from dasm_ray.method.run import Run
+from dasm_ray.method.scores import scores_before, target_of
 from dasm_ray.method.sets import chosen
+from dasm_ray.method.starts import start_of
+from dasm_ray.runtime import worker as worker_module
 from dasm_ray.runtime.decoding import RealRefs
-from dasm_ray.store.checkpoints import read_trajectory, write_trajectory
+from dasm_ray.runtime.pool import InputLost
+from dasm_ray.runtime.snapshots import Reader
+from dasm_ray.store import tensors
+from dasm_ray.store.trajectories import open_trajectory, trajectory_name, unfinished_name
 
 
 def test_experts_are_trained_once_and_found_by_runs_that_share_them(digits: RealRefs, tmp_path: Path) -> None:
@@ -31,7 +42,7 @@ def test_experts_are_trained_once_and_found_by_runs_that_share_them(digits: Real
     found = train_experts(second)
     assert len(later) == 1, "nothing is announced where nothing is trained"
     for one, other in zip(experts.snapshots, found.snapshots, strict=True):
-        assert first.pool.fetch(one).tobytes() == second.pool.fetch(other).tobytes()
+        assert read(one).tobytes() == read(other).tobytes()
 
 
 def test_what_killed_writes_left_in_a_shared_cache_is_removed_where_experts_are_sought(
@@ -53,17 +64,38 @@ def test_what_killed_writes_left_in_a_shared_cache_is_removed_where_experts_are_
     assert [young.exists(), old.exists(), foreign.exists()] == [True, False, True]
 
 
-def test_references_are_renewed_from_the_files(digits: RealRefs, tmp_path: Path) -> None:
+def test_references_are_small_and_what_is_lost_is_made_again_with_the_same_bytes(
+    digits: RealRefs, tmp_path: Path
+) -> None:
     run = local_run(small(), tmp_path, digits)
     experts = train_experts(run)
-    before = experts.snapshots
+    assert all(len(pickle.dumps(ref)) < 500 for ref in (*experts.snapshots, *experts.early))
+    before, refs = [read(ref).tobytes() for ref in experts.snapshots], experts.snapshots
+    (run.shared_place / trajectory_name(1)).delete()
+    with pytest.raises(InputLost, match=r"expert 1 in .*: its file is gone"):
+        read(refs[1])
     experts.read_again()
-    assert not set(experts.snapshots) & set(before)
-    assert [run.pool.fetch(ref).tobytes() for ref in experts.snapshots] == [
-        run.pool.fetch(ref).tobytes() for ref in before
-    ]
+    assert experts.snapshots == refs
+    assert [read(ref).tobytes() for ref in experts.snapshots] == before
     for early, snapshots in zip(experts.early, experts.snapshots, strict=True):
-        assert np.array_equal(run.pool.fetch(early), run.pool.fetch(snapshots)[1])
+        assert np.array_equal(read(early), read(snapshots)[1])
+
+
+def test_a_round_whose_expert_is_gone_goes_on_with_one_that_is_made_again(digits: RealRefs, tmp_path: Path) -> None:
+    expected = None
+    for folder, loses in (("whole", False), ("lossy", True)):
+        run = local_run(small(synthetic={"segments": 1}), tmp_path / folder, digits)
+        experts = train_experts(run)
+        scores = scores_before(run, 0, experts, Probes(run, 0, experts, []))
+        target, nothing = target_of(run, 0, scores), [np.empty(0, np.int64)] * 10
+        start, _ = start_of(run, 0, scores, target, nothing, experts, [])
+        if loses:
+            run.pool._worker._reader = Reader(0)  # type: ignore[attr-defined]
+            for number in range(2):
+                (run.shared_place / trajectory_name(number)).delete()
+        made = match(run, 0, start, experts, Probes(run, 0, experts, []), [], [target])
+        expected = made.pixels.tobytes() if expected is None else expected
+        assert made.pixels.tobytes() == expected
 
 
 def test_soft_labels_stand_in_the_order_of_the_trainings(digits: RealRefs, tmp_path: Path) -> None:
@@ -72,6 +104,42 @@ def test_soft_labels_stand_in_the_order_of_the_trainings(digits: RealRefs, tmp_p
     one, both = soft_labels(run, experts, [chosen(np.array([3])), chosen(np.array([7, 3]))])
     assert (one.shape, both.shape) == ((1, 10), (2, 10))
     np.testing.assert_allclose(one[0], both[1], rtol=1e-4, atol=1e-5)
+
+
+# --- interrupted -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_experts_go_on_from_the_epochs_that_were_done_when_they_were_killed(
+    digits: RealRefs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int
+) -> None:
+    """The second one, as it was to write what it had after so many epochs of three."""
+    whole, cut = (local_run(small(), tmp_path / name, digits) for name in ("whole", "cut"))
+    expected, left = train_experts(whole), [3 + epochs]
+
+    def mortal(write: Callable[..., Any]) -> Callable[..., Any]:
+        def written(*args: Any) -> Any:
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+            return write(*args)
+
+        return written
+
+    for name in ("add_epochs", "write_trajectory"):
+        monkeypatch.setattr(worker_module, name, mortal(getattr(worker_module, name)))
+    with pytest.raises(KeyboardInterrupt):
+        train_experts(cut)
+    monkeypatch.undo()
+    there = [trajectory_name(0), unfinished_name(1)] if epochs > 1 else [trajectory_name(0)]
+    assert cut.shared_place.names() == there
+    later, trained = again(cut, cut.config), []
+    later.progress.advance = lambda n=1, samples=0, **_: trained.append(samples)  # type: ignore[method-assign]
+    found = train_experts(later)
+    images = int(digits.counts["train"].sum())
+    assert trained == [0, (3 - epochs + 1) * images]
+    assert [ref.digest for ref in found.snapshots] == [ref.digest for ref in expected.snapshots]
+    assert cut.shared_place.names() == [trajectory_name(0), trajectory_name(1)]
 
 
 # --- numbers that are none -------------------------------------------------------------------------------------------
@@ -102,17 +170,13 @@ def test_epochs_that_were_numbers_stay_on_disk(
     run = local_run(small(experts={"epochs": 2}), tmp_path, digits)
     train_experts(run)
     place, key = run.shared_place, run.expert_key
-    before = read_trajectory(place, 0, key)
+    before = open_trajectory(place, 0, key)
     assert before is not None
     longer = again(run, small(experts={"epochs": 3, "lr": 1e30}))
     monkeypatch.setattr(Run, "expert_key", key)  # as if it were the same training, gone on with
     with pytest.raises(NonFinite, match="expert 0, epoch 3"):
         train_experts(longer)
-    after = read_trajectory(place, 0, key)
-    assert after is not None
-    assert {name: array.tobytes() for name, array in after.items()} == {
-        name: array.tobytes() for name, array in before.items()
-    }
+    assert open_trajectory(place, 0, key) == before
 
 
 def test_an_expert_of_nan_that_an_older_version_has_kept_is_trained_again_with_a_word(
@@ -120,25 +184,23 @@ def test_an_expert_of_nan_that_an_older_version_has_kept_is_trained_again_with_a
 ) -> None:
     run = local_run(small(), tmp_path, digits)
     first, place = train_experts(run), run.shared_place
-    kept = read_trajectory(place, 1, run.expert_key)
+    kept = open_trajectory(place, 1, run.expert_key)
     assert kept is not None
-    spoiled = {name: np.full_like(array, np.nan) for name, array in kept.items()}
-    write_trajectory(place, 1, run.expert_key, spoiled, 3)
+    spoiled = {name: np.full_like(array, np.nan) for name, array in kept.arrays().items()}
+    tensors.write(place / trajectory_name(1), spoiled, {"key": run.expert_key, "expert": 1})
     later, notes = again(run, run.config), []
     later.progress.note = notes.append  # type: ignore[method-assign]
     second = train_experts(later)
     assert f"expert 1: its file in {place} is not finite, so it is trained again" in notes
     for one, other in zip(first.snapshots, second.snapshots, strict=True):
-        assert run.pool.fetch(one).tobytes() == later.pool.fetch(other).tobytes()
-    mended = read_trajectory(place, 1, run.expert_key)
-    assert mended is not None
-    assert mended["snapshots"].tobytes() == kept["snapshots"].tobytes()
+        assert read(one).tobytes() == read(other).tobytes()
+    assert open_trajectory(place, 1, run.expert_key) == kept
 
 
 def test_soft_labels_that_are_no_numbers_are_refused(digits: RealRefs, tmp_path: Path) -> None:
     run = local_run(small(), tmp_path, digits)
     experts = train_experts(run)
-    snapshots = np.full_like(run.pool.fetch(experts.snapshots[0]), 1e30)
+    snapshots = np.full_like(read(experts.snapshots[0]), 1e30)
     experts.snapshots = (run.pool.put(snapshots),)
     with pytest.raises(NonFinite, match=r"soft labels: .*; lower experts\.lr \(now 0\.01\)"):
         soft_labels(run, experts, [chosen(np.array([3]))])

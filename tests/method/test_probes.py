@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from local_pool import LocalPool, again, local_run, small
+from local_pool import LocalPool, again, local_run, read, small
 
 from dasm_ray.errors import NonFinite
 from dasm_ray.method.experts import Experts, train_experts
@@ -86,7 +86,7 @@ def test_a_probe_that_diverges_is_named_with_its_segment(
 
 def test_a_loss_of_probes_that_is_no_number_is_refused(run: Run, experts: Experts) -> None:
     probes = Probes(run, 1, experts, [segment_of(0)])
-    probes._trained = (run.pool.put(np.full_like(run.pool.fetch(experts.early[0]), 1e30)),)
+    probes._trained = (run.pool.put(np.full_like(read(experts.early[0]), 1e30)),)
     with pytest.raises(NonFinite, match=r"probes before segment 2, at their end: .*; lower probe\.lr"):
         probes.loss()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from local_pool import WALKS, LocalPool, again, blocks_of, local_run, small, with_blocks
+from local_pool import WALKS, LocalPool, again, blocks_of, local_run, read, small, with_blocks
 
 from dasm_ray.core.window import window
 from dasm_ray.errors import NonFinite
@@ -116,13 +116,13 @@ def test_scores_that_are_no_numbers_are_refused_and_not_kept(digits: RealRefs, t
     run = local_run(small(), tmp_path, digits)
     experts = train_experts(run)
     good, count = experts.snapshots, digits.counts["train"].sum()
-    experts.snapshots = (run.pool.put(np.full_like(run.pool.fetch(good[0]), 1e30)),)
+    experts.snapshots = (run.pool.put(np.full_like(read(good[0]), 1e30)),)
     with pytest.raises(NonFinite, match=rf"static scores: {count} of {count} .*; lower experts\.lr \(now 0\.01\)"):
         static_scores(run, experts)
     assert static_name(run) not in run.shared_place.names()
     experts.snapshots = good
     probes = Probes(run, 1, experts, [])
-    probes._frozen, probes._trained = [None], (run.pool.put(np.full_like(run.pool.fetch(good[0])[0], np.nan)),)  # type: ignore[list-item]
+    probes._frozen, probes._trained = [None], (run.pool.put(np.full_like(read(good[0])[0], np.nan)),)  # type: ignore[list-item]
     with pytest.raises(NonFinite, match=r"scores before segment 2: .*; lower probe\.lr \(now 0\.01\)"):
         scores_before(run, 1, experts, probes)
     assert read_scores(run.place / "scores", 1, run.key) is None

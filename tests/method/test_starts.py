@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from local_pool import LocalPool, local_run, put, small
+from local_pool import LocalPool, local_run, put, read, small
 
 from dasm_ray.core.scoring import features_of
 from dasm_ray.core.seed import numpy_generator
@@ -54,7 +54,7 @@ def test_the_first_segment_starts_nearest_to_the_centres_of_the_target(digits: R
     scores = scores_of(run, 0)
     worker = pool._worker
     network, blocks = worker._network(run.job), worker._blocks(run.job, "train")
-    snapshots = pool.fetch(train_experts(run).snapshots[0])
+    snapshots = read(train_experts(run).snapshots[0])
     for label in (0, 7):
         target = np.flatnonzero(scores.window[scores.label == label])
         flat = worker._on_device(run.job, (put(snapshots[-1]),))[0]

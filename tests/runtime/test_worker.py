@@ -6,6 +6,7 @@ import platform
 import resource
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,16 @@ from dasm_ray.core.decode import decode_all
 from dasm_ray.core.matching.round import Assignment
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.scoring import shard_ranges
+from dasm_ray.runtime import worker as worker_module
 from dasm_ray.runtime.decoding import load_real
 from dasm_ray.runtime.pool import Pool, Task
+from dasm_ray.runtime.snapshots import SnapshotRef
 from dasm_ray.runtime.worker import Chosen, Everything, Job, Keeping, Stored, Worker, environment
-from dasm_ray.store.checkpoints import read_group, read_trajectory
+from dasm_ray.store import tensors
+from dasm_ray.store.checkpoints import read_group
 from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.place import Place
+from dasm_ray.store.trajectories import open_trajectory, trajectory_name, unfinished_name
 
 for module in (__name__, "local_pool"):
     ray.cloudpickle.register_pickle_by_value(sys.modules[module])  # workers cannot import a test file
@@ -53,39 +58,75 @@ def worker() -> Worker:
     return Worker(1, fetch)
 
 
-def test_an_expert_is_trained_once_and_read_after(job: Job, worker: Worker, tmp_path: Path) -> None:
-    metrics, snapshots, early = worker.expert(job, Place(tmp_path), "key", 3)
+def test_an_expert_is_trained_once_and_found_after(job: Job, worker: Worker, tmp_path: Path) -> None:
+    metrics = worker.expert(job, Place(tmp_path), "key", 3)
     assert metrics.epochs == 4
-    assert snapshots.shape[0] == 5
-    assert np.array_equal(early, snapshots[1])
-    kept = read_trajectory(Place(tmp_path), 3, "key")
+    assert (metrics.kept.number, metrics.kept.epochs, metrics.kept.key) == (3, 4, "key")
+    (snapshots,) = worker._all((metrics.kept,))
+    assert len(snapshots) == len(metrics.accuracy) == 5
+    kept = open_trajectory(Place(tmp_path), 3, "key")
     assert kept is not None
-    assert kept["snapshots"].tobytes() == snapshots.tobytes()
-    again, same, _ = Worker(1, fetch).expert(job, Place(tmp_path), "key", 3)
-    assert again.epochs == 0
-    assert same.tobytes() == snapshots.tobytes()
-    assert (again.accuracy, again.loss) == (metrics.accuracy, metrics.loss)
+    assert np.stack(snapshots).tobytes() == kept.arrays()["snapshots"].tobytes()
+    again = Worker(1, fetch).expert(job, Place(tmp_path), "key", 3)
+    assert again == replace(metrics, epochs=0)
 
 
-def test_an_expert_goes_on_from_its_last_epoch(job: Job, worker: Worker, tmp_path: Path) -> None:
-    _, whole, _ = worker.expert(job, Place(tmp_path / "whole"), "key", 1)
-    arrays = read_trajectory(Place(tmp_path / "whole"), 1, "key")
-    assert arrays is not None
-    part = Place(tmp_path / "part")
-    shorter = Job(
-        job.config.model_copy(update={"experts": job.config.experts.model_copy(update={"epochs": 2})}), job.real, "cpu"
-    )
-    worker.expert(shorter, part, "key", 1)
-    (part / "expert_0001.safetensors").local.rename(tmp_path / "part" / "unfinished_expert_0001.safetensors")
-    metrics, resumed, _ = worker.expert(job, part, "key", 1)
-    assert metrics.epochs == 2
-    assert resumed.tobytes() == whole.tobytes()
-    assert part.names() == ["expert_0001.safetensors"]
+def test_an_expert_of_an_earlier_version_is_gone_on_from(job: Job, worker: Worker, tmp_path: Path) -> None:
+    """It wrote what it had whole each time, into a file like the last."""
+    whole = worker.expert(job, Place(tmp_path / "whole"), "key", 1)
+    part, shorter = Place(tmp_path / "part"), job.config.experts.model_copy(update={"epochs": 2})
+    worker.expert(replace(job, config=job.config.model_copy(update={"experts": shorter})), part, "key", 1)
+    found = open_trajectory(part, 1, "key")
+    assert found is not None
+    tensors.write(part / "unfinished_expert_0001.safetensors", found.arrays(), {"key": "key", "expert": 1})
+    (part / trajectory_name(1)).delete()
+    resumed = Worker(1, fetch).expert(job, part, "key", 1)
+    assert resumed.epochs == 2
+    assert resumed.kept.digest == whole.kept.digest
+    assert part.names() == [trajectory_name(1)]
+
+
+def test_a_whole_expert_of_an_earlier_version_is_taken_as_it_is(job: Job, worker: Worker, tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    made = worker.expert(job, place, "key", 1)
+    before = np.stack(worker._all((made.kept,))[0])
+    found = open_trajectory(place, 1, "key")
+    assert found is not None
+    tensors.write(place / trajectory_name(1), found.arrays(), {"key": "key", "expert": 1})
+    data = (tmp_path / trajectory_name(1)).read_bytes()
+    taken = Worker(1, fetch).expert(job, place, "key", 1)
+    assert taken.epochs == 0
+    assert (taken.accuracy, taken.loss) == (made.accuracy, made.loss)
+    assert np.stack(worker._all((taken.kept,))[0]).tobytes() == before.tobytes()
+    assert (tmp_path / trajectory_name(1)).read_bytes() == data
+
+
+def test_a_torn_epoch_is_trained_again_with_a_word(
+    job: Job, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its last epoch ends the worker is killed, and the disk has not all of the one before."""
+    whole = worker.expert(job, Place(tmp_path / "whole"), "key", 1)
+    part, runtime = Place(tmp_path / "part"), job.config.runtime.model_copy(update={"checkpoint_seconds": 0})
+    mine = replace(job, config=job.config.model_copy(update={"runtime": runtime}))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(worker_module, "write_trajectory", killed)
+    with pytest.raises(KeyboardInterrupt):
+        worker.expert(mine, part, "key", 1)
+    monkeypatch.undo()
+    file = tmp_path / "part" / unfinished_name(1)
+    file.write_bytes(file.read_bytes()[:-5])
+    resumed = Worker(1, fetch).expert(mine, part, "key", 1)
+    assert resumed.epochs == 2
+    assert resumed.notices == (f"expert 1: what was last written of it in {part} is not whole, and is trained again",)
+    assert resumed.kept.digest == whole.kept.digest
 
 
 def test_scores_do_not_depend_on_the_cut(job: Job, worker: Worker, tmp_path: Path) -> None:
-    _, snapshots, early = worker.expert(job, Place(tmp_path), "key", 0)
-    probes, experts = (put(early),), (put(snapshots),)
+    kept = worker.expert(job, Place(tmp_path), "key", 0).kept
+    probes, experts = (SnapshotRef(kept, 1),), (kept,)
     count = int(job.real.counts["train"].sum())
     for method, networks in ((worker.score, probes), (worker.score_statically, experts)):
         whole = method(job, networks, 0, count)
@@ -106,8 +147,8 @@ def test_a_probe_follows_from_its_member_number(job: Job, worker: Worker) -> Non
 
 
 def test_selection_and_evaluation_of_real_images(job: Job, worker: Worker, tmp_path: Path) -> None:
-    _, snapshots, _ = worker.expert(job, Place(tmp_path), "key", 0)
-    chosen = worker.select(job, ("herding", "k_means"), 4, (put(snapshots),))
+    experts = (worker.expert(job, Place(tmp_path), "key", 0).kept,)
+    chosen = worker.select(job, ("herding", "k_means"), 4, experts)
     assert set(chosen) == {"herding", "k_means"}
     assert all(len(set(indices.tolist())) == 2 for indices in chosen.values())
     everything = np.arange(int(job.real.counts["train"].sum()))
@@ -121,8 +162,8 @@ def test_selection_and_evaluation_of_real_images(job: Job, worker: Worker, tmp_p
 
 
 def test_a_stored_image_gets_the_mean_label_of_what_it_decodes_to(job: Job, worker: Worker, tmp_path: Path) -> None:
-    _, snapshots, _ = worker.expert(job, Place(tmp_path), "key", 0)
-    experts, generator = (put(snapshots),), np.random.Generator(np.random.PCG64(0))
+    experts = (worker.expert(job, Place(tmp_path), "key", 0).kept,)
+    generator = np.random.Generator(np.random.PCG64(0))
     pixels, labels = generator.random((4, 1, 8, 8), np.float32), np.array([0, 1, 1, 2])
     found = worker.label_softly(job, experts, Stored(put(pixels), labels, 2, False, "a"))
     decoded = decode_all(pixels, 2).numpy()

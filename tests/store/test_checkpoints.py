@@ -1,4 +1,4 @@
-"""Trajectories, scores and groups come back bit for bit, and under their own key only."""
+"""Scores and groups come back bit for bit, and under their own key only."""
 
 import dataclasses
 
@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from dasm_ray.errors import ArtifactError
-from dasm_ray.store import tensors
 from dasm_ray.store.checkpoints import (
     COLUMNS,
     KeptPixels,
@@ -16,82 +15,12 @@ from dasm_ray.store.checkpoints import (
     group_name,
     read_group,
     read_scores,
-    read_trajectory,
     segment_pixels,
-    trajectory_name,
     write_group,
     write_scores,
     write_start,
-    write_trajectory,
 )
 from dasm_ray.store.place import Place
-
-
-@pytest.fixture
-def written(tmp_path):
-    generator = np.random.default_rng(0)
-    arrays = {
-        "snapshots": generator.normal(size=(4, 50)).astype(np.float32),
-        "velocity": generator.normal(size=50).astype(np.float32),
-        "accuracy": np.array([0.1, 0.5, 0.7, 0.75]),
-        "loss": np.array([2.3, 1.5, 1.2, 1.1]),
-    }
-    write_trajectory(Place(tmp_path), 3, "abc", arrays, epochs=3)
-    return Place(tmp_path), arrays
-
-
-def test_a_trajectory_comes_back(written):
-    place, arrays = written
-    assert place.names() == ["expert_0003.safetensors"]
-    found = read_trajectory(place, 3, "abc")
-    assert set(found) == set(arrays)
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(found[name], array.astype(np.float32))
-        assert found[name].dtype == np.float32
-
-
-def test_an_unfinished_trajectory_has_no_final_name_and_gives_way_to_the_whole_one(tmp_path, written):
-    _, arrays = written
-    place = Place(tmp_path / "other")
-    part = {name: array[: len(array) - 1] if name != "velocity" else array for name, array in arrays.items()}
-    write_trajectory(place, 0, "abc", part, epochs=3)
-    assert place.names() == ["unfinished_expert_0000.safetensors"]
-    assert len(read_trajectory(place, 0, "abc")["snapshots"]) == 3
-    write_trajectory(place, 0, "abc", arrays, epochs=3)
-    assert place.names() == ["expert_0000.safetensors"]
-    assert len(read_trajectory(place, 0, "abc")["snapshots"]) == 4
-
-
-def test_an_expert_that_was_not_trained_yet_is_none(written):
-    assert read_trajectory(written[0], 4, "abc") is None
-
-
-def test_a_trajectory_under_another_key_is_refused(written):
-    with pytest.raises(ArtifactError, match=r"expert_0003.safetensors was written by another .*key abc, not xyz"):
-        read_trajectory(written[0], 3, "xyz")
-
-
-def test_a_renamed_file_is_not_mistaken_for_another_expert(written):
-    place = written[0]
-    (place / trajectory_name(4)).write_bytes((place / trajectory_name(3)).read_bytes())
-    with pytest.raises(ArtifactError, match="does not hold expert 4"):
-        read_trajectory(place, 4, "abc")
-
-
-def test_a_file_with_other_arrays_is_refused(written):
-    place = written[0]
-    tensors.write(place / trajectory_name(3), {"snapshots": written[1]["snapshots"]}, {"key": "abc", "expert": 3})
-    with pytest.raises(ArtifactError, match="does not hold expert 3"):
-        read_trajectory(place, 3, "abc")
-
-
-def test_a_flipped_byte_of_a_trajectory_is_found(written):
-    file = written[0] / trajectory_name(3)
-    data = bytearray(file.read_bytes())
-    data[-20] ^= 1
-    file.write_bytes(bytes(data))
-    with pytest.raises(ArtifactError, match=r"expert_0003.safetensors is damaged"):
-        read_trajectory(written[0], 3, "abc")
 
 
 def scores_of(n):

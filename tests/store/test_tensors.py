@@ -98,3 +98,26 @@ def test_a_scalar_and_a_transposed_array_keep_their_shapes(tmp_path):
     found, _ = tensors.read(place)
     assert found["scalar"].shape == ()
     np.testing.assert_array_equal(found["turned"], np.arange(6.0).reshape(2, 3).T)
+
+
+def test_a_header_says_where_each_array_stands(tmp_path):
+    place = Place(tmp_path / "x.safetensors")
+    values = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "scalar": np.array(3.0, np.float32)}
+    tensors.write(place, values, {"key": "k"})
+    header, data = tensors.read_header(place), place.read_bytes()
+    assert header.note == {"key": "k"}
+    assert header.checksum == tensors.checksum(values, {"key": "k"})
+    assert {name: span.shape for name, span in header.spans.items()} == {"b": (2, 3), "scalar": ()}
+    for name, span in header.spans.items():
+        assert data[span.start : span.start + values[name].nbytes] == values[name].tobytes()
+
+
+def test_a_header_of_other_arrays_or_of_another_program_is_refused(tmp_path):
+    place = Place(tmp_path / "x")
+    tensors.write(place, {"a": np.zeros(3)}, {})
+    with pytest.raises(ArtifactError, match="an array of it is F64, not F32"):
+        tensors.read_header(place)
+    for data in (b"", b"\x02" + bytes(7) + b"[]", save(arrays())):
+        place.write_bytes(data)
+        with pytest.raises(ArtifactError, match="x is damaged"):
+            tensors.read_header(place)

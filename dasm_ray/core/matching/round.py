@@ -58,6 +58,13 @@ class Assignment:
     classes: tuple[int, ...]
 
 
+class States(Protocol):
+    """States of a network (S, P), each of which may be read when it is asked for."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> NDArray[np.float32]: ...
+
+
 @dataclass(frozen=True)
 class RoundInputs:
     """What a round reads and never changes.
@@ -74,10 +81,10 @@ class RoundInputs:
     windows: Windows
     earlier: NDArray[np.float32]
     current: NDArray[np.float32]
-    experts: Sequence[NDArray[np.float32]]
+    experts: Sequence[States]
     probes: Sequence[NDArray[np.float32]]
     strata: OfClasses = ()
-    bank: Sequence[NDArray[np.float32]] = ()
+    bank: Sequence[States] = ()
     frontier: OfClasses = ()
 
 
