@@ -15,7 +15,7 @@ ALL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 python; do \
 	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test check lint long slow bench docs clean
+.PHONY: demo test check lint long slow gpu bench docs clean
 
 demo: $(INSTALLED)  ## the embedded default, end to end
 	$(BIN)/dasm-ray distill digits
@@ -37,6 +37,14 @@ lint: $(INSTALLED)
 
 slow: $(INSTALLED)  ## the tests that take minutes
 	$(TEST) -m slow -n $(JOBS)
+
+# What is installed is taken as it is: neither Ray nor the other tools of the tests are needed. GPU_PYTHON names it.
+GPU_PYTHON ?= $(BIN)/python
+gpu:  ## on a machine with a GPU: its tests, then figures in a piece of minutes, gone on with by the next `make gpu`
+	PYTHONPATH=$(CURDIR) CUBLAS_WORKSPACE_CONFIG=:4096:8 $(GPU_PYTHON) -m pytest -q -m gpu --confcutdir=tests/gpu \
+	  -W ignore::pytest.PytestConfigWarning tests/gpu
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tests/benchmarks CUBLAS_WORKSPACE_CONFIG=:4096:8 $(GPU_PYTHON) tests/benchmarks/on_gpu.py $(BENCH) \
+	  || test $$? -eq 3 # its minutes are over
 
 bench: $(INSTALLED)  ## one table against plain twins, JSON beside it; make bench BENCH='--rows match --width 32,128'
 	@$(PYTHON_FOR_TESTS) tests/benchmarks/bench.py $(BENCH)

@@ -82,6 +82,7 @@ WITHOUT_TWIN = {
 """Files of the package that have no test file of their own, and why."""
 
 WITHOUT_ORIGINAL = {
+    "gpu/test_cuda.py",
     "test_architecture.py",
     "test_autoscaling.py",
     "test_bench.py",

@@ -11,6 +11,7 @@ from pathlib import Path
 import bench
 import limits
 import numpy as np
+import on_gpu
 import pytest
 import rows_runtime
 import shown
@@ -151,6 +152,29 @@ def test_the_processor_is_told() -> None:
     found = limits.processor()
     assert found["name"]
     assert found["bf16"] == bool(set(found["flags"]) & set(limits.BF16))
+
+
+def test_loops_are_timed_on_a_device_and_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the processor, at sizes that say nothing."""
+    monkeypatch.setattr(on_gpu, "FORMS", ((False, "float32"),))
+    file = tmp_path / "gpu.json"
+
+    def run(*options: str) -> int:
+        return on_gpu.main(["--device", "cpu", "--quick", "--width", "4", "--json", str(file), *options])
+
+    assert run("--minutes", "0") == 3
+    assert run() == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert list(rows) == [f"{name}/4/eager/float32" for name in on_gpu.LOOPS]
+    assert all(row["images_s"] > 0 and len(row["samples"]) == 5 for row in rows.values())
+    monkeypatch.setattr(on_gpu, "measured", None)  # nothing is measured again
+    assert run("--minutes", "0") == 0
+    assert "All samples are in" in capsys.readouterr().out
+    file.write_text(json.dumps({**json.loads(file.read_text()), "torch": "0.4"}))
+    with pytest.raises(SystemExit, match="figures of another device, torch or size"):
+        run()
 
 
 @pytest.mark.slow

@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dasm_ray.core.device import sent
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -78,17 +80,25 @@ class Blocks:
         return images
 
     def take_to(self, device: str, indices: NDArray[np.int64]) -> Tensor:
-        """The same on a device, uint8. Blocks that are used stay there, each as far as it takes half the room left."""
+        """The same on a device, uint8. Blocks that are used stay there, each as far as it takes half the room left.
+
+        Nobody waits for it, but where a block is brought there.
+        """
         if device == "cpu":
             return torch.from_numpy(self.take(indices))
         numbers = self._numbers(indices)
-        images = torch.empty(len(indices), *self.shape, dtype=torch.uint8, device=device)
+        parts = []
         for number in np.unique(numbers):
-            mine, inside = numbers == number, indices[numbers == number] - self._firsts[number]
+            inside = indices[numbers == number] - self._firsts[number]
             block = self._resident(device, int(number))
-            found = self.blocks[number][inside] if block is None else block[torch.from_numpy(inside).to(device)]
-            images[torch.from_numpy(mine).to(device)] = torch.as_tensor(found, device=device)
-        return images
+            if block is None:
+                parts.append(sent(torch.from_numpy(self.blocks[number][inside]), device))
+            else:
+                parts.append(block[sent(torch.from_numpy(inside), device)])
+        if len(parts) < 2:
+            return parts[0] if parts else torch.empty(0, *self.shape, dtype=torch.uint8, device=device)
+        place = np.argsort(np.argsort(numbers, kind="stable"), kind="stable")  # of each image among the parts
+        return torch.cat(parts)[sent(torch.from_numpy(place), device)]
 
     @cached_property
     def _sizes(self) -> NDArray[np.int64]:

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dasm_ray.core.device import sent
+
 PIECE_BYTES = 1 << 23
 """Of the images that are decoded at once: decoding takes about four times as much beside them."""
 
@@ -71,12 +73,14 @@ def pack(images: Tensor, factor: int) -> Tensor:
 class Decoded:
     """The training images of stored float32 ``pixels`` (N, C, H, W), each decoded when it is asked for.
 
-    There are N*f*f of them, numbered as ``decode`` puts them out; the pixels stay where they are.
+    There are N*f*f of them, numbered as ``decode`` puts them out; the pixels stay where they are, and are decoded
+    there: on the host if they are an array, else on the ``device`` of the tensor.
     """
 
-    def __init__(self, pixels: NDArray[np.float32], factor: int) -> None:
+    def __init__(self, pixels: NDArray[np.float32] | Tensor, factor: int) -> None:
         self._pixels, self._factor = pixels, factor
-        self._rows, self._columns = (enlargers(size, factor) for size in pixels.shape[2:])
+        self.device = pixels.device if isinstance(pixels, Tensor) else torch.device("cpu")
+        self._rows, self._columns = (sent(enlargers(size, factor), self.device) for size in pixels.shape[2:])
 
     def __len__(self) -> int:
         return len(self._pixels) * self._factor**2
@@ -84,7 +88,7 @@ class Decoded:
     def take(self, indices: NDArray[np.int64]) -> Tensor:
         """Those at ``indices`` (n,), in that order: (n, C, H, W)."""
         shape = self._pixels.shape[1:]
-        images = torch.empty(len(indices), *shape, dtype=torch.from_numpy(self._pixels[:0].copy()).dtype)
+        images = torch.empty(len(indices), *shape, dtype=self._stored(indices[:0]).dtype, device=self.device)
         step = max(1, PIECE_BYTES // (4 * math.prod(shape)))
         for first in range(0, len(indices), step):
             part = indices[first : first + step]
@@ -93,11 +97,16 @@ class Decoded:
 
     def _piece(self, indices: NDArray[np.int64]) -> Tensor:
         slots, tiles = np.divmod(indices, self._factor**2)
-        stored = torch.from_numpy(self._pixels[slots])
+        stored = self._stored(slots)
         if self._factor == 1:
             return stored
-        row, column = (torch.from_numpy(places) for places in np.divmod(tiles, self._factor))
+        row, column = (sent(torch.from_numpy(places), self.device) for places in np.divmod(tiles, self._factor))
         return self._rows[row, None] @ stored @ self._columns[column, None].mT
+
+    def _stored(self, slots: NDArray[np.int64]) -> Tensor:
+        if isinstance(self._pixels, Tensor):
+            return self._pixels[sent(torch.from_numpy(slots), self.device)]
+        return torch.from_numpy(self._pixels[slots])
 
 
 def decode_all(pixels: NDArray[np.float32], factor: int) -> Tensor:

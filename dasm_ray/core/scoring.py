@@ -85,7 +85,8 @@ def features_of(network: Network, blocks: Blocks, flat: Tensor, label: int, batc
     """The last hidden layer (n_c, d) of all images of one class."""
     first = int(blocks.starts[label])
     readings = _read(network, blocks, [flat], first, first + int(blocks.counts[label]), batch)
-    return np.concatenate([features.cpu().numpy() for ((_, features),), _ in readings])
+    found: NDArray[np.float32] = torch.cat([features for ((_, features),), _ in readings]).cpu().numpy()
+    return found
 
 
 Reading = tuple[Tensor, Tensor]
@@ -103,7 +104,7 @@ def _scored(
 ) -> Scored:
     """Score and errors of [first, last) by ``judged``; of a batch nothing else is kept, so memory is one batch's."""
     parts = [judged(readings, labels) for readings, labels in _read(network, blocks, flats, first, last, batch)]
-    return Scored(*(np.concatenate([part.cpu().numpy() for part in column]) for column in zip(*parts, strict=True)))
+    return Scored(*(torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)))
 
 
 def _read(

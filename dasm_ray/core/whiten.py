@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dasm_ray.core.device import numbers
+
 
 class Sums(NamedTuple):
     """What fitting needs of some images, flattened to D values each."""
@@ -44,7 +46,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], white
     """Pixels (..., C, H, W) in [0, 1], or uint8, to zero mean and unit variance a channel; then whitened if so."""
     if images.dtype == torch.uint8:
         images = images.to(torch.float32) / 255
-    means, stds = (torch.tensor(v, dtype=images.dtype, device=images.device).view(-1, 1, 1) for v in (mean, std))
+    means, stds = (numbers(v, images.device, images.dtype).view(-1, 1, 1) for v in (mean, std))
     images = (images - means) / stds
     return images if whitening is None else whitening.apply(images)
 

@@ -22,6 +22,7 @@ from dasm_ray.config.keys import RunConfig
 from dasm_ray.core import selection
 from dasm_ray.core.augment import draw
 from dasm_ray.core.blocks import Blocks, Layout
+from dasm_ray.core.device import multiply_as
 from dasm_ray.core.matching.lane import SetGradient, SetState, moved, walk_lane
 from dasm_ray.core.matching.round import Assignment, Matching, RoundInputs, distil_round, matching_of
 from dasm_ray.core.matching.step import StepInputs
@@ -81,6 +82,7 @@ def environment(threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # products on a GPU that give the same bits again
         "MALLOC_MMAP_THRESHOLD_": kept,
         "MALLOC_TRIM_THRESHOLD_": kept,
     }
@@ -836,6 +838,7 @@ class Worker:
     def _network(self, job: Job) -> Network:
         real, config = job.real, job.config
         compile_it, precision = config.runtime.compiles, config.runtime.precision
+        multiply_as(precision, job.device)
         key = repr((config.model, config.data, real.digest, job.device, compile_it, precision, job.whitening))
         if key not in self._networks:
             arrays = {} if job.whitening is None else self._fetch(job.whitening)

@@ -79,6 +79,7 @@ def test_a_device_gets_the_same_images(counts: tuple[int, ...], room: int, monke
     held = [block for block in blocks.resident.values() if block is not None]
     assert len(held) == (len(set(blocks.labels[order])) if room else 0)
     np.testing.assert_array_equal(blocks.take_to("cpu", order).numpy(), blocks.take(order))
+    assert blocks.take_to("cpu:0", order[:0]).shape == (0, 3, 4, 5)
 
 
 def test_only_what_is_used_goes_to_a_device() -> None:

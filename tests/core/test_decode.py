@@ -142,7 +142,7 @@ def test_an_image_has_the_same_bytes_whatever_is_decoded_with_it(
     pixels = stored(7, size)[:, :channels]
     whole = decode(pixels, enlargers(size[0], factor), enlargers(size[1], factor))
     monkeypatch.setattr(decode_module, "PIECE_BYTES", 4 * pixels[0].numel() * 5)  # five images at once
-    images = Decoded(pixels.numpy(), factor)
+    images, there = Decoded(pixels.numpy(), factor), Decoded(pixels, factor)
     assert len(images) == len(whole)
     assert torch.equal(decode_all(pixels.numpy(), factor), whole)
     order = np.random.default_rng(0).permutation(len(images))
@@ -150,3 +150,4 @@ def test_an_image_has_the_same_bytes_whatever_is_decoded_with_it(
         for first in range(0, len(order), many):
             some = order[first : first + many]
             assert torch.equal(images.take(some), whole[some])
+            assert torch.equal(there.take(some), whole[some])

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from dasm_ray.config.keys import RunConfig
+from dasm_ray.core.device import sent
 from dasm_ray.core.matching.trajectory import Student, adjoint, planned
 from dasm_ray.core.seed import torch_generator
 from dasm_ray.errors import NonFinite
@@ -99,18 +100,19 @@ def walk_lane(
     trajectory = config.trajectory
     joined = [np.concatenate(pair, axis=1) for pair in zip(earlier, state[:2], strict=True)]
     (classes, many), own = joined[0].shape[:2], state.pixels.shape[1]
-    images, labels = (torch.tensor(array.reshape(classes * many, *array.shape[2:]), device=device) for array in joined)
+    images, labels = (sent(torch.tensor(array.reshape(classes * many, *array.shape[2:])), device) for array in joined)
     generator = torch_generator(config.seed, "lane", *where)
     plan = planned(len(images), trajectory.batch, trajectory.steps, config.augment, trajectory.single, generator)
-    plan = plan._replace(batches=plan.batches.to(device), draws=plan.draws.to(device))
+    plan = plan._replace(batches=sent(plan.batches, device), draws=sent(plan.draws, device))
+    log_step, begin, end = (sent(torch.tensor(array), device) for array in (state.log_step, start, target))
     found = adjoint(
         student,
         plan,
         images,
         labels,
-        torch.tensor(state.log_step, device=device),
-        torch.tensor(start, device=device),
-        torch.tensor(target, device=device),
+        log_step,
+        begin,
+        end,
         depth=config.depth_of(where[0]),
     )
     by_images, by_labels = (

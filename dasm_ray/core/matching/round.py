@@ -21,6 +21,7 @@ from torch import Tensor
 from dasm_ray.config.keys import RunConfig, TrainRecipe
 from dasm_ray.core.augment import draw
 from dasm_ray.core.blocks import Blocks
+from dasm_ray.core.device import numbers, sent
 from dasm_ray.core.matching.batch import draw_from
 from dasm_ray.core.matching.distribution import DistributionMatching
 from dasm_ray.core.matching.gradient import GradientMatching
@@ -175,13 +176,18 @@ class _Loop:
     ) -> None:
         self.matching, self.config, self.where, self.inputs = matching, config, where, inputs
         self.network = matching.network
-        self.pixels = torch.tensor(pixels, device=self.network.device)
-        self.velocity = torch.tensor(velocity, device=self.network.device)
+        self.pixels, self.velocity = self._sent(torch.tensor(pixels)), self._sent(torch.tensor(velocity))
+        self.classes = self._sent(torch.tensor(where.classes))
+        self.labels = [self._sent(torch.tensor(label)) for label in where.classes]
+        self.frozen: Tensor | None = None
         of_union = config.size_of(where.segment) / config.size_up_to(where.segment)
         share = of_union if self.is_residual else 1.0
         rate = pixel_rate(config, self.network.shape[1], where.segment)
-        self.settings = torch.tensor([rate, share], device=self.network.device)
+        self.settings = numbers([rate, share], self.network.device)
         self.slots = max(1, config.matcher.batch_syn // config.synthetic.factor**2)
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        return sent(tensor, self.network.device)
 
     @property
     def is_residual(self) -> bool:
@@ -256,7 +262,7 @@ class _Loop:
         choice, who, when = torch.rand(3, generator=generator).tolist()
         probe_share = self.config.probe_share_of(self.where.segment)
         if choice < probe_share:
-            return torch.tensor(inputs.probes[int(who * len(inputs.probes))], device=self.network.device)
+            return self._sent(torch.tensor(inputs.probes[int(who * len(inputs.probes))]))
         bank_share = self.config.bank_share_of(self.where.segment)
         if inputs.bank and choice < probe_share + bank_share:
             snapshots = inputs.bank[int(who * len(inputs.bank))]
@@ -266,7 +272,7 @@ class _Loop:
             snapshot = inputs.experts[int(who * len(inputs.experts))][first + int(when * (last - first))]
         else:
             return self.network.initial(generator)
-        flat = torch.tensor(snapshot, device=self.network.device)
+        flat = self._sent(torch.tensor(snapshot))
         return perturb(flat, self.network.layout, matcher.perturb, generator)
 
     def _trained_on(self, flat: Tensor, generator: torch.Generator) -> Tensor:
@@ -282,20 +288,21 @@ class _Loop:
         else:
             present = self._whole_set()
             labels = np.repeat(np.arange(len(present)), present.shape[1])
-            synthetic = synthetic_samples(
-                self.network, present.reshape(-1, *present.shape[2:]), labels, self.config.synthetic.factor
-            )
+            synthetic = synthetic_samples(self.network, present.flatten(0, 1), labels, self.config.synthetic.factor)
             recipe = recipe.model_copy(update={"augment": self.config.augment, "cutmix": 0.0})
             trained = train(self.network, synthetic, recipe, steps=matcher.inner_steps, generator=generator, flat=flat)
         for state in trained:
             flat = state.flat
         return flat
 
-    def _whole_set(self) -> NDArray[np.float32]:
+    def _whole_set(self) -> Tensor:
         """All classes' pixels (K, n+m, C, H, W): frozen segments, this one as it stood, and this group as it stands."""
-        current = self.inputs.current.copy()
-        current[list(self.where.classes)] = self.pixels.clamp(0, 1).cpu().numpy()
-        return np.concatenate([self.inputs.earlier, current], axis=1)
+        if self.frozen is None:
+            both = np.concatenate([self.inputs.earlier, self.inputs.current], axis=1)
+            self.frozen = self._sent(torch.from_numpy(both))
+        present = self.frozen.clone()
+        present[self.classes, self.inputs.earlier.shape[1] :] = self.pixels.clamp(0, 1)
+        return present
 
     # --- some classes at one state -------------------------------------------------------------------------------
 
@@ -312,10 +319,10 @@ class _Loop:
         count = stored.shape[1]
         if self.is_union:
             chunks = torch.split(torch.arange(count), self.slots)
-            draws = draw(1, generator).to(self.network.device)
+            draws = self._sent(draw(1, generator))
         else:
             chunks = (torch.randperm(count, generator=generator)[: self.slots].sort().values,)
-            draws = draw(1, generator).to(self.network.device)
+            draws = self._sent(draw(1, generator))
         means = [self._mean_of(stored[:, chunk.numpy()], flat, places, draws) for chunk in chunks]
         if len(means) == 1:
             return draws, (1 - self.settings[1]) * means[0]
@@ -324,8 +331,9 @@ class _Loop:
 
     def _mean_of(self, stored: NDArray[np.float32], flat: Tensor, places: list[int], draws: Tensor) -> Tensor:
         """What ``stored`` pixels (classes of ``places``, n, C, H, W) have on the synthetic side."""
-        pixels = torch.from_numpy(stored).to(self.network.device)
-        return self.matching.mean(flat, self._as_taken(pixels), self._label(places), draws)
+        return self.matching.mean(
+            flat, self._as_taken(self._sent(torch.from_numpy(stored))), self._label(places), draws
+        )
 
     def _match(
         self, flat: Tensor, places: list[int], anchor: tuple[Tensor | None, Tensor], generator: torch.Generator
@@ -339,8 +347,9 @@ class _Loop:
         images = torch.stack([self.inputs.blocks.take_to(self.network.device, batch) for batch in chosen_real])
         draws, earlier = anchor
         if draws is None:
-            draws = draw(1, generator).to(self.network.device)
-        which = (torch.tensor(places)[:, None], chosen) if self.matching.at_once else (places[0], chosen)
+            draws = self._sent(draw(1, generator))
+        chosen = self._sent(chosen)
+        which = (self._sent(torch.tensor(places))[:, None], chosen) if self.matching.at_once else (places[0], chosen)
         stepped = self.matching.step(
             StepInputs(
                 flat,
@@ -384,4 +393,4 @@ class _Loop:
         return self.inputs.strata[label] if self.config.matcher.strata else None
 
     def _label(self, places: list[int]) -> Tensor:
-        return torch.tensor(self.where.classes[places[0]], device=self.network.device)
+        return self.labels[places[0]]

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dasm_ray.config.keys import TrainRecipe
 from dasm_ray.core.decode import Decoded
+from dasm_ray.core.device import sent
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.reading import accuracy, right, statistics_of
 from dasm_ray.core.networks.samples import RealSamples, Samples, StoredSamples, held
@@ -76,12 +78,14 @@ def evaluate_on(
 
 
 def synthetic_samples(
-    network: Network, pixels: NDArray[np.float32], labels: Labels, factor: int, is_normalised: bool = False
+    network: Network, pixels: NDArray[np.float32] | Tensor, labels: Labels, factor: int, is_normalised: bool = False
 ) -> Samples:
     """The training samples of stored ``pixels`` (N, C, H, W), decoded and, unless they are so already, normalised.
+
+    Pixels that are a tensor of the network's device stay there.
 
     ``labels`` (N,) are class numbers, or (N, K) logits of soft labels.
     """
     targets = torch.tensor(labels) if labels.ndim == 1 else torch.tensor(labels).softmax(1)
-    samples = StoredSamples(network, Decoded(pixels, factor), targets.to(network.device), factor, is_normalised)
+    samples = StoredSamples(network, Decoded(pixels, factor), sent(targets, network.device), factor, is_normalised)
     return held(network, samples, network.whitening is not None and not is_normalised)

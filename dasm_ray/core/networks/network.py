@@ -14,6 +14,7 @@ from torch import Tensor
 from dasm_ray.config.keys import Model, OwnModel
 from dasm_ray.core.augment import augment, cutmix
 from dasm_ray.core.derivatives import grad, grad_and_value
+from dasm_ray.core.device import sent
 from dasm_ray.core.networks import foreign
 from dasm_ray.core.networks.compiled import maybe_compiled
 from dasm_ray.core.networks.convnet import Norm, batch_moments
@@ -100,8 +101,8 @@ class Network:
     def initial(self, generator: torch.Generator) -> Tensor:
         """Fresh parameters (P,) on the device."""
         if isinstance(self.model, OwnModel):
-            return foreign.initial(self.model, self.shape, self.classes, generator).to(self.device)
-        return initial(self.module, generator).to(self.device)
+            return sent(foreign.initial(self.model, self.shape, self.classes, generator), self.device)
+        return sent(initial(self.module, generator), self.device)
 
     def logits(self, flat: Tensor, images: Tensor) -> Tensor:
         """Logits (n, K) of normalised ``images`` (n, C, H, W) at parameters ``flat`` (P,), as in training."""

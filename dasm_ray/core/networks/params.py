@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from dasm_ray.core.device import sent
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -162,7 +164,7 @@ def perturb(flat: Tensor, layout: Layout, length: float, generator: torch.Genera
         if len(shape) < 2:
             moved.append(part)
             continue
-        direction = torch.randn(part.numel(), generator=generator).to(flat).view(shape[0], -1)
+        direction = sent(torch.randn(part.numel(), generator=generator), flat.device).to(flat).view(shape[0], -1)
         filters = part.view(shape[0], -1)
         scale = filters.norm(dim=1, keepdim=True) / direction.norm(dim=1, keepdim=True).clamp_min(1e-12)
         moved.append((filters + length * scale * direction).reshape(-1))

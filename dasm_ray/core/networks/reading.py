@@ -70,13 +70,12 @@ def accuracy(network: Network, flat: Tensor, statistics: dict[str, Tensor], samp
 
     The largest of several NaN is the first by convention, so such a network would seem to answer class 0.
     """
-    right = 0
-    for logits, _, labels in read_all(network, flat, statistics, samples):
-        found = torch.where(logits.isfinite().all(), (logits.argmax(1) == labels).sum(), -1)
-        if found < 0:
-            return math.nan
-        right += int(found)
-    return right / len(samples)
+    found = [
+        torch.where(logits.isfinite().all(), (logits.argmax(1) == labels).sum(), -1)
+        for logits, _, labels in read_all(network, flat, statistics, samples)
+    ]
+    right = torch.stack(found).tolist()  # the one wait for the device
+    return math.nan if min(right) < 0 else sum(right) / len(samples)
 
 
 def right(network: Network, flat: Tensor, statistics: dict[str, Tensor], samples: Samples) -> NDArray[np.bool_]:
@@ -88,8 +87,9 @@ def right(network: Network, flat: Tensor, statistics: dict[str, Tensor], samples
 
 def mean_loss(network: Network, flat: Tensor, statistics: dict[str, Tensor], samples: Samples) -> float:
     """Mean cross-entropy in nats of samples as they are, without augmentation."""
-    total = sum(
-        float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+    sums = [
+        F.cross_entropy(logits.double(), labels, reduction="sum")
         for logits, _, labels in read_all(network, flat, statistics, samples)
-    )
+    ]
+    total: float = sum(torch.stack(sums).tolist())  # the one wait for the device
     return total / len(samples)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dasm_ray.core.blocks import Blocks, room_on
 from dasm_ray.core.decode import PIECE_BYTES, Decoded
+from dasm_ray.core.device import sent
 from dasm_ray.core.networks.network import Network
 
 HELD_BYTES = 1 << 26
@@ -48,7 +49,7 @@ class RealSamples:
         if self.chosen is not None:
             indices = self.chosen[indices]
         images = self.blocks.take_to(self.network.device, indices)
-        labels = torch.from_numpy(self.blocks.labels[indices]).to(self.network.device)
+        labels = sent(torch.from_numpy(self.blocks.labels[indices]), self.network.device)
         return self.network.normalise(images), labels
 
 
@@ -64,7 +65,7 @@ class TensorSamples:
 
     def take(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """See Samples."""
-        chosen = torch.from_numpy(indices).to(self.images.device)
+        chosen = sent(torch.from_numpy(indices), self.images.device)
         return self.images[chosen], self.labels[chosen]
 
 
@@ -87,8 +88,9 @@ class StoredSamples:
 
     def take(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """See Samples."""
-        images = self.images.take(indices).to(self.network.device)
-        slots = torch.from_numpy(indices // self.factor**2).to(self.network.device)
+        images = self.images.take(indices)
+        images = sent(images, self.network.device) if self.images.device.type == "cpu" else images
+        slots = sent(torch.from_numpy(indices // self.factor**2), self.network.device)
         return images if self.is_normalised else self.network.normalise(images), self.labels[slots]
 
 
@@ -105,7 +107,7 @@ class Relabelled:
     def take(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """See Samples."""
         images, _ = self.samples.take(indices)
-        return images, self.labels[torch.from_numpy(indices).to(images.device)]
+        return images, self.labels[sent(torch.from_numpy(indices), images.device)]
 
 
 def held(network: Network, samples: Samples, is_whitened: bool) -> Samples:

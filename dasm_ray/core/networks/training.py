@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dasm_ray.config.keys import TrainRecipe
 from dasm_ray.core.augment import draw
+from dasm_ray.core.device import ahead, numbers, sent
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.samples import Samples
 from dasm_ray.errors import NonFinite
@@ -113,16 +114,31 @@ def train(
         flat = network.initial(generator)
     if velocity is None:
         velocity = torch.zeros_like(flat)
+    prepared = _prepared(network, samples, recipe, steps, generator, decay, flatness)
+    for done, (strategy, inputs) in enumerate(ahead(prepared, network.device), 1):
+        step_once = network.train_step(strategy, flatness[0] > 0)
+        flat, velocity, loss = step_once(flat, velocity, *inputs)
+        yield Trained(done, flat, velocity, loss)
+
+
+def _prepared(
+    network: Network,
+    samples: Samples,
+    recipe: TrainRecipe,
+    steps: int,
+    generator: torch.Generator,
+    decay: bool,
+    flatness: tuple[float, float],
+) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
+    """Of each step what does not depend on the one before: its augmentations, and all it reads beside the network."""
     size = min(recipe.batch, len(samples))
     for done, indices in enumerate(batches(len(samples), size, steps, generator)):
         images, labels = samples.take(indices)
-        draws = draw(size, generator).to(network.device)
-        box = _box(recipe.cutmix, generator).to(network.device)
+        draws = sent(draw(size, generator), network.device)
+        box = sent(_box(recipe.cutmix, generator), network.device)
         rate = recipe.lr * (DECAY ** sum(done >= share * steps for share in DECAY_AT) if decay else 1)
-        settings = torch.tensor([rate, recipe.momentum, recipe.weight_decay, *flatness], device=network.device)
-        step_once = network.train_step(_strategy(recipe, generator), flatness[0] > 0)
-        flat, velocity, loss = step_once(flat, velocity, images, labels, draws, box, settings)
-        yield Trained(done + 1, flat, velocity, loss)
+        settings = numbers([rate, recipe.momentum, recipe.weight_decay, *flatness], network.device)
+        yield _strategy(recipe, generator), (images, labels, draws, box, settings)
 
 
 def _strategy(recipe: TrainRecipe, generator: torch.Generator) -> str:

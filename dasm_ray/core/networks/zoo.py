@@ -290,5 +290,5 @@ def build(
         buffer.fill_(1.0 if name.endswith("var") else 0.0)
     for layer in module.modules():
         if isinstance(layer, Conv2d):
-            layer.inside, layer.is_imitated = inside, not computes_bf16(device)
+            layer.inside, layer.is_imitated = inside, inside is not None and not computes_bf16(device)
     return module.requires_grad_(False).train().to(device)
