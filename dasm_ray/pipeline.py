@@ -22,7 +22,7 @@ from dasm_ray.config.shown import escaped
 from dasm_ray.config.space import Sweep
 from dasm_ray.config.study import Study
 from dasm_ray.errors import ArtifactError, ConfigError, RunFailure
-from dasm_ray.method.choices import choices, random_choice
+from dasm_ray.method.choices import choices, random_choice, stored_images
 from dasm_ray.method.dasm import distil
 from dasm_ray.method.estimate import estimate as measured
 from dasm_ray.method.estimate import shortage, work_ahead
@@ -284,7 +284,7 @@ def select(config: RunConfig, method: str, run: str | None = None) -> tuple[Plac
             picked: Choice = random_choice(open_run, 0)
         else:
             picked = choices(open_run, train_experts(open_run), [method])[method]
-        return _kept_set(open_run.place / method, selected_set(open_run, picked))
+        return _kept_set(open_run.place / method, selected_set(open_run, *stored_images(open_run, picked)))
 
 
 def compare(

@@ -17,7 +17,7 @@ from dasm_ray.core.selection import PICKS, random
 from dasm_ray.method.experts import Experts
 from dasm_ray.method.run import Run, run_all
 from dasm_ray.method.scores import sharded
-from dasm_ray.method.sets import Choice, Held, Indices, Patched, Segment, flattened
+from dasm_ray.method.sets import Choice, Held, Indices, Patched, Pixels, Segment, flattened
 from dasm_ray.runtime.pool import ObjectRef, task
 from dasm_ray.runtime.worker import Worker
 
@@ -49,6 +49,14 @@ def choices(run: Run, experts: Experts, methods: Sequence[str]) -> dict[str, Cho
             )
         found[method] = _by_score(run, experts, method, scores[name])
     return found
+
+
+def stored_images(run: Run, choice: Choice) -> tuple[Pixels, int]:
+    """What was chosen as stored images (N, C, H, W), class by class, and their factor."""
+    if isinstance(choice, Patched):
+        return choice.images.pixels, choice.factor
+    (done,) = run_all(run, [task("selected images", Worker.images, run.job, choice)])
+    return run.pool.fetch(done.refs[0]), 1
 
 
 def _scored_by(run: Run, name: str) -> Run:

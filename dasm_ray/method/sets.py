@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dasm_ray.config.digests import config_digest, result_keys
-from dasm_ray.method.run import Run, run_all
-from dasm_ray.runtime.pool import ObjectRef, Pool, task
-from dasm_ray.runtime.worker import Chosen, Stored, Worker
+from dasm_ray.method.run import Run
+from dasm_ray.runtime.pool import ObjectRef, Pool
+from dasm_ray.runtime.worker import Chosen, Stored
 from dasm_ray.store.artifact import Artifact
 from dasm_ray.store.checkpoints import KeptPixels
 from dasm_ray.store.rundir import versions
@@ -188,15 +188,11 @@ def distilled_set(run: Run, segments: Segments) -> Artifact:
     return _artifact(run, images, numbers, run.config.synthetic.factor, segments[-1].step_size)
 
 
-def selected_set(run: Run, choice: Choice) -> Artifact:
-    """The finished set of what was chosen, ipc stored images of each class, class by class."""
-    if isinstance(choice, Patched):
-        images, factor = choice
-    else:
-        (done,) = run_all(run, [task("selected images", Worker.images, run.job, choice)])
-        labels = np.repeat(np.arange(run.classes), run.config.synthetic.ipc)
-        images, factor = Images(run.pool.fetch(done.refs[0]), labels, None, is_normalised=False), 1
-    return _artifact(run, images, np.zeros(len(images.pixels), np.int32), factor, None)
+def selected_set(run: Run, pixels: Pixels, factor: int = 1) -> Artifact:
+    """The finished set of what was chosen: ipc stored images of each class, pixels (N, C, H, W) class by class."""
+    labels = np.repeat(np.arange(run.classes), run.config.synthetic.ipc)
+    images = Images(pixels, labels, None, is_normalised=False)
+    return _artifact(run, images, np.zeros(len(pixels), np.int32), factor, None)
 
 
 def images_of(artifact: Artifact, which: Sequence[bool] | NDArray[np.bool_] | slice = slice(None)) -> Images:

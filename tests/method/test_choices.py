@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from local_pool import LocalPool, local_run, small
+from local_pool import LocalPool, blocks_of, local_run, small
 
 from dasm_ray.config import selections
 from dasm_ray.config.keys import ROWS
 from dasm_ray.config.selections import SELECTIONS, Selection
 from dasm_ray.core import selection
 from dasm_ray.core.selection import PICKS
-from dasm_ray.method.choices import choices, random_choice
+from dasm_ray.method.choices import choices, random_choice, stored_images
 from dasm_ray.method.experts import Experts, train_experts
 from dasm_ray.method.run import Run
 from dasm_ray.method.sets import Patched, chosen_by, selected_set
@@ -63,7 +63,7 @@ def test_patches_are_stored_images_of_each_class_the_same_each_time(digits: Real
     (again,) = choices(run, experts, ["patches"]).values()
     assert isinstance(again, Patched)
     assert again.images.pixels.tobytes() == patched.images.pixels.tobytes()
-    made = selected_set(run, patched)
+    made = selected_set(run, *stored_images(run, patched))
     assert (made.factor, made.pixels.tobytes()) == (2, patched.images.pixels.tobytes())
     soft = chosen_by(run, patched, np.zeros((20, 10), np.float32))
     assert soft.digest != chosen_by(run, patched).digest
@@ -76,6 +76,13 @@ def test_scores_that_several_ways_read_are_computed_once(run: Run, experts: Expe
     done = run.pool.done[before:]
     assert len([name for name in done if name.startswith("el2n scores")]) == 2, "two shards of one scoring"
     assert done[-1] == "best window"
+
+
+def test_what_was_chosen_by_number_is_stored_as_it_is(run: Run) -> None:
+    indices = random_choice(run, 0)
+    pixels, factor = stored_images(run, indices)
+    assert factor == 1
+    assert np.array_equal(pixels * 255, np.concatenate(blocks_of(run.real))[indices])
 
 
 def test_random_images_are_others_for_every_seed(run: Run) -> None:
