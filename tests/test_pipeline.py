@@ -104,7 +104,7 @@ def test_a_selection_is_an_artifact_like_any_other(
     found = read_artifact(place)
     assert digest(found) == stamp
     assert found.labels.tolist() == [label for label in range(10) for _ in range(2)]
-    assert found.factor == 1
+    assert found.factor == (config.synthetic.factor if method == "patches" else 1)
     assert len({image.tobytes() for image in found.pixels}) == 20
     if method in ("random", "ccs"):  # those that draw
         assert pipeline.select(config, method, str(tmp_path / "again"))[1] == stamp

@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 
-QUICK = ("matcher.networks=4", "matcher.rounds=1", "probe.epochs=5", "evaluate.epochs=5", "evaluate.full_epochs=1")
+QUICK = ("matcher.networks=4", "matcher.rounds=4", "probe.epochs=5", "evaluate.epochs=5", "evaluate.full_epochs=1")
 
 
 class DemoFailed(Exception):
