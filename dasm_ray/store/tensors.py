@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -35,19 +35,19 @@ def checksum(arrays: Mapping[str, np.ndarray], note: Values) -> str:
     total = begun_checksum(note)
     for name in sorted(arrays):
         array = np.asarray(arrays[name], order="C")
-        total.update(heading(name, array.dtype, array.shape))
+        total.update(heading(name, array.dtype.str, array.shape))
         total.update(array.reshape(-1).view(np.uint8).data)
     return str(total.hexdigest())
 
 
-def begun_checksum(note: Values) -> Any:
+def begun_checksum(note: Values) -> hashlib._Hash:
     """The checksum of a note alone, to which each array's `heading` and bytes are added by ``update``."""
     return hashlib.sha256(json.dumps(note, sort_keys=True).encode())
 
 
-def heading(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    """What a checksum takes of an array before its bytes."""
-    return f"{name}:{dtype.str}:{shape};".encode()
+def heading(name: str, kind: str, shape: tuple[int, ...]) -> bytes:
+    """What a checksum takes of an array before its bytes; ``kind`` is its type as NumPy writes it, `<f4`."""
+    return f"{name}:{kind}:{shape};".encode()
 
 
 def write(place: Place, arrays: Mapping[str, np.ndarray], note: Values) -> None:

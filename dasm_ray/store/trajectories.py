@@ -134,7 +134,7 @@ def _verified(file: Place, header: tensors.Header) -> KeptTrajectory:
     total, is_finite = tensors.begun_checksum(header.note), True
     sums: dict[str, tuple[str, ...]] = {}
     for name, span in sorted(header.spans.items()):
-        total.update(tensors.heading(name, np.dtype(np.float32), span.shape))
+        total.update(tensors.heading(name, np.dtype(np.float32).str, span.shape))
         found = []
         for row in range(_rows(span)):
             values = _read_row(file, span, row)
