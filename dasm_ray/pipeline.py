@@ -175,9 +175,7 @@ def _distilled(run: Run) -> Result:
     write_card(run.place / "synthetic", artifact, [told(row) for row in rows], draw_few(artifact)[0])
     result = _reported(run, rows, stamp, config_digest(run.config))
     if run.config.runtime.page:
-        run.progress.stage("page", 1)
-        _draw_page(run.place, run.progress.note)
-        run.progress.advance()
+        _draw_page(run.place, run.progress)
     return result
 
 
@@ -316,7 +314,7 @@ def compare(
         keep_table(place, stem, rows, title, tested, shown)
         if configs[0].runtime.page:
             with Progress() as progress:
-                _draw_page(place, progress.note)
+                _draw_page(place, progress)
         return Table(place, rows, title, tested)
 
 
@@ -335,7 +333,7 @@ def study(plan: Study, run: str | None = None) -> Studied:
             raise RunFailure(f"{place}: no arm could be finished; {place / 'study.md'} says why")
         if plan.config.runtime.page and any(tried.folder for tried in known):
             with Progress() as progress:
-                _draw_page(place, progress.note)
+                _draw_page(place, progress)
         return Studied(place, differences.summary(plan, known, tested))
 
 
@@ -374,7 +372,7 @@ def sweep(plan: Sweep, run: str | None = None, *, resume: bool = False) -> Swept
         swept = Swept(place, lines, title, distill(everyone, trial_place(place, best.trial)))
         if config.runtime.page and not is_over:
             with Progress() as progress:
-                _draw_page(place, progress.note)
+                _draw_page(place, progress)
         return swept
 
 
@@ -502,13 +500,15 @@ def _reported(run: Run, rows: list[Row], stamp: str, own: str, network: str | No
     return Result(run.place, stamp, rows, title, tested)
 
 
-def _draw_page(place: Place, note: Callable[[str], None]) -> None:
+def _draw_page(place: Place, progress: Progress) -> None:
     """Draws the page of a run, a comparison, a study or a sweep; that it fails costs nothing finished its end."""
+    progress.stage("page", 1)
     try:
-        note(f"page {report([place])}")
+        progress.note(f"page {report([place])}")
     except Exception as error:
         why = str(error).partition("\n")[0] or type(error).__name__
-        note(f"the page could not be drawn ({why}); `dasm-ray report {place}` tries it again")
+        progress.note(f"the page could not be drawn ({why}); `dasm-ray report {place}` tries it again")
+    progress.advance()
 
 
 def tested_by(run: Run) -> int:

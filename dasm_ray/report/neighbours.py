@@ -49,8 +49,9 @@ def nearest(source: Source, data: Data, pictures: Levels, labels: NDArray[np.int
         for label in np.unique(labels):
             mine, real = np.flatnonzero(labels == label), images[of == label]
             if len(real):
+                small = {size: shrunk(real, size) for size in {tile.size for tile in tiles}}
                 for tile in tiles:
-                    tile.look_at(mine, real)
+                    tile.look_at(mine, small[tile.size])
     packed, total = np.zeros_like(pictures), np.zeros(len(pictures))
     for tile in tiles:
         top, bottom, left, right = tile.box
@@ -77,12 +78,12 @@ class _Tile:
         self.box = box
         top, bottom, left, right = box
         self._wanted = pictures[:, :, top:bottom, left:right]
+        self.size = (bottom - top, right - left)
         self.found = np.zeros_like(self._wanted)
         self.squares = np.full(len(pictures), np.inf)  # sums of squared differences
 
-    def look_at(self, mine: NDArray[np.int64], real: Levels) -> None:
-        """Takes the nearest of ``real`` (n, C, H, W) for the pictures ``mine``, where nearer than what was seen."""
-        small = shrunk(real, self._wanted.shape[2:])
+    def look_at(self, mine: NDArray[np.int64], small: Levels) -> None:
+        """Takes the nearest of ``small`` (n, C, *size) for the pictures ``mine``, where nearer than what was seen."""
         wanted, flat = (part.reshape(len(part), -1).astype(np.float64) / 255 for part in (self._wanted[mine], small))
         squares = (wanted**2).sum(1)[:, None] - 2 * wanted @ flat.T + (flat**2).sum(1)
         best = squares.argmin(axis=1)
