@@ -206,7 +206,7 @@ def distil_and_kill(recipe: Path, run: Path, victim: str | None) -> subprocess.C
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("victim", "name"),
-    [("raylet", "node process"), pytest.param("gcs_server", "control process", marks=pytest.mark.slow)],
+    [("raylet", "node process"), pytest.param("gcs_server", "control process", marks=pytest.mark.slow(75))],
 )
 @pytest.mark.timeout(600)
 def test_killed_ray_is_told_within_seconds_nothing_is_left_and_the_same_command_goes_on(

@@ -410,7 +410,7 @@ def test_batch_normalisation_cannot_be_taken_in_pieces() -> None:
         DistributionMatching(network_of("batch"), "hidden", ALL, 2, 0.5, micro=4)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_the_compiled_step_in_pieces_is_the_same_mathematics() -> None:
     fast = DistributionMatching(network_of(compile=True), "blocks", "color_crop", 2, 0.5, micro=4)
     plain = DistributionMatching(network_of(), "blocks", "color_crop", 2, 0.5)
