@@ -132,6 +132,11 @@ def small(**sections: dict[str, Any]) -> RunConfig:
     return parse_config(tree)
 
 
+def shared_experts() -> dict[str, str]:
+    """For ``experts`` of runs whose experts are not what is tested: trained once for all tests, by any process."""
+    return {"cache": f"{os.environ['DASM_RAY_CACHE']}/experts"}
+
+
 SESSION = Session(workers=1, shape=Shape(1, 0.0), device="cpu", started_here=False, connected_here=False)
 
 

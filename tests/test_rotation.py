@@ -25,7 +25,9 @@ def test_parts_take_alike_long() -> None:
     assert parts_of([10] * 9, 3) == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert parts_of([10, 10, 40, 10, 10], 2) == [1, 1, 2, 2, 2], "a test in the middle is in one of both"
     seconds = [float(1 + 7 * number % 13) for number in range(200)]
-    sums = [sum(each for each, part in zip(seconds, parts_of(seconds, 8), strict=True) if part == n) for n in range(1, 9)]
+    sums = [
+        sum(each for each, part in zip(seconds, parts_of(seconds, 8), strict=True) if part == n) for n in range(1, 9)
+    ]
     assert max(sums) - min(sums) <= 2 * max(seconds)
 
 
@@ -50,7 +52,9 @@ def test_each_landing_has_the_next_part_and_one_landing_the_same(tmp_path: Path)
         assert asked_for("next", tmp_path).number == turns[-1]
     assert all(then % PARTS + 1 == now for then, now in pairwise(turns))
     assert set(turns) == set(range(1, PARTS + 1))
-    assert str(asked_for("next", tmp_path)).startswith(f"slow tests, part {turns[-1]} of {PARTS} (by its {PARTS + 2} landings;")
+    assert str(asked_for("next", tmp_path)).startswith(
+        f"slow tests, part {turns[-1]} of {PARTS} (by its {PARTS + 2} landings;"
+    )
 
 
 def test_without_the_history_the_day_decides(tmp_path: Path) -> None:
