@@ -111,9 +111,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "score": {"early": 1, "batch": 400},
     "probe": {"epochs": 4, "batch": 10, "members": 2},
     "evaluate": {"epochs": 3, "full_epochs": 1, "batch": 20, "seeds": 2, "checkpoints": 1},
-    "runtime": {"compile": False, "checkpoint_seconds": 0},
+    "runtime": {"compile": False, "checkpoint_seconds": 0, "page": False},
 }
-"""A run of digits that takes a second or two in this process."""
+"""A run of digits that takes a second or two in this process; a page would take twice as long."""
 
 WALKS: dict[str, dict[str, Any]] = {
     "synthetic": {"group_size": None},
