@@ -102,6 +102,20 @@ class LocalPool:
         return Done(task, first, tuple(map(put, others)))
 
 
+class Remote:
+    """A task of Ray as far as it is asked here; ``given`` are the options of the last call."""
+
+    def __init__(self) -> None:
+        self.given: dict[str, Any] = {}
+
+    def options(self, **given: Any) -> Remote:
+        self.given = given
+        return self
+
+    def remote(self, *args: Any) -> Any:
+        return args
+
+
 SMALL: dict[str, dict[str, Any]] = {
     "data": {"name": "digits"},
     "model": {"width": 4, "depth": 1},
