@@ -26,6 +26,7 @@ from dasm_ray.store.datasets.blockcache import BlockCache, Index, Kept, part_nam
 from dasm_ray.store.datasets.blockfile import write_part
 from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.datasets.fingerprint import fingerprint
+from dasm_ray.store.datasets.shards import Source
 from dasm_ray.store.datasets.sorting import merge, pieces, write_chunk
 from dasm_ray.store.datasets.splits import SPLITS
 from dasm_ray.store.place import Place
@@ -160,14 +161,20 @@ def local_real(config: RunConfig) -> RealRefs:
     cache, key = BlockCache(config.data, said.append), fingerprint(source, config.data)
     index = cache.find(key)
     if index is None:
-        shards = [shard for of_split in source.shards.values() for shard in of_split]
-        with cache.making(key, 0) as making:
-            facts = [write_chunk(making.chunks, n, shard, config.data, source.cut) for n, shard in enumerate(shards)]
-            work = pieces(np.stack([each.counts for each in facts]), source.shape)
-            merged = [each for piece in work for each in merge(making, piece, source.shape)]
-            index = index_of(merged, source.shape, told(facts))
-            index.write(making.place)
+        with cache.alone(key, source.name):  # another process of the same tests may be at it
+            index = cache.find(key) or _decoded(config, source, cache, key)
     return _refs(cache.kept(key), index, source.class_names)
+
+
+def _decoded(config: RunConfig, source: Source, cache: BlockCache, key: str) -> Index:
+    shards = [shard for of_split in source.shards.values() for shard in of_split]
+    with cache.making(key, 0) as making:
+        facts = [write_chunk(making.chunks, n, shard, config.data, source.cut) for n, shard in enumerate(shards)]
+        work = pieces(np.stack([each.counts for each in facts]), source.shape)
+        merged = [each for piece in work for each in merge(making, piece, source.shape)]
+        index = index_of(merged, source.shape, told(facts))
+        index.write(making.place)
+    return index
 
 
 def _refs(kept: Kept, index: Index, class_names: tuple[str, ...]) -> RealRefs:
