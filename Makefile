@@ -3,8 +3,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# A thread each: processes that share the cores wait for one another's threads.
-PYTHON_FOR_TESTS = RAY_AUTH_MODE=disabled OMP_NUM_THREADS=1 $(BIN)/python
+# A thread each: processes that share the cores wait for one another's threads. Bytecode is kept, whatever the caller has
+# set: else each process of each test compiles the package anew, and each call of pytest all tests.
+PYTHON_FOR_TESTS = RAY_AUTH_MODE=disabled OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python
 TEST = $(PYTHON_FOR_TESTS) -m pytest
 
 # Files are dealt to so many processes, a file to one of them, since its tests share what takes long to make.

@@ -37,7 +37,7 @@ from dasm_ray.runtime import submit as jobs
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-LIMIT = 240
+LIMIT = 400
 """Seconds after which a command counts as hanging."""
 
 TINY = """
