@@ -61,7 +61,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def chosen_part() -> list[Part]:
     """The part of the slow tests that is asked for, if one is."""
     given = os.environ.get("SLOW_PART")
-    return [asked_for(given, Path(__file__).parent)] if given else []
+    try:
+        return [asked_for(given, Path(__file__).parent)] if given else []
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def seconds_of(item: pytest.Item) -> float:
