@@ -122,7 +122,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "model": {"width": 4, "depth": 1},
     "synthetic": {"ipc": 2, "segments": 2, "group_size": 5},
     "experts": {"count": 2, "epochs": 3, "batch": 128},
-    "matcher": {"rounds": 2, "networks": 2, "batch_real": 8, "lr_img": 0.01, "scale_lr": False, "snapshots": [[0, 3]]},
+    "matcher": {"rounds": 2, "networks": 1, "batch_real": 8, "lr_img": 0.01, "scale_lr": False, "snapshots": [[0, 3]]},
     "score": {"early": 1, "batch": 400},
     "probe": {"epochs": 4, "batch": 10, "members": 2},
     "evaluate": {"epochs": 3, "full_epochs": 1, "batch": 20, "seeds": 2, "checkpoints": 1},

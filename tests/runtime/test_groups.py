@@ -39,7 +39,7 @@ def config_with(**matcher: object) -> RunConfig:
             "data": {"name": "digits"},
             "model": {"width": 4, "depth": 1},
             "synthetic": {"ipc": 1, "segments": 1, "group_size": 4},
-            "matcher": {"rounds": ROUNDS, "networks": 2, "lr_img": 0.01, "scale_lr": False, "batch_real": 8, **matcher},
+            "matcher": {"rounds": ROUNDS, "networks": 1, "lr_img": 0.01, "scale_lr": False, "batch_real": 8, **matcher},
             "runtime": {"compile": False, "checkpoint_seconds": 0},
         }
     )
