@@ -96,9 +96,10 @@ def undisturbed(real: RealRefs, tmp_path_factory: pytest.TempPathFactory) -> Cal
     return cache(lambda name: Run(real, LocalPool(), tmp_path_factory.mktemp("whole"), config_of(name)).go())
 
 
-def test_rounds_on_workers_are_rounds_in_this_process(ray_session: object, real: RealRefs, tmp_path: Path) -> None:
-    config = config_with(name="dsa", steps=2)
-    here = Run(real, LocalPool(), tmp_path / "here", config).go()
+def test_rounds_on_workers_are_rounds_in_this_process(
+    ray_session: object, undisturbed: Callable[[str | None], np.ndarray], tmp_path: Path
+) -> None:
+    config, here = config_of("dsa"), undisturbed("dsa")
     with Pool(
         Worker,
         (1,),
@@ -111,7 +112,7 @@ def test_rounds_on_workers_are_rounds_in_this_process(ray_session: object, real:
         notice=lambda text: None,
     ) as pool:
         images = load_real(open_source(config.data), config.data, lambda text: None)
-        there = Run(images, pool, tmp_path / "there", config).go()
+        there = Run(images, pool, tmp_path, config).go()
     assert there.tobytes() == here.tobytes()
 
 
