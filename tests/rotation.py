@@ -70,9 +70,15 @@ def _landings(folder: Path) -> int:
 
 def _git(folder: Path, *words: str) -> str:
     """What git says in a folder; nothing where there is no git or it fails."""
-    bare = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # of a hook, say
     try:
-        done = subprocess.run(["git", *words], cwd=folder, env=bare, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["git", *words], cwd=folder, env=without_git(), capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return ""
     return done.stdout.strip()
+
+
+def without_git() -> dict[str, str]:
+    """The environment without what a hook of git puts there, which would have git look elsewhere than it is told."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}

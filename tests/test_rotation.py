@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shutil
 import subprocess
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rotation import PARTS, asked_for, parts_of
+from rotation import PARTS, asked_for, parts_of, without_git
 
 
 @given(st.lists(st.floats(0.1, 1000), max_size=100), st.integers(1, 20))
@@ -38,13 +39,21 @@ def test_a_part_that_is_named_is_that_one(tmp_path: Path) -> None:
             asked_for(wrong, tmp_path)
 
 
-def commit(folder: Path) -> None:
+NEEDS_GIT = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+
+
+def git(folder: Path, *words: str) -> None:
     who = ["-c", "user.name=nobody", "-c", "user.email=nobody@localhost", "-c", "commit.gpgsign=false"]
-    subprocess.run(["git", *who, "commit", "-q", "--allow-empty", "-m", "x"], cwd=folder, check=True)
+    subprocess.run(["git", *who, *words], cwd=folder, env=without_git(), check=True)
 
 
+def commit(folder: Path) -> None:
+    git(folder, "commit", "-q", "--allow-empty", "-m", "x")
+
+
+@NEEDS_GIT
 def test_each_landing_has_the_next_part_and_one_landing_the_same(tmp_path: Path) -> None:
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    git(tmp_path, "init", "-q")
     turns = []
     for _ in range(PARTS + 2):
         commit(tmp_path)
@@ -57,14 +66,15 @@ def test_each_landing_has_the_next_part_and_one_landing_the_same(tmp_path: Path)
     )
 
 
+@NEEDS_GIT
 def test_without_the_history_the_day_decides(tmp_path: Path) -> None:
     """Outside a repository, and in one whose history was cut off."""
     before = datetime.datetime.now(datetime.UTC).date()
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    subprocess.run(["git", "init", "-q", str(whole)], check=True)
+    git(tmp_path, "init", "-q", str(whole))
     for _ in range(2):
         commit(whole)
-    subprocess.run(["git", "clone", "-q", "--depth", "1", whole.as_uri(), str(cut)], check=True)
+    git(tmp_path, "clone", "-q", "--depth", "1", whole.as_uri(), str(cut))
     for folder in (tmp_path, cut):
         part = asked_for("next", folder)
         assert part.number in {1 + before.toordinal() % PARTS, 1 + (before.toordinal() + 1) % PARTS}
