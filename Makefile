@@ -3,8 +3,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# A thread each: processes that share the cores wait for one another's threads.
-PYTHON_FOR_TESTS = RAY_AUTH_MODE=disabled OMP_NUM_THREADS=1 $(BIN)/python
+# A thread each: processes that share the cores wait for one another's threads. Bytecode is kept, whatever the caller has
+# set: else each process of each test compiles the package anew, and each call of pytest all tests.
+PYTHON_FOR_TESTS = RAY_AUTH_MODE=disabled OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python
 TEST = $(PYTHON_FOR_TESTS) -m pytest
 
 # Files are dealt to so many processes, a file to one of them, since its tests share what takes long to make.
@@ -15,7 +16,7 @@ ALL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 python; do \
 	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test check lint long slow gpu bench docs clean
+.PHONY: demo test check lint long slow slow-part gpu bench docs clean
 
 demo: $(INSTALLED)  ## the embedded default, end to end
 	$(BIN)/dasm-ray distill digits
@@ -23,9 +24,10 @@ demo: $(INSTALLED)  ## the embedded default, end to end
 test: $(INSTALLED)
 	$(TEST) $(ALL)
 
-check: lint  ## what CI runs: format, lint, types, the command of `make test`, and the long tests
+check: lint  ## what CI runs: format, lint, types, the command of `make test`, the long tests, and a part of the slow ones
 	$(TEST) $(ALL)
 	$(MAKE) long
+	$(MAKE) slow-part
 
 long: $(INSTALLED)  ## the tests of whole commands
 	$(TEST) $(ALL) -m 'long and not slow'
@@ -37,6 +39,10 @@ lint: $(INSTALLED)
 
 slow: $(INSTALLED)  ## the tests that take minutes
 	$(TEST) -m slow -n $(JOBS)
+
+# Of the random faults of the soak there are fewer than in `make slow`, others each time.
+slow-part: $(INSTALLED)  ## one part of them, by turns: a landing has the next; SLOW_PART=3 has the third
+	SLOW_PART=$${SLOW_PART:-next} DASM_SOAK_FAULTS=$${DASM_SOAK_FAULTS:-12} $(TEST) -m slow -n $(JOBS)
 
 # What is installed is taken as it is: neither Ray nor the other tools of the tests are needed. GPU_PYTHON names it.
 GPU_PYTHON ?= $(BIN)/python

@@ -1,6 +1,7 @@
 """One Ray for the whole test session: starting it takes seconds, so no test starts its own without a reason.
 
 What Hypothesis tries is another every day, by a seed that is printed: FUZZ_SEED=N has a day's again.
+SLOW_PART=N leaves one part of the slow tests, SLOW_PART=next the one whose turn it is, which is printed too.
 """
 
 import atexit
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from commands import SMALL, TRAJECTORIES, digest_in, finished, started
 from hypothesis import settings
+from rotation import PARTS, USUAL_SECONDS, Part, asked_for, parts_of
 
 settings.register_profile("seeded", print_blob=True, deadline=None, database=None)
 settings.load_profile("seeded")
@@ -39,15 +41,36 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.hypothesis_seed = os.environ["FUZZ_SEED"]
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    return f"fuzz seed: {config.getoption('--hypothesis-seed')}"
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    return [f"fuzz seed: {config.getoption('--hypothesis-seed')}", *(str(part) for part in chosen_part())]
 
 
 @pytest.hookimpl(tryfirst=True)  # before the marks are chosen by
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if WHOLE & set(getattr(item, "fixturenames", ())) and item.get_closest_marker("slow") is None:
             item.add_marker("long")
+    for part in chosen_part():
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        numbers = parts_of([seconds_of(item) for item in slow], PARTS)
+        others = {item for item, number in zip(slow, numbers, strict=True) if number != part.number}
+        config.hook.pytest_deselected(items=list(others))
+        items[:] = [item for item in items if item not in others]
+
+
+def chosen_part() -> list[Part]:
+    """The part of the slow tests that is asked for, if one is."""
+    given = os.environ.get("SLOW_PART")
+    try:
+        return [asked_for(given, Path(__file__).parent)] if given else []
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def seconds_of(item: pytest.Item) -> float:
+    """How long a slow test takes, as its mark says."""
+    mark = item.get_closest_marker("slow")
+    return float(mark.args[0]) if mark and mark.args else USUAL_SECONDS
 
 
 @pytest.fixture(scope="session")

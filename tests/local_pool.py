@@ -26,6 +26,7 @@ from dasm_ray.store.datasets.blockcache import BlockCache, Index, Kept, part_nam
 from dasm_ray.store.datasets.blockfile import write_part
 from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.datasets.fingerprint import fingerprint
+from dasm_ray.store.datasets.shards import Source
 from dasm_ray.store.datasets.sorting import merge, pieces, write_chunk
 from dasm_ray.store.datasets.splits import SPLITS
 from dasm_ray.store.place import Place
@@ -102,18 +103,32 @@ class LocalPool:
         return Done(task, first, tuple(map(put, others)))
 
 
+class Remote:
+    """A task of Ray as far as it is asked here; ``given`` are the options of the last call."""
+
+    def __init__(self) -> None:
+        self.given: dict[str, Any] = {}
+
+    def options(self, **given: Any) -> Remote:
+        self.given = given
+        return self
+
+    def remote(self, *args: Any) -> Any:
+        return args
+
+
 SMALL: dict[str, dict[str, Any]] = {
     "data": {"name": "digits"},
     "model": {"width": 4, "depth": 1},
     "synthetic": {"ipc": 2, "segments": 2, "group_size": 5},
     "experts": {"count": 2, "epochs": 3, "batch": 128},
-    "matcher": {"rounds": 2, "networks": 2, "batch_real": 8, "lr_img": 0.01, "scale_lr": False, "snapshots": [[0, 3]]},
+    "matcher": {"rounds": 2, "networks": 1, "batch_real": 8, "lr_img": 0.01, "scale_lr": False, "snapshots": [[0, 3]]},
     "score": {"early": 1, "batch": 400},
     "probe": {"epochs": 4, "batch": 10, "members": 2},
     "evaluate": {"epochs": 3, "full_epochs": 1, "batch": 20, "seeds": 2, "checkpoints": 1},
-    "runtime": {"compile": False, "checkpoint_seconds": 0},
+    "runtime": {"compile": False, "checkpoint_seconds": 0, "page": False},
 }
-"""A run of digits that takes a second or two in this process."""
+"""A run of digits that takes a second or two in this process; a page would take twice as long."""
 
 WALKS: dict[str, dict[str, Any]] = {
     "synthetic": {"group_size": None},
@@ -132,6 +147,11 @@ def small(**sections: dict[str, Any]) -> RunConfig:
     return parse_config(tree)
 
 
+def shared_experts() -> dict[str, str]:
+    """For ``experts`` of runs whose experts are not what is tested: trained once for all tests, by any process."""
+    return {"cache": f"{os.environ['DASM_RAY_CACHE']}/experts"}
+
+
 SESSION = Session(workers=1, shape=Shape(1, 0.0), device="cpu", started_here=False, connected_here=False)
 
 
@@ -141,14 +161,20 @@ def local_real(config: RunConfig) -> RealRefs:
     cache, key = BlockCache(config.data, said.append), fingerprint(source, config.data)
     index = cache.find(key)
     if index is None:
-        shards = [shard for of_split in source.shards.values() for shard in of_split]
-        with cache.making(key, 0) as making:
-            facts = [write_chunk(making.chunks, n, shard, config.data, source.cut) for n, shard in enumerate(shards)]
-            work = pieces(np.stack([each.counts for each in facts]), source.shape)
-            merged = [each for piece in work for each in merge(making, piece, source.shape)]
-            index = index_of(merged, source.shape, told(facts))
-            index.write(making.place)
+        with cache.alone(key, source.name):  # another process of the same tests may be at it
+            index = cache.find(key) or _decoded(config, source, cache, key)
     return _refs(cache.kept(key), index, source.class_names)
+
+
+def _decoded(config: RunConfig, source: Source, cache: BlockCache, key: str) -> Index:
+    shards = [shard for of_split in source.shards.values() for shard in of_split]
+    with cache.making(key, 0) as making:
+        facts = [write_chunk(making.chunks, n, shard, config.data, source.cut) for n, shard in enumerate(shards)]
+        work = pieces(np.stack([each.counts for each in facts]), source.shape)
+        merged = [each for piece in work for each in merge(making, piece, source.shape)]
+        index = index_of(merged, source.shape, told(facts))
+        index.write(making.place)
+    return index
 
 
 def _refs(kept: Kept, index: Index, class_names: tuple[str, ...]) -> RealRefs:

@@ -12,7 +12,9 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 
+from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 
 BUCKET = "bucket"
@@ -96,6 +98,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def age(name: str, seconds: float) -> int:
+    """As if so many seconds had gone by since objects whose keys contain this were written; how many there are."""
+    ((_, partitions),) = s3_backends.items()
+    buckets = [backend.buckets[BUCKET] for backend in partitions.values() if BUCKET in backend.buckets]
+    found = [key for bucket in buckets for key in bucket.keys.values() if name in key.name]
+    for key in found:
+        key.last_modified -= timedelta(seconds=seconds)
+    return len(found)
 
 
 @contextlib.contextmanager

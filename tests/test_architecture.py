@@ -92,6 +92,7 @@ WITHOUT_ORIGINAL = {
     "test_faults.py",
     "test_notebooks.py",
     "test_peers.py",
+    "test_rotation.py",
     "test_same_bytes.py",
     "test_soak.py",
     "test_wheel.py",

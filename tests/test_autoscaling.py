@@ -26,7 +26,7 @@ evaluate: {epochs: 4, full_epochs: 1, batch: 20, seeds: 2, checkpoints: 2, rows:
 runtime: {compile: false, checkpoint_seconds: 0, page: false, device: cpu, idle_seconds: 5}
 """
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(40)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,7 @@ def test_a_node_killed_in_the_middle_changes_nothing(
     cluster.wait_for(0, 60)
 
 
+@pytest.mark.slow(85)
 def test_a_sweep_is_what_the_cluster_grows_by(cluster: Autoscaling, recipe: Path, local: str, tmp_path: Path) -> None:
     """Three trials of one worker with a GPU: three placement groups that wait, so three nodes, and none afterwards."""
     cluster.wait_for(0, 60)
@@ -132,6 +133,7 @@ def test_a_sweep_is_what_the_cluster_grows_by(cluster: Autoscaling, recipe: Path
     cluster.wait_for(0, 60)
 
 
+@pytest.mark.slow(10)
 @pytest.mark.parametrize(
     ("wanted", "named"),
     [

@@ -106,7 +106,7 @@ def test_a_bare_loop_of_core_calls_comes_to_what_the_coordinator_does(digits: Re
     assert 0 < seconds < rows_runtime.asked(pool, "cpu")[0]  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 def test_the_coordinator_one_worker_and_two_come_to_what_a_bare_loop_does(ray_session: object) -> None:
     for row in (rows_runtime.coordinator, rows_runtime.workers):
         found = row(1, True)
@@ -177,7 +177,7 @@ def test_loops_are_timed_on_a_device_and_gone_on_with(
         run()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(105)
 @pytest.mark.timeout(900)
 def test_the_command_keeps_each_row_and_goes_on(tmp_path: Path) -> None:
     """At sizes that say nothing: eager steps, one pair. A row that is there is not measured again."""

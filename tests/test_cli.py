@@ -180,25 +180,73 @@ def test_the_address_of_a_job_server_in_the_environment(recipe: Path, monkeypatc
 
 
 EARLY = """
-import sys
+import importlib, json, os, sys, traceback
 from dasm_ray import cli
+refused, loaded, tries = json.loads(sys.argv[1])
 class Loading:
     def find_spec(self, name, path=None, target=None):
-        if name in ("torch", "ray", "sklearn", "pyarrow"):
+        if name in refused:
             raise SystemExit(7)
 sys.meta_path.insert(0, Loading())
-cli.main(sys.argv[1:])
+for name in loaded:
+    importlib.import_module(name)
+for folder, words in tries:
+    if os.fork() == 0:
+        code = 1
+        try:
+            os.chdir(folder)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(os.open("stderr", os.O_WRONLY | os.O_CREAT), 2)
+            cli.main(words)
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
+"""Each command in a fork of one process, which has loaded what the command line alone needs; 7: it loads what is not
+to be loaded."""
 
 
-@pytest.mark.parametrize("command", ["distill", "experts", "estimate", "score", "select", "compare"])
-def test_what_is_done_is_said_before_anything_is_loaded(recipe: Path, command: str) -> None:
+def ended_early(
+    refused: list[str], loaded: list[str], tries: dict[str, tuple[Path, list[str]]]
+) -> dict[str, tuple[int, str]]:
+    """Of commands by name, each in its folder: the exit code, and stderr.
+
+    None may load what is ``refused``; what is ``loaded`` all have from the beginning, to save time.
+    """
+    given = json.dumps([refused, loaded, [[str(folder), words] for folder, words in tries.values()]])
+    command = [sys.executable, "-c", EARLY, given]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+    codes = map(int, done.stdout.split())
+    return {
+        name: (code, (folder / "stderr").read_text())
+        for (name, (folder, _)), code in zip(tries.items(), codes, strict=True)
+    }
+
+
+COMPUTING = ["distill", "experts", "estimate", "score", "select", "compare"]
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
+    """How commands end at the first library that takes long to load."""
+    tries = {}
+    for command in COMPUTING:
+        folder = tmp_path_factory.mktemp(command)
+        (folder / "good.yaml").write_text(GOOD)
+        tries[command] = (folder, [command, str(folder / "good.yaml")])
+    return ended_early(["torch", "ray", "sklearn", "pyarrow"], [], tries)
+
+
+@pytest.mark.parametrize("command", COMPUTING)
+def test_what_is_done_is_said_before_anything_is_loaded(begun: dict[str, tuple[int, str]], command: str) -> None:
     """PyTorch and Ray take seconds, in which a command must not look dead."""
-    done = subprocess.run(
-        [sys.executable, "-c", EARLY, command, str(recipe)], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 7, done.stderr
-    (said,) = done.stderr.splitlines()
+    code, stderr = begun[command]
+    assert code == 7, stderr
+    (said,) = stderr.splitlines()
     assert said.endswith(", loading PyTorch and Ray")
 
 
@@ -321,6 +369,10 @@ def test_the_run_of_another_configuration(recipe: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def artifact(tmp_path: Path) -> Path:
+    return artifact_in(tmp_path)
+
+
+def artifact_in(folder: Path) -> Path:
     config = {"data": {"name": "digits"}, "model": {"width": 8, "depth": 1}, "synthetic": {"ipc": 1, "segments": 1}}
     made = Artifact(
         pixels=np.full((10, 1, 8, 8), 0.5, np.float32),
@@ -335,8 +387,8 @@ def artifact(tmp_path: Path) -> Path:
         recipe={"model": {"arch": "convnet", "width": 8}, "image_size": [8, 8], "training": {"epochs": 1, "lr": 0.01}},
         provenance={"config": config},
     )
-    write_artifact(Place(str(tmp_path / "set")), made)
-    return tmp_path / "set"
+    write_artifact(Place(str(folder / "set")), made)
+    return folder / "set"
 
 
 REFUSED_EARLY = {
@@ -359,31 +411,41 @@ REFUSED_EARLY = {
 }
 
 
-@pytest.mark.parametrize(("words", "part"), REFUSED_EARLY.values(), ids=REFUSED_EARLY.keys())
+def names_in(folder: Path) -> dict[str, Path]:
+    """What the words in capitals mean, made in a folder."""
+    recipe = folder / "good.yaml"
+    recipe.write_text(GOOD)
+    (folder / "full").mkdir()
+    (folder / "full" / "mine.txt").write_text("mine")
+    (folder / "sweep.yaml").write_text(f"name: s\nrecipe: {recipe}\nspace: {{seed: {{grid: [1, 2]}}}}\n")
+    (folder / "study.yaml").write_text(f"name: s\nrecipe: {recipe}\narms: {{a: {{}}}}\n")
+    (folder / "other.yaml").write_text(f"name: s\nrecipe: {recipe}\narms: {{a: {{}}}}\nagainst: b\n")
+    names = {"RECIPE": recipe, "SET": artifact_in(folder), "FULL": folder / "full", "SWEEP": folder / "sweep.yaml"}
+    return names | {"STUDY": folder / "study.yaml", "OTHER": folder / "other.yaml"}
+
+
+@pytest.fixture(scope="module")
+def refused_early(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, Path], int, str]]:
+    """Of each command: what its words mean, how it ended, and what it said."""
+    meant = {name: names_in(tmp_path_factory.mktemp("early")) for name in REFUSED_EARLY}
+    tries = {
+        name: (meant[name]["RECIPE"].parent, [str(meant[name].get(word, word)) for word in words.split()])
+        for name, (words, _) in REFUSED_EARLY.items()
+    }
+    ends = ended_early(["torch", "ray", "sklearn"], ["pyarrow.parquet", "dasm_ray.config.parsing"], tries)
+    return {name: (meant[name], *end) for name, end in ends.items()}
+
+
+@pytest.mark.parametrize("name", REFUSED_EARLY)
 def test_what_needs_neither_torch_nor_ray_is_refused_without_them(
-    recipe: Path, artifact: Path, tmp_path: Path, words: str, part: str
+    refused_early: dict[str, tuple[dict[str, Path], int, str]], name: str
 ) -> None:
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine.txt").write_text("mine")
-    (tmp_path / "sweep.yaml").write_text(f"name: s\nrecipe: {recipe}\nspace: {{seed: {{grid: [1, 2]}}}}\n")
-    (tmp_path / "study.yaml").write_text(f"name: s\nrecipe: {recipe}\narms: {{a: {{}}}}\n")
-    (tmp_path / "other.yaml").write_text(f"name: s\nrecipe: {recipe}\narms: {{a: {{}}}}\nagainst: b\n")
-    names = {"RECIPE": recipe, "SET": artifact, "FULL": tmp_path / "full", "SWEEP": tmp_path / "sweep.yaml"}
-    names |= {"STUDY": tmp_path / "study.yaml", "OTHER": tmp_path / "other.yaml"}
-    arguments = [str(names.get(word, word)) for word in words.split()]
-    script = EARLY.replace('("torch", "ray", "sklearn", "pyarrow")', '("torch", "ray", "sklearn")')
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 2, done.stderr
-    assert str(names.get(part, part)) in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "runs").exists()
+    names, code, stderr = refused_early[name]
+    part = REFUSED_EARLY[name][1]
+    assert code == 2, stderr
+    assert str(names.get(part, part)) in stderr
+    assert "Traceback" not in stderr
+    assert not (names["RECIPE"].parent / "runs").exists()
 
 
 def test_an_artifact_of_the_future(artifact: Path) -> None:

@@ -21,14 +21,14 @@ from typing import Any
 import psutil
 import pytest
 from commands import digest_in, end, finished, kill_a_worker, killed, started, wait_for
-from outages import Proxy
+from outages import Proxy, age
 
 import dasm_ray
 from dasm_ray.store import claims
 from dasm_ray.store.artifact import digest
 from dasm_ray.store.place import Place
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow(65), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,7 @@ AT_REST: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.slow(35)
 @pytest.mark.parametrize("fault", AT_REST.values(), ids=AT_REST.keys())
 def test_a_run_that_lost_something_goes_on_to_the_same_set(
     recipe: Path, half: Path, expected: str, tmp_path: Path, fault: Callable[[Path], None]
@@ -260,6 +261,7 @@ def test_a_process_of_ray_is_killed(recipe: Path, expected: str, tmp_path: Path,
     assert gone_on(recipe, run) == expected
 
 
+@pytest.mark.slow(45)
 def test_a_worker_is_killed_in_each_stage_of_one_run(recipe: Path, expected: str, tmp_path: Path) -> None:
     process = started(recipe, tmp_path / "run")
     for doing in ("expert", "distil"):
@@ -269,6 +271,7 @@ def test_a_worker_is_killed_in_each_stage_of_one_run(recipe: Path, expected: str
     assert digest_in(tmp_path / "run") == expected
 
 
+@pytest.mark.slow(140)
 def test_a_driver_is_killed_in_each_stage_of_one_run(recipe: Path, expected: str, tmp_path: Path) -> None:
     run, left = tmp_path / "run", []
     for seen in STAGES.values():
@@ -279,6 +282,7 @@ def test_a_driver_is_killed_in_each_stage_of_one_run(recipe: Path, expected: str
     assert gone_on(recipe, run) == expected
 
 
+@pytest.mark.slow(30)
 def test_nobody_reads_what_is_said(recipe: Path, expected: str, tmp_path: Path) -> None:
     """Neither stdout nor stderr has a reader: the run is done, and the loss of its table is its exit code."""
     read, write = os.pipe()
@@ -290,6 +294,7 @@ def test_nobody_reads_what_is_said(recipe: Path, expected: str, tmp_path: Path) 
     assert digest_in(tmp_path / "run") == expected
 
 
+@pytest.mark.slow(25)
 def test_two_drivers_on_one_directory(recipe: Path, expected: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     both = [started(recipe, run, "--workers", "1") for _ in range(2)]
@@ -329,14 +334,15 @@ def said(*words: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def test_a_run_on_an_object_store(recipe: Path, expected: str, uri: str) -> None:
+@pytest.mark.slow(130)
+def test_a_run_on_an_object_store(recipe: Path, expected: str, uri: str, tmp_path: Path) -> None:
     """Distilled, killed, gone on with, evaluated, loaded: one digest."""
     run = at(uri, "run")
     process = started(recipe, run)
     wait_for(process, lambda: seen_in(run, "segments/segment_001_*"), "a checkpoint of the second segment")
     end(killed(process))
     ended(started(recipe, run), 2, "in use by another run")  # nobody can see from elsewhere that it is dead
-    time.sleep(claims.STALE_SECONDS)
+    assert age(f"{tmp_path.name}/run/.claim-", claims.STALE_SECONDS) == 1
     finished(started(recipe, run))
     assert stored_digest(run) == expected
     assert expected in said("evaluate", run, "--set", "evaluate.seeds=2").stdout
@@ -344,6 +350,7 @@ def test_a_run_on_an_object_store(recipe: Path, expected: str, uri: str) -> None
     assert Place(run).temporaries() == {}
 
 
+@pytest.mark.slow(150)
 def test_a_comparison_and_a_sweep_on_an_object_store(recipe: Path, expected: str, uri: str, tmp_path: Path) -> None:
     compared = at(uri, "compared")
     said("compare", str(recipe), "--run", compared, "--select", "random", "--set", "evaluate.rows=[distilled, random]")
@@ -361,6 +368,7 @@ def test_a_comparison_and_a_sweep_on_an_object_store(recipe: Path, expected: str
     assert Place(uri).temporaries() == {}
 
 
+@pytest.mark.slow(95)
 @pytest.mark.parametrize("seen", STAGES.values(), ids=STAGES.keys())
 def test_an_outage_of_forty_seconds(recipe: Path, expected: str, uri: str, s3_proxy: Proxy, seen: str) -> None:
     """The storage answers 503 from this stage on; the command waits for it."""

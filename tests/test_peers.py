@@ -145,7 +145,7 @@ def test_walks_agree(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * row.is_cold) for name, row in ROWS.items()]
+    "name", [pytest.param(name, marks=[pytest.mark.slow(40)] * row.is_cold) for name, row in ROWS.items()]
 )
 def test_each_row_does_the_same_work_twice(name: str) -> None:
     """In float32, as it is timed; every call starts anew."""

@@ -46,7 +46,7 @@ ray.init(sys.argv[1], logging_level="ERROR", log_to_driver=False)
 print(json.dumps([actor["State"] for actor in ray._private.state.actors().values()]))
 """
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(240)
 
 
 class Soak:

@@ -161,11 +161,12 @@ def best_partition(features: NDArray[np.float64], count: int) -> list[list[int]]
     """Tries every way to put the samples into ``count`` heaps and keeps the one of least squared distances."""
     best, least = None, math.inf
     for places in itertools.product(range(count), repeat=len(features)):
+        if list(dict.fromkeys(places)) != list(range(count)):
+            continue  # a heap is empty, or these are heaps that came before, under other numbers
         heaps = [[i for i, place in enumerate(places) if place == heap] for heap in range(count)]
-        if all(heaps):
-            spread = sum(float(((features[heap] - features[heap].mean(0)) ** 2).sum()) for heap in heaps)
-            if spread < least:
-                best, least = heaps, spread
+        spread = sum(float(((features[heap] - features[heap].mean(0)) ** 2).sum()) for heap in heaps)
+        if spread < least:
+            best, least = heaps, spread
     assert best is not None
     return best
 

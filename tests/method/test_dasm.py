@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from local_pool import SMALL, WALKS, LocalPool, local_run, small
+from local_pool import SMALL, WALKS, LocalPool, local_run, shared_experts, small
 
 from dasm_ray.config import matchers
 from dasm_ray.config.matchers import BaseMatcher, keys_without_meaning
@@ -29,8 +31,8 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def distilled(real: RealRefs, folder: Path, pool: LocalPool | None = None, **sections: Any) -> tuple[Any, Any]:
-    """What came out, and the pool. All runs of a test share their experts."""
-    sections = {**sections, "experts": {"cache": str(folder.parent / "experts"), **sections.get("experts", {})}}
+    """What came out, and the pool."""
+    sections = {**sections, "experts": shared_experts() | sections.get("experts", {})}
     run = local_run(small(**sections), folder, real, pool)
     return distil(run, train_experts(run)), run.pool
 
@@ -40,27 +42,50 @@ def bytes_of(made: Distilled) -> bytes:
     return b"".join(array.tobytes() for part in parts for array in part if array is not None)
 
 
+class Whole(NamedTuple):
+    """An undisturbed run: what it made, all its tasks, and where; another run may go on there, which is over."""
+
+    made: Any
+    done: tuple[str, ...]
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(digits: RealRefs, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Whole]:
+    """The run of a method as it is in the table, of so many images a class; made once."""
+
+    @cache
+    def done_by(name: str, ipc: int) -> Whole:
+        folder = tmp_path_factory.mktemp("undisturbed") / "run"
+        made, pool = distilled(digits, folder, **with_keys(METHODS[name], {"synthetic": {"ipc": ipc}}))
+        return Whole(made, tuple(pool.done), folder)
+
+    return lambda name, ipc=2: done_by(name, ipc)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_distils_all_segments_and_goes_on_from_its_files(
-    digits: RealRefs, tmp_path: Path, name: str
+    digits: RealRefs, undisturbed: Callable[..., Whole], name: str
 ) -> None:
-    whole, pool = distilled(digits, tmp_path / "whole", **METHODS[name])
+    whole, done, folder = undisturbed(name)
     assert [each.pixels.shape for each in whole.segments] == [(10, 1, 1, 8, 8)] * 2
     for segment, start in zip(whole.segments, whole.starts, strict=True):
         assert not np.array_equal(segment.pixels, start.pixels)
-    again, idle = distilled(digits, tmp_path / "whole", **METHODS[name])
+    again, idle = distilled(digits, folder, **METHODS[name])
     assert bytes_of(again) == bytes_of(whole)
     assert not [task for task in idle.done if "round" in task], "a segment that is done was distilled again"
-    assert len(idle.done) < len(pool.done)
+    assert len(idle.done) < len(done)
 
 
 @pytest.mark.parametrize("name", ["idc", "datm"])
-def test_inputs_lost_on_the_way_change_no_byte(digits: RealRefs, tmp_path: Path, name: str) -> None:
-    sections = {**METHODS[name], "runtime": {"max_lost": 3}}
-    whole, pool = distilled(digits, tmp_path / "whole", **sections)
-    second = next(task for task in pool.done if "round 1" in task)
-    lossy, again = distilled(digits, tmp_path / "lossy", LocalPool(lose=[second]), **sections)
-    assert bytes_of(lossy) == bytes_of(whole)
+def test_inputs_lost_on_the_way_change_no_byte(
+    digits: RealRefs, undisturbed: Callable[..., Whole], tmp_path: Path, name: str
+) -> None:
+    whole = undisturbed(name)
+    second = next(task for task in whole.done if "round 1" in task)
+    more = {"runtime": {"max_lost": 3}}
+    lossy, again = distilled(digits, tmp_path / "lossy", LocalPool(lose=[second]), **METHODS[name], **more)
+    assert bytes_of(lossy) == bytes_of(whole.made)
     assert "expert 0" in again.done[again.done.index("start of segment 1, group 0") :], (
         "experts may have gone with the node"
     )
@@ -94,11 +119,12 @@ def test_no_real_image_starts_two_segments(digits: RealRefs, tmp_path: Path) -> 
     assert not first & second
 
 
-def test_without_its_mechanisms_a_run_is_what_it_was(digits: RealRefs, tmp_path: Path) -> None:
+def test_without_its_mechanisms_a_run_is_what_it_was(
+    digits: RealRefs, undisturbed: Callable[..., Whole], tmp_path: Path
+) -> None:
     """Every key of the method at its default, written out: the same digest, and the same bytes."""
-    plain, _ = distilled(digits, tmp_path / "plain")
     written, _ = distilled(digits, tmp_path / "written", **OFF)
-    assert bytes_of(written) == bytes_of(plain)
+    assert bytes_of(written) == bytes_of(undisturbed("idc").made)
     assert local_run(small(**OFF), tmp_path, digits).key == local_run(small(), tmp_path, digits).key
 
 
@@ -152,12 +178,11 @@ def with_keys(*trees: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize(("name", "keys"), MECHANISMS, ids=[f"{name} {keys}" for name, keys in MECHANISMS])
 def test_a_mechanism_changes_the_set_and_goes_on_from_its_files(
-    digits: RealRefs, tmp_path: Path, name: str, keys: dict[str, Any]
+    digits: RealRefs, undisturbed: Callable[..., Whole], tmp_path: Path, name: str, keys: dict[str, Any]
 ) -> None:
-    without = {section: {} for section in keys} | {"synthetic": {"ipc": keys.get("synthetic", {}).get("ipc", 2)}}
-    plain, _ = distilled(digits, tmp_path / "plain", **with_keys(METHODS[name], without))
+    plain = undisturbed(name, keys.get("synthetic", {}).get("ipc", 2))
     first, pool = distilled(digits, tmp_path / "first", **with_keys(METHODS[name], keys))
-    assert bytes_of(first) != bytes_of(plain)
+    assert bytes_of(first) != bytes_of(plain.made)
     *_, lost = [task for task in pool.done if "segment" in task and "round" in task]
     more = with_keys(METHODS[name], keys, {"runtime": {"max_lost": 3}})
     lossy, _ = distilled(digits, tmp_path / "lossy", LocalPool(lose=[lost]), **more)
@@ -184,7 +209,7 @@ def test_in_the_polish_all_segments_move(digits: RealRefs, tmp_path: Path, name:
     """One round each of four for two segments, and the last two for both, at the base matcher's own states."""
     keys = {"matcher": {"rounds": 4, "budget": "set", "polish": 0.5, "bank_share": 0.5}}
     heard: list[list[int]] = []
-    sections = with_keys(METHODS[name], keys, {"experts": {"cache": str(tmp_path / "experts")}})
+    sections = with_keys(METHODS[name], keys, {"experts": shared_experts()})
     run = local_run(small(**sections), tmp_path / "run", digits)
     made = distil(run, train_experts(run), lambda frozen: heard.append([each.pixels.size for each in frozen]))
     assert isinstance(run.pool, LocalPool)
@@ -220,8 +245,8 @@ def test_a_prefix_of_unequal_segments_is_the_smaller_set(
     assert nested.segments[0].pixels.tobytes() == small_one.segments[0].pixels.tobytes()
 
 
-def test_soft_labels_start_as_what_the_experts_say(digits: RealRefs, tmp_path: Path) -> None:
-    made, _ = distilled(digits, tmp_path, **WALKS)
+def test_soft_labels_start_as_what_the_experts_say(undisturbed: Callable[..., Whole]) -> None:
+    made = undisturbed("datm").made
     for start, segment in zip(made.starts, made.segments, strict=True):
         assert start.logits is not None
         assert start.logits.shape == (10, 1, 10)
@@ -258,20 +283,18 @@ CHANGES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "idc"])
-def test_a_key_that_is_said_to_have_no_meaning_has_none(digits: RealRefs, tmp_path: Path, name: str) -> None:
+def test_a_key_that_is_said_to_have_no_meaning_has_none(
+    digits: RealRefs, undisturbed: Callable[..., Whole], tmp_path: Path, name: str
+) -> None:
     """Past the rules that refuse them, all such keys at once change no byte."""
     config = small(**METHODS[name])
     keys = [f"matcher.{key}" for key in CHANGES]
     without = [key.partition(".")[2] for key in keys_without_meaning(config.base, config.matcher.network, keys)]
     changes = {key: CHANGES[key] for key in without if key in CHANGES}
     assert changes
-    results = []
-    for place, matcher in (("as it is", config.matcher), ("changed", config.matcher.model_copy(update=changes))):
-        experts = config.experts.model_copy(update={"cache": str(tmp_path / "experts")})
-        changed = config.model_copy(update={"matcher": matcher, "experts": experts})
-        run = local_run(changed, tmp_path / place, digits)
-        results.append(bytes_of(distil(run, train_experts(run))))
-    assert results[0] == results[1]
+    matcher, experts = config.matcher.model_copy(update=changes), config.experts.model_copy(update=shared_experts())
+    run = local_run(config.model_copy(update={"matcher": matcher, "experts": experts}), tmp_path, digits)
+    assert bytes_of(distil(run, train_experts(run))) == bytes_of(undisturbed(name).made)
 
 
 WITH_A_MEANING = (
@@ -287,14 +310,9 @@ WITH_A_MEANING = (
 )
 
 
-@pytest.fixture(scope="module")
-def plain(digits: RealRefs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
-    folder = tmp_path_factory.mktemp("plain")
-    return folder, bytes_of(distilled(digits, folder / "plain")[0])
-
-
 @pytest.mark.parametrize("key", WITH_A_MEANING)
-def test_a_key_with_a_meaning_changes_the_set(digits: RealRefs, plain: tuple[Path, bytes], key: str) -> None:
-    folder, expected = plain
-    changed, _ = distilled(digits, folder / key, matcher={key: CHANGES[key]})
-    assert bytes_of(changed) != expected
+def test_a_key_with_a_meaning_changes_the_set(
+    digits: RealRefs, undisturbed: Callable[..., Whole], tmp_path: Path, key: str
+) -> None:
+    changed, _ = distilled(digits, tmp_path, matcher={key: CHANGES[key]})
+    assert bytes_of(changed) != bytes_of(undisturbed("idc").made)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from local_pool import WALKS, local_run, small
+from local_pool import WALKS, local_run, shared_experts, small
 
 from dasm_ray.config.matchers import MATCHERS
 from dasm_ray.errors import NonFinite
@@ -34,6 +34,7 @@ def everything(digits: RealRefs) -> Target:
 
 def matched(digits: RealRefs, folder: Path, frozen: list[Segment], **sections: Any) -> tuple[Segment, list[str]]:
     """The last segment after those that are frozen, and what was said."""
+    sections = {**sections, "experts": shared_experts() | sections.get("experts", {})}
     run, notes = local_run(small(**sections), folder, digits), []
     run.progress.note = notes.append  # type: ignore[method-assign]
     experts, segment = train_experts(run), len(frozen)
@@ -136,7 +137,7 @@ def test_a_student_rate_that_explodes_is_named(digits: RealRefs, tmp_path: Path)
 def test_a_finished_segment_of_nan_that_an_older_version_has_kept_is_refused(digits: RealRefs, tmp_path: Path) -> None:
     sections: dict[str, Any] = {"matcher": {"rounds": 1}}
     matched(digits, tmp_path, [], **sections)
-    run = local_run(small(**sections), tmp_path, digits)
+    run = local_run(small(**sections, experts=shared_experts()), tmp_path, digits)
     arrays, round = read_group(run.place / "segments", 0, 1, run.key) or pytest.fail("no checkpoint")
     arrays["pixels"][:] = np.nan
     write_group(run.place / "segments", 0, 1, arrays, round, run.key)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from local_pool import LocalPool, again, local_run, read, small
+from local_pool import LocalPool, again, local_run, read, shared_experts, small
 
 from dasm_ray.errors import NonFinite
 from dasm_ray.method.experts import Experts, train_experts
@@ -18,7 +18,7 @@ from dasm_ray.runtime.decoding import RealRefs
 
 @pytest.fixture
 def run(digits: RealRefs, tmp_path: Path) -> Run:
-    return local_run(small(), tmp_path, digits)
+    return local_run(small(experts=shared_experts()), tmp_path, digits)
 
 
 @pytest.fixture
@@ -95,7 +95,8 @@ def test_a_loss_of_probes_that_is_no_number_is_refused(run: Run, experts: Expert
 
 
 def with_bank(digits: RealRefs, folder: Path, **sections: dict[str, object]) -> tuple[Run, Experts]:
-    run = local_run(small(**sections), folder, digits)  # type: ignore[arg-type]
+    experts = shared_experts() | sections.pop("experts", {})
+    run = local_run(small(experts=experts, **sections), folder, digits)  # type: ignore[arg-type]
     return run, train_experts(run)
 
 

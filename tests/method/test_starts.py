@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from local_pool import LocalPool, local_run, put, read, small
+from local_pool import LocalPool, local_run, put, read, shared_experts, small
 
 from dasm_ray.core.scoring import features_of
 from dasm_ray.core.seed import numpy_generator
@@ -17,6 +17,7 @@ from dasm_ray.method.run import Run
 from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.store.checkpoints import Scores, read_scores
 
+EXPERTS = {"epochs": 12, "lr": 0.05}
 LOOP = {"ipc": 6, "segments": 2, "sizes": [2, 4], "init": "loop", "factor": 2}
 
 
@@ -36,10 +37,17 @@ class WatchedPool(LocalPool):
 
 def run_of(digits: RealRefs, folder: Path, **sections: object) -> tuple[Run, WatchedPool]:
     pool = WatchedPool()
-    sections = {"synthetic": LOOP, "window": {"policy": "size"}, "experts": {"epochs": 12, "lr": 0.05}, **sections}
+    sections = {"synthetic": LOOP, "window": {"policy": "size"}, "experts": EXPERTS | shared_experts(), **sections}
     run = local_run(small(**sections), folder, digits, pool)  # type: ignore[arg-type]
     distil(run, train_experts(run))
     return run, pool
+
+
+@pytest.fixture(scope="module")
+def looped(digits: RealRefs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, WatchedPool, Path]:
+    """A run whose segments start from choices; another may go on in its folder."""
+    folder = tmp_path_factory.mktemp("looped")
+    return *run_of(digits, folder), folder
 
 
 def scores_of(run: Run, segment: int) -> Scores:
@@ -49,8 +57,8 @@ def scores_of(run: Run, segment: int) -> Scores:
     return scores
 
 
-def test_the_first_segment_starts_nearest_to_the_centres_of_the_target(digits: RealRefs, tmp_path: Path) -> None:
-    run, pool = run_of(digits, tmp_path)
+def test_the_first_segment_starts_nearest_to_the_centres_of_the_target(looped: tuple[Run, WatchedPool, Path]) -> None:
+    run, pool, _ = looped
     scores = scores_of(run, 0)
     worker = pool._worker
     network, blocks = worker._network(run.job), worker._blocks(run.job, "train")
@@ -63,8 +71,10 @@ def test_the_first_segment_starts_nearest_to_the_centres_of_the_target(digits: R
         assert pool.chosen[f"choice for segment 1, class {label}"] == target[nearest].tolist()
 
 
-def test_later_segments_start_from_what_every_probe_misses_and_experts_know(digits: RealRefs, tmp_path: Path) -> None:
-    run, pool = run_of(digits, tmp_path)
+def test_later_segments_start_from_what_every_probe_misses_and_experts_know(
+    looped: tuple[Run, WatchedPool, Path],
+) -> None:
+    run, pool, _ = looped
     scores, seen = scores_of(run, 1), 0
     assert scores.missed is not None
     assert not (scores.missed & ~scores.wrong).all()
@@ -80,9 +90,11 @@ def test_later_segments_start_from_what_every_probe_misses_and_experts_know(digi
     assert seen > 50, "probes that know little of digits miss many"
 
 
-def test_no_image_starts_twice_and_a_start_is_found_again(digits: RealRefs, tmp_path: Path) -> None:
-    _, first = run_of(digits, tmp_path)
-    _, second = run_of(digits, tmp_path)
+def test_no_image_starts_twice_and_a_start_is_found_again(
+    digits: RealRefs, looped: tuple[Run, WatchedPool, Path]
+) -> None:
+    _, first, folder = looped
+    _, second = run_of(digits, folder)
     assert first.chosen == second.chosen
     assert not [name for name in second.done if "scores" in name]
 

@@ -40,6 +40,13 @@ def run_folder(digits: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def paged_folder(digits: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with its page."""
+    config = small(synthetic={"factor": 2}, runtime={"page": True}).model_copy(update={"name": "small"})
+    return done_run(config, tmp_path_factory.mktemp("report") / "run", digits)
+
+
+@pytest.fixture(scope="session")
 def walked_folder(digits: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same by trajectories, with soft labels."""
     config = small(**WALKS).model_copy(update={"name": "walked"})

@@ -29,9 +29,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def unfinished(run_folder: Path, tmp_path: Path) -> Path:
+def unfinished(paged_folder: Path, tmp_path: Path) -> Path:
     """A run that has its set and no table yet."""
-    folder = shutil.copytree(run_folder, tmp_path / "run")
+    folder = shutil.copytree(paged_folder, tmp_path / "run")
     (folder / "report" / "table.json").rename(tmp_path / "table.json")
     return folder
 

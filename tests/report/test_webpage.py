@@ -178,8 +178,9 @@ def test_several_runs_stand_on_one_page(run_folder: Path, walked_folder: Path, t
     assert "Accuracy against time" in page.texts["h3"]
 
 
-def test_a_finished_run_has_its_page(run_folder: Path) -> None:
-    assert "The synthetic images" in Page((run_folder / PAGE).read_text()).texts["h2"]
+def test_a_finished_run_has_its_page_unless_it_wants_none(paged_folder: Path, run_folder: Path) -> None:
+    assert "The synthetic images" in Page((paged_folder / PAGE).read_text()).texts["h2"]
+    assert not (run_folder / PAGE).exists()
 
 
 # --- the command -------------------------------------------------------------------------------------------------
@@ -196,7 +197,6 @@ main(["report", sys.argv[1]], prog_name="dasm-ray")
 def test_the_command_needs_neither_pytorch_nor_ray(run_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run_folder, folder)
-    (folder / PAGE).unlink()
     done = subprocess.run(
         [sys.executable, "-c", ALONE, str(folder)], capture_output=True, text=True, timeout=200, check=False
     )
@@ -250,16 +250,18 @@ def browser() -> Iterator[Any]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_browser_finds_no_fault_and_fetches_nothing(run_folder: Path, browser: Any, width: int, scheme: str) -> None:
+def test_a_browser_finds_no_fault_and_fetches_nothing(
+    paged_folder: Path, browser: Any, width: int, scheme: str
+) -> None:
     with browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme) as context:
         tab, heard, asked = context.new_page(), [], []
         tab.on("console", lambda message: heard.append(message.text))
         tab.on("pageerror", lambda error: heard.append(str(error)))
         tab.on("request", lambda request: asked.append(request.url))
-        tab.goto((run_folder / PAGE).as_uri())
+        tab.goto((paged_folder / PAGE).as_uri())
         tab.wait_for_load_state("load")
         assert heard == []
-        assert [url for url in asked if not url.startswith("data:")] == [(run_folder / PAGE).as_uri()]
+        assert [url for url in asked if not url.startswith("data:")] == [(paged_folder / PAGE).as_uri()]
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         paper = tab.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", paper)[:3])) > 382) == (scheme == "light")
@@ -334,10 +336,10 @@ def luminance(shares: Any) -> float:
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
-def test_images_are_filtered_and_enlarged_by_keys_and_by_mouse(run_folder: Path, browser: Any) -> None:
+def test_images_are_filtered_and_enlarged_by_keys_and_by_mouse(paged_folder: Path, browser: Any) -> None:
     with browser.new_context(viewport={"width": 1280, "height": 800}) as context:
         tab = context.new_page()
-        tab.goto((run_folder / PAGE).as_uri())
+        tab.goto((paged_folder / PAGE).as_uri())
         assert tab.inner_text("[data-count]") == "20 images"
         tab.focus("input[name=r0-class]")
         tab.keyboard.press("ArrowRight")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ def config_with(**matcher: object) -> RunConfig:
             "data": {"name": "digits"},
             "model": {"width": 4, "depth": 1},
             "synthetic": {"ipc": 1, "segments": 1, "group_size": 4},
-            "matcher": {"rounds": ROUNDS, "networks": 2, "lr_img": 0.01, "scale_lr": False, "batch_real": 8, **matcher},
+            "matcher": {"rounds": ROUNDS, "networks": 1, "lr_img": 0.01, "scale_lr": False, "batch_real": 8, **matcher},
             "runtime": {"compile": False, "checkpoint_seconds": 0},
         }
     )
@@ -83,9 +85,21 @@ class Run:
         return Renewed(self.inputs, self.starts)
 
 
-def test_rounds_on_workers_are_rounds_in_this_process(ray_session: object, real: RealRefs, tmp_path: Path) -> None:
-    config = config_with(name="dsa", steps=2)
-    here = Run(real, LocalPool(), tmp_path / "here", config).go()
+def config_of(name: str | None) -> RunConfig:
+    """Two steps a round; None: the small one as it is."""
+    return config_with(name=name, steps=2, **({"inner_steps": 1} if name == "dsa" else {})) if name else config_with()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(real: RealRefs, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str | None], np.ndarray]:
+    """What a segment comes to when nothing happens to it, made once."""
+    return cache(lambda name: Run(real, LocalPool(), tmp_path_factory.mktemp("whole"), config_of(name)).go())
+
+
+def test_rounds_on_workers_are_rounds_in_this_process(
+    ray_session: object, undisturbed: Callable[[str | None], np.ndarray], tmp_path: Path
+) -> None:
+    config, here = config_of("dsa"), undisturbed("dsa")
     with Pool(
         Worker,
         (1,),
@@ -98,7 +112,7 @@ def test_rounds_on_workers_are_rounds_in_this_process(ray_session: object, real:
         notice=lambda text: None,
     ) as pool:
         images = load_real(open_source(config.data), config.data, lambda text: None)
-        there = Run(images, pool, tmp_path / "there", config).go()
+        there = Run(images, pool, tmp_path, config).go()
     assert there.tobytes() == here.tobytes()
 
 
@@ -125,8 +139,10 @@ def test_a_finished_segment_gives_no_tasks(real: RealRefs, pool: LocalPool, tmp_
     assert len(pool.done) == before
 
 
-def test_going_on_from_any_round_gives_the_same_bytes(real: RealRefs, pool: LocalPool, tmp_path: Path) -> None:
-    whole = Run(real, pool, tmp_path / "whole", config_with()).go()
+def test_going_on_from_any_round_gives_the_same_bytes(
+    real: RealRefs, pool: LocalPool, undisturbed: Callable[[str | None], np.ndarray], tmp_path: Path
+) -> None:
+    whole = undisturbed(None)
     short = Run(real, pool, tmp_path / "cut", config_with())
     short.segment._rounds = 1
     short.go()
@@ -136,11 +152,15 @@ def test_going_on_from_any_round_gives_the_same_bytes(real: RealRefs, pool: Loca
 @pytest.mark.parametrize("name", ["idc", "dsa"])
 @pytest.mark.parametrize("seconds", [0, 1000], ids=["each round on disk", "nothing on disk"])
 def test_lost_inputs_send_a_group_back_to_disk(
-    real: RealRefs, pool: LocalPool, tmp_path: Path, name: str, seconds: int
+    real: RealRefs,
+    pool: LocalPool,
+    undisturbed: Callable[[str | None], np.ndarray],
+    tmp_path: Path,
+    name: str,
+    seconds: int,
 ) -> None:
     """A node goes with what all groups read in their second round: with barriers that is one loss, not three."""
-    config = config_with(name=name, steps=2, **({"inner_steps": 1} if name == "dsa" else {}))
-    whole = Run(real, pool, tmp_path / "whole", config).go()
+    config, whole = config_of(name), undisturbed(name)
     runtime = config.runtime.model_copy(update={"max_lost": 1 if name == "dsa" else 3, "checkpoint_seconds": seconds})
     run = Run(real, pool, tmp_path / "lossy", config.model_copy(update={"runtime": runtime}))
     take, lost = run.segment._take, set()
@@ -160,11 +180,10 @@ def test_lost_inputs_send_a_group_back_to_disk(
 
 @pytest.mark.parametrize("name", ["idc", "dsa"])
 def test_what_comes_home_after_a_loss_counts_for_the_round_that_it_is_of(
-    real: RealRefs, pool: LocalPool, tmp_path: Path, name: str
+    real: RealRefs, pool: LocalPool, undisturbed: Callable[[str | None], np.ndarray], tmp_path: Path, name: str
 ) -> None:
     """One group loses its input in the last round, while others come home from it; nothing was on disk."""
-    config = config_with(name=name, steps=2, **({"inner_steps": 1} if name == "dsa" else {}))
-    whole = Run(real, pool, tmp_path / "whole", config).go()
+    config, whole = config_of(name), undisturbed(name)
     runtime = config.runtime.model_copy(update={"checkpoint_seconds": 1000})
     run = Run(real, pool, tmp_path / "lossy", config.model_copy(update={"runtime": runtime}))
     take, lost = run.segment._take, []
@@ -211,9 +230,10 @@ class Unseen(LocalPool):
 
 
 @pytest.mark.parametrize("name", ["idc", "dsa"])
-def test_pixels_stay_with_the_workers(real: RealRefs, tmp_path: Path, name: str) -> None:
-    config = config_with(name=name, steps=2, **({"inner_steps": 1} if name == "dsa" else {}))
-    whole = Run(real, LocalPool(), tmp_path / "seen", config).go()
+def test_pixels_stay_with_the_workers(
+    real: RealRefs, undisturbed: Callable[[str | None], np.ndarray], tmp_path: Path, name: str
+) -> None:
+    config, whole = config_of(name), undisturbed(name)
     assert Run(real, Unseen(), tmp_path / "run", config).go().tobytes() == whole.tobytes()
     again = Run(real, Unseen(), tmp_path / "run", config)
     assert again.segment.rounds_done == again.segment.rounds_total
@@ -222,11 +242,14 @@ def test_pixels_stay_with_the_workers(real: RealRefs, tmp_path: Path, name: str)
 
 @pytest.mark.parametrize("name", ["idc", "dsa"])
 def test_what_workers_do_not_reach_is_written_and_read_here(
-    real: RealRefs, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    real: RealRefs,
+    undisturbed: Callable[[str | None], np.ndarray],
+    tmp_path: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A run directory that only the machine of the driver has: workers find no mark of it, and no file in it."""
-    config = config_with(name=name, steps=2, **({"inner_steps": 1} if name == "dsa" else {}))
-    whole = Run(real, LocalPool(), tmp_path / "whole", config).go()
+    config, whole = config_of(name), undisturbed(name)
 
     monkeypatch.setattr(Worker, "_keep", lambda *_: False)
     monkeypatch.setattr(worker_module, "read_group", lambda *_: None)
@@ -243,8 +266,7 @@ def test_a_checkpoint_is_kept_when_it_is_due_and_at_the_end(
     real: RealRefs, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of barriers all groups are kept at the same round, before the next begins."""
-    more = {"inner_steps": 1} if name == "dsa" else {}
-    config, written = config_with(name=name, steps=2, **more), []
+    config, written = config_of(name), []
     write = worker_module.write_standing
 
     def noted(place: Place, key: str, where: Assignment, *arrays: Any) -> None:
@@ -281,10 +303,9 @@ class DeadPool(LocalPool):
 
 @pytest.mark.parametrize("fetched", [0, 1, 2, 6])  # of each group its state and where it began
 def test_what_cannot_be_fetched_from_dead_ray_keeps_its_older_checkpoint(
-    real: RealRefs, tmp_path: Path, fetched: int
+    real: RealRefs, undisturbed: Callable[[str | None], np.ndarray], tmp_path: Path, fetched: int
 ) -> None:
     config = config_with()
-    undisturbed = Run(real, LocalPool(), tmp_path / "undisturbed", config).go()
     run = Run(real, DeadPool(tasks=5, fetched=fetched), tmp_path / "run", config)
     for group in run.segment._groups:
         group.saved_at = float("inf")  # no checkpoint but the last
@@ -292,7 +313,7 @@ def test_what_cannot_be_fetched_from_dead_ray_keeps_its_older_checkpoint(
         run.go()
     kept = [read_group(Place(tmp_path / "run"), 0, number, "key") for number in range(len(groups_of(10, 4)))]
     assert sum(each is not None for each in kept) == fetched // 2
-    assert Run(real, LocalPool(), tmp_path / "run", config).go().tobytes() == undisturbed.tobytes()
+    assert Run(real, LocalPool(), tmp_path / "run", config).go().tobytes() == undisturbed(None).tobytes()
 
 
 @pytest.mark.parametrize(("fetched", "rounds"), [(5, 0), (6, 1)])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from local_pool import blocks_of, local_real, small
+from local_pool import Remote, blocks_of, local_real, small
 from ray.exceptions import RayActorError
 
 from dasm_ray.errors import StorageError
@@ -24,20 +24,6 @@ from dasm_ray.store.datasets.blockcache import INDEX, Kept, part_name
 from dasm_ray.store.place import Place
 
 SCALE = Path(__file__).parents[1] / "benchmarks" / "scale.py"
-
-
-class Remote:
-    """A task of Ray as far as it is asked here: done at once; ``options`` are what it was last given."""
-
-    def __init__(self, function: Any = None) -> None:
-        self.function, self.given = function, {}
-
-    def options(self, **given: Any) -> Remote:
-        self.given = given
-        return self
-
-    def remote(self, *args: Any) -> Any:
-        return args
 
 
 @pytest.fixture

@@ -471,7 +471,7 @@ finally:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 def test_a_lost_node_and_a_draining_node_change_no_answer(tmp_path: Path) -> None:
     script = tmp_path / "cluster.py"
     script.write_text(CLUSTER)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from local_pool import Remote
 from ray.exceptions import RayActorError
 
 from dasm_ray.errors import ArtifactError
@@ -151,20 +152,6 @@ def test_what_is_made_lazily_is_made_when_it_is_asked_for() -> None:
 
 
 # --- other nodes -----------------------------------------------------------------------------------------------------
-
-
-class Remote:
-    """A task of Ray as far as it is asked here; ``given`` are the options of the last call."""
-
-    def __init__(self) -> None:
-        self.given: dict[str, Any] = {}
-
-    def options(self, **given: Any) -> Remote:
-        self.given = given
-        return self
-
-    def remote(self, *args: Any) -> Any:
-        return args
 
 
 @pytest.fixture

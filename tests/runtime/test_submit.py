@@ -37,7 +37,7 @@ from dasm_ray.runtime import submit as jobs
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-LIMIT = 240
+LIMIT = 400
 """Seconds after which a command counts as hanging."""
 
 TINY = """
@@ -603,7 +603,7 @@ runtime: {compile: false, page: false}
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(240)
 @pytest.mark.timeout(900)
 def test_a_job_on_cifar10_gives_the_bytes_of_a_run_here(
     ray_session: object, head: Head, folder: Path, data_folder: Path, tmp_path: Path

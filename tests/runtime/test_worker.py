@@ -176,7 +176,7 @@ def test_a_stored_image_gets_the_mean_label_of_what_it_decodes_to(job: Job, work
     assert np.allclose(real, same, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_four_workers_read_one_decoded_copy_which_is_not_in_the_store(ray_session: object, data_folder: Path) -> None:
     """CIFAR-10, 184 MB decoded, read by four workers.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from local_pool import LocalPool, blocks_of, local_run, small
+from local_pool import LocalPool, blocks_of, local_run, shared_experts, small
 
 from dasm_ray.method.choices import random_choice
 from dasm_ray.method.dasm import distil
@@ -105,7 +105,7 @@ def test_noise_tells_nothing_of_who_was_there(digits: RealRefs, tmp_path: Path) 
 
 @pytest.mark.parametrize("factor", [1, 2])
 def test_the_images_that_a_set_started_from_are_known_again(factor: int, digits: RealRefs, tmp_path: Path) -> None:
-    run = local_run(small(synthetic={"factor": factor}), tmp_path, digits)
+    run = local_run(small(synthetic={"factor": factor}, experts=shared_experts()), tmp_path, digits)
     made = distil(run, train_experts(run))
     artifact = distilled_set(run, made.segments)
     own = audit(run, artifact, 2, None, Place(tmp_path / "segments"))["sets"]["distilled"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from local_pool import LocalPool, local_run, small
+from local_pool import LocalPool, local_run, shared_experts, small
 
 from dasm_ray.method.experts import train_experts
 from dasm_ray.method.run import Run
@@ -21,7 +21,7 @@ ROWS = ["distilled", "initial", "random", "herding", "el2n", "patches", "full"]
 
 @pytest.fixture
 def run(digits: RealRefs, tmp_path: Path) -> Run:
-    return local_run(small(evaluate={"rows": ROWS}), tmp_path, digits)
+    return local_run(small(evaluate={"rows": ROWS}, experts=shared_experts()), tmp_path, digits)
 
 
 def sets_of(soft: bool = False) -> dict[str, Images]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from local_pool import local_run, small
+from local_pool import local_run, shared_experts, small
 
 from dasm_ray.config.space import Scheduler, Sweep, Trial
 from dasm_ray.method.dasm import distil
@@ -51,7 +51,7 @@ def test_a_line_says_what_is_known_of_a_trial(tmp_path: Path) -> None:
 
 
 def test_validation_never_asks_for_the_test_set(digits: RealRefs, tmp_path: Path) -> None:
-    run = local_run(small(), tmp_path, digits)
+    run = local_run(small(experts=shared_experts()), tmp_path, digits)
     heard: list[tuple[float, ...]] = []
     made = distil(run, train_experts(run), lambda frozen: heard.append(trials._validated(run, frozen)))
     assert [len(accuracies) for accuracies in heard] == [2, 2]

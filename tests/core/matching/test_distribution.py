@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
+from steps import ALL, MEAN, SHAPE, STD, assert_compiled_alike, assert_same, assert_slope_of_distance, network_of
 from torch import Tensor
 from torch.func import functional_call
 
-from dasm_ray.config.keys import AUGMENTATIONS, Model
+from dasm_ray.config.keys import AUGMENTATIONS
 from dasm_ray.core.augment import augment, draw
 from dasm_ray.core.decode import decode, enlargers
 from dasm_ray.core.matching.distribution import COMPARED, DistributionMatching
-from dasm_ray.core.matching.step import StepInputs, Stepped
-from dasm_ray.core.networks import compiled
+from dasm_ray.core.matching.step import StepInputs
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.seed import torch_generator
 
-SHAPE, CLASSES = (3, 12, 12), 4
-MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
-ALL = "_".join(AUGMENTATIONS)
 WIDTHS = {"hidden": [4 * 3 * 3], "blocks": [4 * 6 * 6, 4 * 3 * 3]}
 """Features in each layer that is compared, for two blocks of four channels."""
-
-
-def network_of(norm: str = "instance", compile: bool = False) -> Network:
-    return Network(Model(width=4, depth=2, norm=norm), SHAPE, CLASSES, MEAN, STD, compile=compile)  # type: ignore[arg-type]
 
 
 def inputs_of(
@@ -184,13 +176,7 @@ def test_the_slope_is_that_of_the_distance_under_every_normalisation(compared: s
     network = network_of(norm)
     inputs = in_double(inputs_of(network, compared, (2,), 0.5))
     matching = DistributionMatching(network, compared, "color_crop", 2, 0.0)
-    _, slope, distance = matching.step(inputs)
-    along = torch.randn(inputs.pixels.shape, generator=torch_generator(3), dtype=torch.float64)
-    ahead, behind = (
-        matching.step(inputs._replace(pixels=inputs.pixels + sign * 1e-6 * along)).distance for sign in (1, -1)
-    )
-    assert float(distance) > 0
-    assert float((ahead - behind) / 2e-6) == pytest.approx(float((slope * along).sum()), rel=1e-5)
+    assert_slope_of_distance(matching, inputs)
 
 
 def test_cafe_moves_a_class_by_the_others() -> None:
@@ -259,13 +245,7 @@ def test_the_compiled_step_is_the_same_mathematics(compared: str, front: tuple[i
     fast = DistributionMatching(network_of(compile=True), compared, "color_crop", 2, 0.5)
     plain = DistributionMatching(network_of(), compared, "color_crop", 2, 0.5)
     inputs = inputs_of(fast.network, compared, front, 0.5, torch.float32)
-    compiled.fallbacks.clear()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = fast.step(inputs)
-    assert compiled.fallbacks == []
-    for ours, theirs in zip(found, plain.step(inputs), strict=True):
-        assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert_compiled_alike(fast, plain, inputs, 1e-4)
 
 
 # --- deviations ------------------------------------------------------------------------------------------------------
@@ -336,12 +316,6 @@ def watched(matching: DistributionMatching) -> list[int]:
     return shown
 
 
-def assert_same(found: Stepped, expected: Stepped) -> None:
-    """Equal but for the rounding of float64."""
-    for ours, theirs in zip(found, expected, strict=True):
-        assert (ours - theirs).norm() <= 1e-12 * theirs.norm()
-
-
 @pytest.mark.parametrize(
     ("compared", "deviation", "of_classes"),
     [
@@ -410,16 +384,10 @@ def test_batch_normalisation_cannot_be_taken_in_pieces() -> None:
         DistributionMatching(network_of("batch"), "hidden", ALL, 2, 0.5, micro=4)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_the_compiled_step_in_pieces_is_the_same_mathematics() -> None:
     fast = DistributionMatching(network_of(compile=True), "blocks", "color_crop", 2, 0.5, micro=4)
     plain = DistributionMatching(network_of(), "blocks", "color_crop", 2, 0.5)
     inputs = inputs_of(fast.network, "blocks", (3,), 0.5, torch.float32)
     inputs = inputs._replace(images=inputs.images[:, :4])  # pieces of one size, to compile less
-    compiled.fallbacks.clear()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = fast.step(inputs)
-    assert compiled.fallbacks == []
-    for ours, theirs in zip(found, plain.step(inputs), strict=True):
-        assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert_compiled_alike(fast, plain, inputs, 1e-4)

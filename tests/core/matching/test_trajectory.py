@@ -168,7 +168,7 @@ def _peak(steps: int, send: Connection) -> None:
     send.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_peak_memory_does_not_grow_with_the_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole process, the library included, at 10, 40 and 160 steps.
 

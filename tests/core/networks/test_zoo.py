@@ -247,7 +247,7 @@ def test_it_can_be_differentiated_twice(arch: str, norm: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)], ids=["traced", "compiled"]
+    "backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow(65))], ids=["traced", "compiled"]
 )
 @pytest.mark.parametrize(("arch", "norm"), USUAL)
 def test_a_compiler_takes_the_training_step_whole(arch: str, norm: str, backend: str) -> None:
