@@ -24,7 +24,8 @@ from dasm_ray.core.augment import draw
 from dasm_ray.core.blocks import Blocks, Layout
 from dasm_ray.core.device import multiply_as
 from dasm_ray.core.matching.lane import SetGradient, SetState, moved, walk_lane
-from dasm_ray.core.matching.round import Assignment, Matching, RoundInputs, distil_round, matching_of
+from dasm_ray.core.matching.parallel import Moment, match_in_lane, moved_by
+from dasm_ray.core.matching.round import Assignment, Matching, RoundInputs, distil_round, matching_of, slots_a_step
 from dasm_ray.core.matching.step import StepInputs
 from dasm_ray.core.matching.trajectory import Student
 from dasm_ray.core.membership import log_odds
@@ -229,7 +230,7 @@ class GroupKept(Answer):
 
 @dataclass(frozen=True)
 class LaneMetrics(Answer):
-    """Of a lane: the distance of student and expert, and synthetic images worked on."""
+    """Of a lane: the distance of student and expert, or at its network state, and images worked on."""
 
     distance: float
     samples: int
@@ -373,7 +374,7 @@ class Worker:
         """A matching step on noise."""
         generator, config, matching = torch_generator("pace"), job.config, self._matching(job)
         flat = network.initial(generator)
-        slots = min(max(config.sizes), max(1, config.matcher.batch_syn // config.synthetic.factor**2))
+        slots = min(max(config.sizes), slots_a_step(config))
         front = (network.classes,) if matching.at_once else ()
         pixels = torch.rand(*front, slots, *network.shape, generator=generator).to(job.device)
         real = (*front, config.matcher.batch_real, *network.shape)
@@ -536,19 +537,8 @@ class Worker:
         ``state``: those before the round; None where it is at rest at ``initial``, which is needed then. ``keeping``:
         where its checkpoint goes, which holds ``initial``, if the round ends in one.
         """
-        pixels, velocity = state or _at_rest(self._fetch(initial[0]))
-        groups = [group[0] if isinstance(group, tuple) else group for group in self._all(refs.current)]
-        inputs = RoundInputs(
-            blocks=self._blocks(job, "train"),
-            windows=self._fetch(refs.windows),
-            earlier=self._fetch(refs.earlier),
-            current=np.concatenate(groups) if groups else np.empty((0, 0), np.float32),
-            experts=self._all(refs.experts),
-            probes=self._all(refs.probes),
-            strata=self._of(refs.strata, where.classes),
-            bank=self._all(refs.bank),
-            frontier=self._of(refs.frontier, where.classes),
-        )
+        pixels, velocity = state or self._at_rest(initial)
+        inputs = self._round_inputs(job, where, refs)
         pixels, velocity, distances = distil_round(
             self._matching(job, where.segment), job.config, where, inputs, pixels, velocity
         )
@@ -557,6 +547,47 @@ class Worker:
         after = replace(where, round=where.round + 1)
         is_kept = keeping is not None and self._keep(keeping, after, (pixels, velocity), initial[0])
         return RoundMetrics(_notices(), distances, samples, is_kept), (pixels, velocity)
+
+    @outputs(3)
+    def match_lane(
+        self,
+        job: Job,
+        where: Assignment,
+        at: Moment,
+        lane: int,
+        refs: RoundInputRefs,
+        state: tuple[Pixels, Pixels] | None,
+        before: NDArray[np.float32] | None = None,
+        initial: tuple[ObjectRef, ...] = (),
+    ) -> tuple[LaneMetrics, Pixels, NDArray[np.float32] | None]:
+        """One lane of a matching step of a group: metrics, the gradient (G, s, C, H, W), and its network (P,).
+
+        ``state`` and ``initial`` as for `distil`; ``before``: the network that the step before left, if it did.
+        """
+        pixels, _ = state or self._at_rest(initial)
+        matching, inputs = self._matching(job, where.segment), self._round_inputs(job, where, refs)
+        found = match_in_lane(matching, job.config, where, at, lane, inputs, pixels, before)
+        samples = len(where.classes) * job.config.matcher.batch_real
+        return LaneMetrics(_notices(), found.distance, samples), found.slopes, found.flat
+
+    @outputs(2)
+    def move_group(
+        self,
+        job: Job,
+        where: Assignment,
+        at: Moment,
+        state: tuple[Pixels, Pixels] | None,
+        slopes: tuple[ObjectRef, ...],
+        initial: tuple[ObjectRef, ...] = (),
+        keeping: Keeping | None = None,
+    ) -> tuple[GroupKept, tuple[Pixels, Pixels]]:
+        """The step that all lanes lead to: new (pixels, velocity).
+
+        ``keeping``: where its checkpoint goes, which holds ``initial``, if the round ends here and in one.
+        """
+        after = moved_by(job.config, where, at, *(state or self._at_rest(initial)), self._all(slopes))
+        ended = replace(where, round=where.round + 1)
+        return GroupKept(_notices(), keeping is not None and self._keep(keeping, ended, after, initial[0])), after
 
     def keep_group(
         self, keeping: Keeping, where: Assignment, state: tuple[ObjectRef], initial: tuple[ObjectRef]
@@ -806,6 +837,26 @@ class Worker:
         flat = self._first_expert(job, experts)
         return features_of(self._network(job), self._blocks(job, "train"), flat, label, job.config.score.batch)
 
+    def _round_inputs(self, job: Job, where: Assignment, refs: RoundInputRefs) -> RoundInputs:
+        """What a round of a group reads."""
+        groups = [group[0] if isinstance(group, tuple) else group for group in self._all(refs.current)]
+        return RoundInputs(
+            blocks=self._blocks(job, "train"),
+            windows=self._fetch(refs.windows),
+            earlier=self._fetch(refs.earlier),
+            current=np.concatenate(groups) if groups else np.empty((0, 0), np.float32),
+            experts=self._all(refs.experts),
+            probes=self._all(refs.probes),
+            strata=self._of(refs.strata, where.classes),
+            bank=self._all(refs.bank),
+            frontier=self._of(refs.frontier, where.classes),
+        )
+
+    def _at_rest(self, initial: Sequence[ObjectRef]) -> tuple[Pixels, Pixels]:
+        """A group before its first round."""
+        pixels: Pixels = self._fetch(initial[0])
+        return pixels, np.zeros_like(pixels)
+
     def _blocks(self, job: Job, split: str) -> Blocks:
         """A split in place: files of this node that are mapped as they are used, and what is on the device already."""
         real = job.real
@@ -860,11 +911,6 @@ class Worker:
         network = self._network(job)
         key = (id(network), job.config.learns_labels)
         return self._students.setdefault(key, Student(network, job.config.learns_labels))
-
-
-def _at_rest(initial: Pixels) -> tuple[Pixels, Pixels]:
-    """A group before its first round."""
-    return initial, np.zeros_like(initial)
 
 
 def write_standing(

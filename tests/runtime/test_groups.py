@@ -84,8 +84,8 @@ class Run:
 
 
 def test_rounds_on_workers_are_rounds_in_this_process(ray_session: object, real: RealRefs, tmp_path: Path) -> None:
-    config = config_with(name="dsa", steps=2)
-    here = Run(real, LocalPool(), tmp_path / "here", config).go()
+    configs = [config_with(name="dsa", steps=2, inner_steps=2, lanes=lanes) for lanes in (1, 2)]
+    here = [Run(real, LocalPool(), tmp_path / f"here {number}", each).go() for number, each in enumerate(configs)]
     with Pool(
         Worker,
         (1,),
@@ -97,9 +97,10 @@ def test_rounds_on_workers_are_rounds_in_this_process(ray_session: object, real:
         idle_seconds=60,
         notice=lambda text: None,
     ) as pool:
-        images = load_real(open_source(config.data), config.data, lambda text: None)
-        there = Run(images, pool, tmp_path / "there", config).go()
-    assert there.tobytes() == here.tobytes()
+        images = load_real(open_source(configs[0].data), configs[0].data, lambda text: None)
+        there = [Run(images, pool, tmp_path / f"there {number}", each).go() for number, each in enumerate(configs)]
+    assert [each.tobytes() for each in there] == [each.tobytes() for each in here]
+    assert there[0].tobytes() != there[1].tobytes()
 
 
 def test_all_rounds_are_done_and_on_disk(real: RealRefs, pool: LocalPool, tmp_path: Path) -> None:
