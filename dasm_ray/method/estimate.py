@@ -193,11 +193,13 @@ def _evaluation(config: RunConfig, classes: int, count: int, seconds: float) -> 
 def _moved(config: RunConfig, classes: int, values: int) -> int:
     """Bytes between workers and store that one task of a round reads and writes: pixels and their velocities.
 
-    A lane's reads both and writes the gradient of the pixels that move.
+    A lane's reads both and writes the gradient of the pixels that move. One of trajectories reads no velocities, and
+    writes the gradient of the images that it draws, all of them at most.
     """
     if config.is_trajectory:
-        state = classes * max(config.sizes) * (values + classes * config.learns_labels)
-        return state * (8 + 4)
+        images, trajectory = classes * max(config.sizes), config.trajectory
+        drawn = min(images, trajectory.steps * trajectory.batch)
+        return (4 * images + 4 * drawn) * (values + classes * config.learns_labels)
     a_slot, most = len(groups_in(config, classes)[0]) * values, max(config.sizes)
     if config.matcher.lanes > 1:
         return a_slot * (8 * most + 4 * min(most, slots_a_step(config)))

@@ -23,9 +23,10 @@ from dasm_ray.core import selection
 from dasm_ray.core.augment import draw
 from dasm_ray.core.blocks import Blocks, Layout
 from dasm_ray.core.device import multiply_as
-from dasm_ray.core.matching.lane import SetGradient, SetState, moved, walk_lane
+from dasm_ray.core.matching.lane import moved, walk_lane
 from dasm_ray.core.matching.parallel import Moment, match_in_lane, moved_by
 from dasm_ray.core.matching.round import Assignment, Matching, RoundInputs, distil_round, matching_of, slots_a_step
+from dasm_ray.core.matching.setstate import Cut, Earlier, RowGradient, SetState, SetValues
 from dasm_ray.core.matching.step import StepInputs
 from dasm_ray.core.matching.trajectory import Student
 from dasm_ray.core.membership import log_odds
@@ -118,6 +119,17 @@ class RoundInputRefs(Shared):
     bank: tuple[ObjectRef, ...] = ()
     frontier: tuple[ObjectRef, ...] = ()
     """A class each."""
+
+
+@dataclass(frozen=True)
+class SetRefs(Shared):
+    """References to a segment in shards, as lanes of trajectories read it: a lane fetches those that it draws from."""
+
+    cut: Cut
+    values: tuple[ObjectRef, ...]
+    """Of `SetValues`."""
+    earlier: tuple[ObjectRef, ...]
+    """Pixels and labels of the frozen segments, of the same classes."""
 
 
 @dataclass(frozen=True)
@@ -496,31 +508,37 @@ class Worker:
             raise Watch(f"probes before segment {segment + 1}", "probe", job.config.probe).failed("at their end")
         return float(np.mean(losses))
 
-    @outputs(2)
     def walk(
-        self, job: Job, where: tuple[int, int, int], inputs: tuple[ObjectRef, ObjectRef, ObjectRef], start: int
-    ) -> tuple[LaneMetrics, SetGradient]:
-        """One lane of a round from start epoch ``start``: metrics, and the gradient of the segment.
+        self, job: Job, where: tuple[int, int, int], refs: SetRefs, expert: tuple[ObjectRef], start: int
+    ) -> tuple[LaneMetrics | RowGradient, ...]:
+        """One lane of a round from start epoch ``start``: metrics, and what it says of each shard.
 
-        ``where``: segment, round, lane. ``inputs``: the segment's state, the earlier segments, one expert.
+        ``where``: segment, round, lane.
         """
-        state, earlier, expert = self._all(inputs)
-        target, trajectory = expert[start + job.config.trajectory.epochs], job.config.trajectory
-        distance, gradient = walk_lane(self._student(job), job.config, where, state, earlier, expert[start], target)
-        return LaneMetrics(_notices(), distance, trajectory.steps * trajectory.batch), gradient
 
-    @outputs(2)
+        def read(shard: int) -> tuple[SetValues, Earlier]:
+            values, earlier = self._all((refs.values[shard], refs.earlier[shard]))
+            return values, earlier
+
+        (way,), trajectory = self._all(expert), job.config.trajectory
+        ends = way[start], way[start + trajectory.epochs]
+        distance, gradients = walk_lane(self._student(job), job.config, where, refs.cut, read, *ends)
+        return LaneMetrics(_notices(), distance, trajectory.steps * trajectory.batch), *gradients
+
+    @outputs(3)
     def move_set(
         self,
         job: Job,
         where: tuple[int, int],
-        state: SetState,
+        values: SetValues,
+        speeds: SetValues,
         distances: Sequence[float],
         gradients: tuple[ObjectRef, ...],
-    ) -> tuple[SetMetrics, SetState]:
-        """The step that ends a round: metrics, and the segment's new state. ``where``: segment, round."""
-        after = moved(job.config, where, state, distances, self._all(gradients))
-        return SetMetrics(_notices(), float(np.exp(after.log_step))), after
+    ) -> tuple[SetMetrics, SetValues, SetValues]:
+        """The step that ends a round, of one shard: metrics, values and velocities anew. ``where``: segment, round."""
+        dense = [found.spread(values) for found in self._all(gradients)]
+        after = moved(job.config, where, SetState(*values, *speeds), distances, dense)
+        return SetMetrics(_notices(), float(np.exp(after.log_step))), after.values, after.speeds
 
     @outputs(2)
     def distil(

@@ -11,6 +11,7 @@
     python tests/benchmarks/scale.py micro [slots real side width] memory and CPU of an idc step, whole and in pieces
     python tests/benchmarks/scale.py snapshot [parameters epochs] bytes and memory of one snapshot of an expert
     python tests/benchmarks/scale.py lanes [side slots lanes]     tasks of one group out at once, bytes a step
+    python tests/benchmarks/scale.py walks [classes slots side steps batch]  bytes to and from a lane of mtt
 
 `tasks`, `sort`, `fetched`, `evaluate` and `artifact` work in the earlier version as well
 (``PYTHONPATH=OTHER/CHECKOUT``), so that both can be measured side by side.
@@ -699,6 +700,52 @@ def refs_in(arg: Any) -> tuple[Ref, ...]:
     return arg if isinstance(arg, tuple) and all(isinstance(each, Ref) for each in arg) else ()
 
 
+def walks(classes: int = 100, slots: int = 10, side: int = 64, steps: int = 5, batch: int = 50) -> Figures:
+    """A lane of mtt over noise as a worker does it, at several sizes of a shard, beside whole state and gradient."""
+    from dasm_ray.core.matching.setstate import Cut, SetState, edges_of
+    from dasm_ray.runtime.worker import SetRefs
+
+    tree: dict[str, Any] = {
+        "model": {"width": 8, "depth": 3},
+        "synthetic": {"ipc": slots, "segments": 1},
+        "experts": {"epochs": 1},
+        "score": {"early": 1},
+        "matcher": {"name": "mtt"},
+        "trajectory": {"steps": steps, "batch": batch, "epochs": 1, "starts": [[0, 1, 1]]},
+        "runtime": {"compile": False},
+    }
+    draw = np.random.default_rng(0)
+    pixels = draw.random((classes, slots, 3, side, side), np.float32)
+    state = SetState.at_rest(pixels, np.eye(classes, dtype=np.float32)[:, None].repeat(slots, 1), -4.0)
+    before = sum(part.nbytes for part in state)
+    found: Figures = {"images": classes * slots, "seen at most": steps * batch}
+    found["whole"] = {"bytes to a lane": before, "bytes from it": before // 2}
+    names, counts = tuple(map(str, range(classes))), {"train": np.ones(classes, np.int64)}
+    real = RealRefs(Kept("nowhere", "noise"), counts, (3, side, side), names, (0.5,) * 3, (0.25,) * 3, "noise")
+    config = parse_config(tree)
+    network = Network(config.model, real.shape, classes, real.mean, real.std, compile=False)
+    way = np.stack([network.initial(torch.Generator().manual_seed(seed)).numpy() for seed in (0, 1)])
+    for most in (1 << 40, 1 << 24, 1):
+        edges = edges_of(classes, pixels[0].nbytes, most)
+        values = tuple(state.values.shards(edges))
+        earlier = tuple((each.pixels[:, :0], each.labels[:, :0]) for each in values)
+        taken: list[Any] = []
+
+        def fetch(refs: Any, taken: list[Any] = taken) -> Any:
+            taken.extend(refs)
+            return refs
+
+        worker, refs = Worker(1, fetch), SetRefs(Cut(edges, slots, 0), values, earlier)
+        metrics, *gradients = worker.walk(Job(config, real, "cpu"), (0, 0, 0), refs, (way,), 0)
+        found[f"{len(edges) - 1} shards"] = {
+            "fetched": len([each for each in taken if len(each) == 3]),
+            "bytes to a lane": sum(_array_bytes(each) for each in taken if each is not way),
+            "bytes from it": sum(_array_bytes(each) for each in gradients),
+            "distance": metrics.distance,
+        }
+    return found
+
+
 def _array_bytes(value: Any) -> int:
     return sum(each.nbytes for each in (value if isinstance(value, tuple) else (value,)) if each is not None)
 
@@ -716,6 +763,7 @@ ROWS: dict[str, Callable[..., Figures]] = {
     "micro_alone": micro_alone,
     "snapshot": snapshot,
     "lanes": lanes,
+    "walks": walks,
 }
 
 if __name__ == "__main__":

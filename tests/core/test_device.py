@@ -20,9 +20,10 @@ from dasm_ray.config.parsing import parse_config
 from dasm_ray.core import device
 from dasm_ray.core.blocks import Blocks
 from dasm_ray.core.device import ahead, multiply_as, numbers, sent
-from dasm_ray.core.matching.lane import SetState, walk_lane
+from dasm_ray.core.matching.lane import walk_lane
 from dasm_ray.core.matching.parallel import Moment, match_in_lane
 from dasm_ray.core.matching.round import Assignment, RoundInputs, distil_round, matching_of
+from dasm_ray.core.matching.setstate import SetState, whole
 from dasm_ray.core.matching.trajectory import Student
 from dasm_ray.core.networks import training, zoo
 from dasm_ray.core.networks.evaluate import evaluate_on, synthetic_samples
@@ -415,8 +416,9 @@ def test_a_lane_waits_at_its_end_however_many_steps_it_takes(no_number: NoNumber
         config = trajectories(name, steps)
         student = Student(network, soft=True)
         with no_number(AFTER_A_LANE) as watched:
-            _, gradient = walk_lane(student, config, (0, 0, 0), state, (pixels[:, :0], labels[:, :0]), flat, flat)
-        assert gradient.pixels.shape == pixels.shape
+            earlier = pixels[:, :0], labels[:, :0]
+            _, (gradient,) = walk_lane(student, config, (0, 0, 0), *whole(state, earlier), flat, flat)
+        assert gradient.pixels.shape[1:] == SHAPE
         found.append(dict(watched.waited))
     assert found[0] == found[1]
     assert set(found[0]) == AFTER_A_LANE

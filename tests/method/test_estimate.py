@@ -37,7 +37,7 @@ def test_work_in_waves() -> None:
     [
         ({}, 2, 2 * 8 * 5 * 1 * 64),
         ({"matcher": {"name": "cafe", "rounds": 1}, "synthetic": {"group_size": None}}, 1, 2 * 8 * 10 * 1 * 64),
-        (WALKS, 2, 10 * 1 * (64 + 10) * 12),
+        (WALKS, 2, 10 * 1 * (64 + 10) * 8),
         ({"matcher": LANES}, 2 * 3, 5 * 64 * (8 * 1 + 4 * 1)),
     ],
     ids=["groups", "all classes at once", "lanes", "lanes of groups"],
