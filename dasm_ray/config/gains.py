@@ -102,8 +102,9 @@ def images_a_step(config: RunConfig, stage: int) -> int:
 
 
 def _matched(config: RunConfig, classes: int, stage: int) -> int:
-    """Matching steps of a segment, of one class each."""
-    return config.rounds_of(stage) * config.matcher.networks * config.matcher.steps * classes
+    """Matching steps of a segment, of one class in one lane each."""
+    matcher = config.matcher
+    return config.rounds_of(stage) * matcher.networks * matcher.steps * matcher.lanes * classes
 
 
 def _walked(config: RunConfig, stage: int) -> int:
@@ -152,7 +153,7 @@ def _of_matching(config: RunConfig, size: Size) -> Iterator[Steps]:
         if stage and matcher.context != "alone":
             yield from _of_earlier(config, count, together, stage)
         if config.states in ("real", "synthetic"):
-            walks = config.rounds_of(stage) * matcher.networks * (matcher.steps - 1) * groups
+            walks = config.rounds_of(stage) * matcher.networks * (matcher.steps - 1) * matcher.lanes * groups
             of_real = max(1, matcher.inner_samples // INNER_BATCH)
             yield Steps("train", walks * (of_real if config.states == "real" else matcher.inner_steps), INNER_BATCH)
 

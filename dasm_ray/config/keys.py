@@ -339,6 +339,13 @@ class Matcher(Section):
     )
     networks: Count = Field(10, description="Network states that one round goes through.")
     steps: Count = Field(1, description="Matching steps per class at one network state.")
+    lanes: Whole = Field(
+        1,
+        le=10_000,
+        description="Network states that a group is matched at side by side, whose gradients are averaged; so many "
+        "workers can be busy with one group, and the work is so many times as much.",
+        json_schema_extra=ONLY_IF_SET,
+    )
     batch_real: Count = Field(64, description="Real images of one class a matching step.")
     frontier_share: Share = Field(
         0.0,

@@ -54,7 +54,7 @@ MATCHERS: dict[str, BaseMatcher] = {
 ROUND_KEYS = (
     *("matcher.networks", "matcher.steps", "matcher.batch_real", "matcher.batch_syn"),
     *("matcher.lr_img", "matcher.scale_lr", "matcher.probe_share", "matcher.strata"),
-    *("matcher.union_rate", "matcher.frontier_share", "matcher.micro"),
+    *("matcher.union_rate", "matcher.frontier_share", "matcher.micro", "matcher.lanes"),
 )
 """Keys of gradients and distributions, whose rounds go from one network state to the next."""
 
@@ -72,12 +72,14 @@ MEANT: dict[str, str] = {
     "matcher.lr_img": "trajectory.lr_img",
     "matcher.batch_syn": "trajectory.batch",
     "matcher.steps": "trajectory.steps",
+    "matcher.lanes": "trajectory.lanes",
     "matcher.snapshots": "trajectory.starts",
     "matcher.probe_share": "trajectory.by_probe",
     "matcher.inner_steps": "trajectory.steps",
     "trajectory.lr_img": "matcher.lr_img",
     "trajectory.batch": "matcher.batch_syn",
     "trajectory.steps": "matcher.steps",
+    "trajectory.lanes": "matcher.lanes",
     "trajectory.starts": "matcher.snapshots",
 }
 """The key that does for the other kind of matcher what a key does for one."""

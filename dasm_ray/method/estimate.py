@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from dasm_ray.config.gains import Size, images_of, verdict
 from dasm_ray.config.keys import RunConfig
+from dasm_ray.core.matching.round import slots_a_step
 from dasm_ray.core.networks.network import compiles
 from dasm_ray.core.networks.training import steps_for
 from dasm_ray.method.run import Run, run_all
@@ -157,14 +158,14 @@ def work_of(config: RunConfig, classes: int) -> Work:
     images = sum(images_of(config, classes, stage) for stage in stages)
     if config.is_trajectory:
         return Work(rounds * config.trajectory.lanes * config.trajectory.steps, images)
-    return Work(rounds * matcher.networks * matcher.steps * classes, images)
+    return Work(rounds * matcher.networks * matcher.steps * matcher.lanes * classes, images)
 
 
 def _parallel(config: RunConfig, classes: int) -> int:
-    """Tasks of distillation that run side by side: lanes, or groups."""
+    """Tasks of distillation that run side by side: lanes, of trajectories on the whole set, else of each group."""
     if config.is_trajectory:
         return config.trajectory.lanes
-    return len(groups_in(config, classes))
+    return len(groups_in(config, classes)) * config.matcher.lanes
 
 
 def _matching_steps(config: RunConfig, classes: int) -> int:
@@ -173,8 +174,8 @@ def _matching_steps(config: RunConfig, classes: int) -> int:
     rounds = sum(config.rounds_of(stage) for stage in range(config.synthetic.segments + 1))
     if config.is_trajectory:
         return rounds * config.trajectory.lanes * config.trajectory.steps
-    a_state = classes if config.base.couples == "class" else _parallel(config, classes)
-    return rounds * matcher.networks * matcher.steps * a_state
+    a_state = classes if config.base.couples == "class" else len(groups_in(config, classes))
+    return rounds * matcher.networks * matcher.steps * matcher.lanes * a_state
 
 
 def _evaluation(config: RunConfig, classes: int, count: int, seconds: float) -> tuple[int, float]:
@@ -190,8 +191,16 @@ def _evaluation(config: RunConfig, classes: int, count: int, seconds: float) -> 
 
 
 def _moved(config: RunConfig, classes: int, values: int) -> int:
-    """Bytes between workers and store that one task of a round reads and writes: pixels and their velocities."""
+    """Bytes between workers and store that one task of a round reads and writes: pixels and their velocities.
+
+    A lane's reads both and writes the gradient of the pixels that move. One of trajectories reads no velocities, and
+    writes the gradient of the images that it draws, all of them at most.
+    """
     if config.is_trajectory:
-        state = classes * max(config.sizes) * (values + classes * config.learns_labels)
-        return state * (8 + 4)
-    return 2 * 8 * len(groups_in(config, classes)[0]) * max(config.sizes) * values
+        images, trajectory = classes * max(config.sizes), config.trajectory
+        drawn = min(images, trajectory.steps * trajectory.batch)
+        return (4 * images + 4 * drawn) * (values + classes * config.learns_labels)
+    a_slot, most = len(groups_in(config, classes)[0]) * values, max(config.sizes)
+    if config.matcher.lanes > 1:
+        return a_slot * (8 * most + 4 * min(most, slots_a_step(config)))
+    return 2 * 8 * a_slot * most

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dasm_ray.core.matching.lane import SetState, shift_of, stalled, start_epochs
+from dasm_ray.core.matching.lane import shift_of, stalled, start_epochs
+from dasm_ray.core.matching.setstate import SetState
 from dasm_ray.errors import NonFinite
 from dasm_ray.method.experts import Experts
 from dasm_ray.method.probes import Probes
@@ -135,7 +136,7 @@ def _by_lanes(
         run.key,
         segment,
         SetState.at_rest(start.pixels, labels, math.log(start.step_size)),
-        run.pool.put(earlier),
+        earlier,
         Guides(experts.snapshots),
         renewed,
         _shift(run, segment, experts, probes, frozen),

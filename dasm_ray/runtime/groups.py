@@ -1,9 +1,10 @@
 """The coordinator: hands out the rounds of a segment's groups, swaps references as they come back.
 
 Groups run free of one another, except where the network in the loop is trained on the synthetic set itself: then a
-round reads what every group was after the round before, and is a barrier. Pixels stay with the workers: one that ends a
-round whose checkpoint is due writes it, where it reaches the run directory; else it is written here. What must stay
-true: the references held at any moment name one consistent set, and what is on disk is enough to go on from.
+round reads what every group was after the round before, and is a barrier. In lanes a group's own steps are barriers as
+well (`runtime.sidebyside`). Pixels stay with the workers: one that ends a round whose checkpoint is due writes it,
+where it reaches the run directory; else it is written here. What must stay true: the references held at any moment name
+one consistent set, and what is on disk is enough to go on from.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dasm_ray.core.matching.round import Assignment
 from dasm_ray.errors import SessionError, TaskLost
 from dasm_ray.runtime.pool import Done, ObjectRef, Pool, task
 from dasm_ray.runtime.progress import Progress
+from dasm_ray.runtime.sidebyside import LaneRound
 from dasm_ray.runtime.worker import GroupKept, Job, Keeping, RoundInputRefs, RoundMetrics, Worker, write_standing
 from dasm_ray.store.checkpoints import group_name, read_group
 from dasm_ray.store.place import Place
@@ -54,7 +56,7 @@ class Renewed(NamedTuple):
 class _Group:
     """One group on its way: how many rounds are done, where its state is, and which round is on disk.
 
-    ``state`` None: it is at rest where it began.
+    ``state`` None: it is at rest where it began. ``in_lanes``: the round that it is in, if that is in lanes.
     """
 
     number: int
@@ -64,11 +66,12 @@ class _Group:
     state: ObjectRef | None = None
     saved_round: int = 0
     saved_at: float = 0.0
+    in_lanes: LaneRound | None = None
 
 
 @dataclass(frozen=True)
 class _Given:
-    """A task that is out: a round of a group, or the keeping of its checkpoint; ``keeps``: it writes one."""
+    """A task that is out: a round of a group, or part of one, or its checkpoint; ``keeps``: it writes one."""
 
     group: _Group
     is_round: bool
@@ -132,22 +135,38 @@ class SegmentRun:
     # --- giving and taking ---------------------------------------------------------------------------------------
 
     def _give(self, inputs: RoundInputRefs) -> None:
-        """Submits the next round of every group that may begin it."""
+        """Submits the next round of every group that may begin it, or what one that is in a round is ready for."""
         if self._is_coupled and self._keeps_all():
             return
         slowest = min(group.round for group in self._groups)
         for group in self._groups:
             waits = self._is_coupled and group.round > slowest
-            name = f"segment {self._segment + 1}, group {group.number}, round {group.round}"
-            if group.round >= self._rounds or waits or name in self._given:
+            if group.round >= self._rounds or waits:
                 continue
             reads = self._with_states(inputs, group.round) if self._is_coupled else inputs
-            keeps = not self._is_coupled and self._is_due(group, group.round + 1)
-            keeping = self._keeping if keeps else None
-            initial = (group.initial,) if keeps or group.state is None else ()
-            where = self._where(group)
-            self._pool.submit(task(name, Worker.distil, self._job, where, reads, group.state, initial, keeping))
-            self._given[name] = _Given(group, is_round=True, keeps=keeps)
+            if self._job.config.matcher.lanes > 1:
+                self._give_lanes(group, reads)
+            else:
+                self._give_round(group, reads)
+
+    def _give_round(self, group: _Group, reads: RoundInputRefs) -> None:
+        name = f"segment {self._segment + 1}, group {group.number}, round {group.round}"
+        if name in self._given:
+            return
+        keeps = not self._is_coupled and self._is_due(group, group.round + 1)
+        keeping = self._keeping if keeps else None
+        initial = (group.initial,) if keeps or group.state is None else ()
+        where = self._where(group)
+        self._pool.submit(task(name, Worker.distil, self._job, where, reads, group.state, initial, keeping))
+        self._given[name] = _Given(group, is_round=True, keeps=keeps)
+
+    def _give_lanes(self, group: _Group, reads: RoundInputRefs) -> None:
+        if group.in_lanes is None:
+            group.in_lanes = LaneRound(self._job, self._where(group), group.state)
+        keeps = group.in_lanes.is_ending and not self._is_coupled and self._is_due(group, group.round + 1)
+        for ready in group.in_lanes.ready(reads, group.initial, self._keeping if keeps else None):
+            self._pool.submit(ready)
+            self._given[ready.name] = _Given(group, is_round=True, keeps=keeps)
 
     def _keeps_all(self) -> bool:
         """Whether checkpoints of all groups are being kept; that begins when all stand together and it is due.
@@ -157,7 +176,8 @@ class SegmentRun:
         if any(not each.is_round for each in self._given.values()):
             return True
         round = self._groups[0].round
-        together = not self._given and all(group.round == round for group in self._groups)
+        is_between = not self._given and all(group.in_lanes is None for group in self._groups)
+        together = is_between and all(group.round == round for group in self._groups)
         further = [group for group in self._groups if group.round > group.saved_round]
         if not (together and further and self._is_due(self._groups[0], round)):
             return False
@@ -190,11 +210,16 @@ class SegmentRun:
         if done.error is not None:
             self._losses[group.number] = done.task.name
             return
-        answer: RoundMetrics | GroupKept = done.value
-        for notice in answer.notices:
+        answer: RoundMetrics | GroupKept | None = done.value
+        for notice in done.value.notices:
             self._progress.note(notice)
+        if group.in_lanes is not None:
+            answer = group.in_lanes.take(done)
+        if answer is None:  # a round that goes on
+            return
         if isinstance(answer, RoundMetrics):
-            group.state, group.round = done.refs[0], group.round + 1
+            group.state = group.in_lanes.state if group.in_lanes else done.refs[0]
+            group.round, group.in_lanes = group.round + 1, None
             self._progress.advance(samples=answer.samples, distance=sum(answer.distances) / len(answer.distances))
         if given.keeps:
             if not answer.is_kept:
@@ -236,7 +261,7 @@ class SegmentRun:
         reading = {}
         for group in groups:
             group.round = group.saved_round = 0
-            group.state, group.saved_at = None, time.monotonic()
+            group.state, group.saved_at, group.in_lanes = None, time.monotonic(), None
             if group_name(self._segment, group.number) in there:
                 name = f"segment {self._segment + 1}, group {group.number}, its checkpoint"
                 reading[name] = group

@@ -1,7 +1,8 @@
 """The coordinator of trajectory matching: rounds of parallel lanes against the whole set, one step of the set a round.
 
 A round is a barrier: its lanes all read the state of the round before, and the step takes their gradients in lane
-order. What must stay true: workers may come and go without changing a byte, and what is on disk is enough to go on.
+order. A large set lies in shards of classes, each of which has a step of its own, to the same bytes. What must stay
+true: workers may come and go without changing a byte, and what is on disk is enough to go on.
 """
 
 from __future__ import annotations
@@ -9,17 +10,23 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from dasm_ray.core.matching.lane import SetState, draw_from_bank, draw_start
+from dasm_ray.core.matching.lane import draw_from_bank, draw_start
+from dasm_ray.core.matching.setstate import Cut, Earlier, SetState, edges_of, joined
 from dasm_ray.errors import NonFinite, SessionError, TaskLost
 from dasm_ray.runtime.pool import Done, InputLost, ObjectRef, Pool, Task, task
 from dasm_ray.runtime.progress import Progress
-from dasm_ray.runtime.worker import Job, Worker
+from dasm_ray.runtime.worker import Job, SetRefs, Worker
 from dasm_ray.store.checkpoints import read_group, write_group
 from dasm_ray.store.place import Place
+
+SHARD_BYTES = 1 << 26
+"""Pixels of a shard, at most, where it has more than one class."""
 
 
 class Guides(NamedTuple):
@@ -33,7 +40,7 @@ class Guides(NamedTuple):
 class LaneRun:
     """Segment ``segment`` from its state ``initial`` (see core.matching.lane) to the distilled one.
 
-    ``earlier``: reference to the frozen segments' (pixels, labels); ``guides``: whom students follow; ``renewed`` gives
+    ``earlier``: the frozen segments' pixels and labels; ``guides``: whom students follow; ``renewed`` gives
     new references to them after some went with a node; ``shift``: epochs by which the range of start epochs is moved.
     """
 
@@ -46,15 +53,20 @@ class LaneRun:
         key: str,
         segment: int,
         initial: SetState,
-        earlier: ObjectRef,
+        earlier: Earlier,
         guides: Guides,
         renewed: Callable[[], Guides],
         shift: int,
     ) -> None:
         self._job, self._pool, self._progress = job, pool, progress
         self._place, self._key, self._segment = place, key, segment
-        self._initial, self._earlier, self._shift = initial, earlier, shift
+        self._initial, self._shift = initial, shift
         self.guides, self._renewed = guides, renewed
+        classes, own = initial.pixels.shape[:2]
+        edges = edges_of(classes, initial.pixels[0].nbytes, SHARD_BYTES)
+        self._cut = Cut(edges, own, earlier[0].shape[1])
+        parts = (tuple(part[first:last] for part in earlier) for first, last in pairwise(edges))
+        self._earlier = tuple(map(pool.put, parts))
         self._state, self._round = self._begin()
         self._saved_round, self._saved_at = self._round, time.monotonic()
         self._lost, self._unused = 0, 0
@@ -79,38 +91,43 @@ class LaneRun:
                 self._save()
             raise
         self._save()
-        state: SetState = self._pool.fetch(self._state)
-        return state
+        return self._fetched()
 
     # --- a round -------------------------------------------------------------------------------------------------
 
     def _one_round(self) -> None:
         """All lanes, then the step; a round whose input was lost is begun again from the disk."""
         try:
-            lanes = self._all([self._lane(lane) for lane in range(self._job.config.trajectory.lanes)])
+            refs = SetRefs(self._cut, tuple(values for values, _ in self._state), self._earlier)
+            lanes = self._all([self._lane(lane, refs) for lane in range(self._job.config.trajectory.lanes)])
             distances = [done.value.distance for done in lanes]
             self._check(distances)
-            name, where = f"segment {self._segment + 1}, step of round {self._round}", (self._segment, self._round)
-            gradients = tuple(done.refs[0] for done in lanes)
-            (step,) = self._all([task(name, Worker.move_set, self._job, where, self._state, distances, gradients)])
+            steps = self._all([self._step(shard, distances, lanes) for shard in range(len(self._state))])
         except InputLost as lost:
             self._go_back(str(lost))
             return
-        self._state, self._round = step.refs[0], self._round + 1
+        self._state, self._round = [(step.refs[0], step.refs[1]) for step in steps], self._round + 1
         samples = sum(done.value.samples for done in lanes)
-        self._progress.advance(samples=samples, distance=float(np.mean(distances)), rate=step.value.rate)
+        self._progress.advance(samples=samples, distance=float(np.mean(distances)), rate=steps[0].value.rate)
         if time.monotonic() - self._saved_at >= self._job.config.runtime.checkpoint_seconds:
             self._save()
 
-    def _lane(self, lane: int) -> Task:
+    def _lane(self, lane: int, refs: SetRefs) -> Task:
         """The task of one lane: whom its student follows and from when on is drawn here, where references are held."""
         where = (self._segment, self._round, lane)
         experts, bank = self.guides
         drawn = draw_from_bank(self._job.config, *where, len(bank))
         who, when = drawn or draw_start(self._job.config, *where, len(experts), self._shift)
         name = f"segment {self._segment + 1}, round {self._round}, lane {lane}"
-        inputs = (self._state, self._earlier, (bank if drawn else experts)[who])
-        return task(name, Worker.walk, self._job, where, inputs, when)
+        expert = ((bank if drawn else experts)[who],)
+        return replace(task(name, Worker.walk, self._job, where, refs, expert, when), outputs=1 + len(self._state))
+
+    def _step(self, shard: int, distances: Sequence[float], lanes: Sequence[Done]) -> Task:
+        """The task of a shard's step."""
+        several = f", shard {shard}" if len(self._state) > 1 else ""
+        name, where = f"segment {self._segment + 1}, step of round {self._round}{several}", (self._segment, self._round)
+        gradients = tuple(done.refs[shard] for done in lanes)
+        return task(name, Worker.move_set, self._job, where, *self._state[shard], distances, gradients)
 
     def _all(self, tasks: Sequence[Task]) -> list[Done]:
         """Runs tasks to the end, in their order; InputLost if what one of them reads is gone."""
@@ -140,10 +157,15 @@ class LaneRun:
 
     # --- what is on disk -----------------------------------------------------------------------------------------
 
-    def _begin(self) -> tuple[ObjectRef, int]:
+    def _begin(self) -> tuple[list[tuple[ObjectRef, ObjectRef]], int]:
+        """References to values and velocities of each shard, and the round that they are at."""
         kept = read_group(self._place, self._segment, 0, self._key)
         state, round = (SetState(**kept[0]), kept[1]) if kept else (self._initial, 0)
-        return self._pool.put(state), round
+        parts = zip(state.values.shards(self._cut.edges), state.speeds.shards(self._cut.edges), strict=True)
+        return [(self._pool.put(values), self._pool.put(speeds)) for values, speeds in parts], round
+
+    def _fetched(self) -> SetState:
+        return joined([(self._pool.fetch(values), self._pool.fetch(speeds)) for values, speeds in self._state])
 
     def _go_back(self, what: str) -> None:
         """To the last state on disk."""
@@ -162,7 +184,6 @@ class LaneRun:
 
     def _save(self) -> None:
         if self._round > self._saved_round:
-            state: SetState = self._pool.fetch(self._state)
-            write_group(self._place, self._segment, 0, state._asdict(), self._round, self._key)
+            write_group(self._place, self._segment, 0, self._fetched()._asdict(), self._round, self._key)
             self._saved_round = self._round
         self._saved_at = time.monotonic()

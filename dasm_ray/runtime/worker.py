@@ -23,8 +23,10 @@ from dasm_ray.core import selection
 from dasm_ray.core.augment import draw
 from dasm_ray.core.blocks import Blocks, Layout
 from dasm_ray.core.device import multiply_as
-from dasm_ray.core.matching.lane import SetGradient, SetState, moved, walk_lane
-from dasm_ray.core.matching.round import Assignment, Matching, RoundInputs, distil_round, matching_of
+from dasm_ray.core.matching.lane import moved, walk_lane
+from dasm_ray.core.matching.parallel import Moment, match_in_lane, moved_by
+from dasm_ray.core.matching.round import Assignment, Matching, RoundInputs, distil_round, matching_of, slots_a_step
+from dasm_ray.core.matching.setstate import Cut, Earlier, RowGradient, SetState, SetValues
 from dasm_ray.core.matching.step import StepInputs
 from dasm_ray.core.matching.trajectory import Student
 from dasm_ray.core.membership import log_odds
@@ -117,6 +119,17 @@ class RoundInputRefs(Shared):
     bank: tuple[ObjectRef, ...] = ()
     frontier: tuple[ObjectRef, ...] = ()
     """A class each."""
+
+
+@dataclass(frozen=True)
+class SetRefs(Shared):
+    """References to a segment in shards, as lanes of trajectories read it: a lane fetches those that it draws from."""
+
+    cut: Cut
+    values: tuple[ObjectRef, ...]
+    """Of `SetValues`."""
+    earlier: tuple[ObjectRef, ...]
+    """Pixels and labels of the frozen segments, of the same classes."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +242,7 @@ class GroupKept(Answer):
 
 @dataclass(frozen=True)
 class LaneMetrics(Answer):
-    """Of a lane: the distance of student and expert, and synthetic images worked on."""
+    """Of a lane: the distance of student and expert, or at its network state, and images worked on."""
 
     distance: float
     samples: int
@@ -373,7 +386,7 @@ class Worker:
         """A matching step on noise."""
         generator, config, matching = torch_generator("pace"), job.config, self._matching(job)
         flat = network.initial(generator)
-        slots = min(max(config.sizes), max(1, config.matcher.batch_syn // config.synthetic.factor**2))
+        slots = min(max(config.sizes), slots_a_step(config))
         front = (network.classes,) if matching.at_once else ()
         pixels = torch.rand(*front, slots, *network.shape, generator=generator).to(job.device)
         real = (*front, config.matcher.batch_real, *network.shape)
@@ -495,31 +508,37 @@ class Worker:
             raise Watch(f"probes before segment {segment + 1}", "probe", job.config.probe).failed("at their end")
         return float(np.mean(losses))
 
-    @outputs(2)
     def walk(
-        self, job: Job, where: tuple[int, int, int], inputs: tuple[ObjectRef, ObjectRef, ObjectRef], start: int
-    ) -> tuple[LaneMetrics, SetGradient]:
-        """One lane of a round from start epoch ``start``: metrics, and the gradient of the segment.
+        self, job: Job, where: tuple[int, int, int], refs: SetRefs, expert: tuple[ObjectRef], start: int
+    ) -> tuple[LaneMetrics | RowGradient, ...]:
+        """One lane of a round from start epoch ``start``: metrics, and what it says of each shard.
 
-        ``where``: segment, round, lane. ``inputs``: the segment's state, the earlier segments, one expert.
+        ``where``: segment, round, lane.
         """
-        state, earlier, expert = self._all(inputs)
-        target, trajectory = expert[start + job.config.trajectory.epochs], job.config.trajectory
-        distance, gradient = walk_lane(self._student(job), job.config, where, state, earlier, expert[start], target)
-        return LaneMetrics(_notices(), distance, trajectory.steps * trajectory.batch), gradient
 
-    @outputs(2)
+        def read(shard: int) -> tuple[SetValues, Earlier]:
+            values, earlier = self._all((refs.values[shard], refs.earlier[shard]))
+            return values, earlier
+
+        (way,), trajectory = self._all(expert), job.config.trajectory
+        ends = way[start], way[start + trajectory.epochs]
+        distance, gradients = walk_lane(self._student(job), job.config, where, refs.cut, read, *ends)
+        return LaneMetrics(_notices(), distance, trajectory.steps * trajectory.batch), *gradients
+
+    @outputs(3)
     def move_set(
         self,
         job: Job,
         where: tuple[int, int],
-        state: SetState,
+        values: SetValues,
+        speeds: SetValues,
         distances: Sequence[float],
         gradients: tuple[ObjectRef, ...],
-    ) -> tuple[SetMetrics, SetState]:
-        """The step that ends a round: metrics, and the segment's new state. ``where``: segment, round."""
-        after = moved(job.config, where, state, distances, self._all(gradients))
-        return SetMetrics(_notices(), float(np.exp(after.log_step))), after
+    ) -> tuple[SetMetrics, SetValues, SetValues]:
+        """The step that ends a round, of one shard: metrics, values and velocities anew. ``where``: segment, round."""
+        dense = [found.spread(values) for found in self._all(gradients)]
+        after = moved(job.config, where, SetState(*values, *speeds), distances, dense)
+        return SetMetrics(_notices(), float(np.exp(after.log_step))), after.values, after.speeds
 
     @outputs(2)
     def distil(
@@ -536,19 +555,8 @@ class Worker:
         ``state``: those before the round; None where it is at rest at ``initial``, which is needed then. ``keeping``:
         where its checkpoint goes, which holds ``initial``, if the round ends in one.
         """
-        pixels, velocity = state or _at_rest(self._fetch(initial[0]))
-        groups = [group[0] if isinstance(group, tuple) else group for group in self._all(refs.current)]
-        inputs = RoundInputs(
-            blocks=self._blocks(job, "train"),
-            windows=self._fetch(refs.windows),
-            earlier=self._fetch(refs.earlier),
-            current=np.concatenate(groups) if groups else np.empty((0, 0), np.float32),
-            experts=self._all(refs.experts),
-            probes=self._all(refs.probes),
-            strata=self._of(refs.strata, where.classes),
-            bank=self._all(refs.bank),
-            frontier=self._of(refs.frontier, where.classes),
-        )
+        pixels, velocity = state or self._at_rest(initial)
+        inputs = self._round_inputs(job, where, refs)
         pixels, velocity, distances = distil_round(
             self._matching(job, where.segment), job.config, where, inputs, pixels, velocity
         )
@@ -557,6 +565,47 @@ class Worker:
         after = replace(where, round=where.round + 1)
         is_kept = keeping is not None and self._keep(keeping, after, (pixels, velocity), initial[0])
         return RoundMetrics(_notices(), distances, samples, is_kept), (pixels, velocity)
+
+    @outputs(3)
+    def match_lane(
+        self,
+        job: Job,
+        where: Assignment,
+        at: Moment,
+        lane: int,
+        refs: RoundInputRefs,
+        state: tuple[Pixels, Pixels] | None,
+        before: NDArray[np.float32] | None = None,
+        initial: tuple[ObjectRef, ...] = (),
+    ) -> tuple[LaneMetrics, Pixels, NDArray[np.float32] | None]:
+        """One lane of a matching step of a group: metrics, the gradient (G, s, C, H, W), and its network (P,).
+
+        ``state`` and ``initial`` as for `distil`; ``before``: the network that the step before left, if it did.
+        """
+        pixels, _ = state or self._at_rest(initial)
+        matching, inputs = self._matching(job, where.segment), self._round_inputs(job, where, refs)
+        found = match_in_lane(matching, job.config, where, at, lane, inputs, pixels, before)
+        samples = len(where.classes) * job.config.matcher.batch_real
+        return LaneMetrics(_notices(), found.distance, samples), found.slopes, found.flat
+
+    @outputs(2)
+    def move_group(
+        self,
+        job: Job,
+        where: Assignment,
+        at: Moment,
+        state: tuple[Pixels, Pixels] | None,
+        slopes: tuple[ObjectRef, ...],
+        initial: tuple[ObjectRef, ...] = (),
+        keeping: Keeping | None = None,
+    ) -> tuple[GroupKept, tuple[Pixels, Pixels]]:
+        """The step that all lanes lead to: new (pixels, velocity).
+
+        ``keeping``: where its checkpoint goes, which holds ``initial``, if the round ends here and in one.
+        """
+        after = moved_by(job.config, where, at, *(state or self._at_rest(initial)), self._all(slopes))
+        ended = replace(where, round=where.round + 1)
+        return GroupKept(_notices(), keeping is not None and self._keep(keeping, ended, after, initial[0])), after
 
     def keep_group(
         self, keeping: Keeping, where: Assignment, state: tuple[ObjectRef], initial: tuple[ObjectRef]
@@ -806,6 +855,26 @@ class Worker:
         flat = self._first_expert(job, experts)
         return features_of(self._network(job), self._blocks(job, "train"), flat, label, job.config.score.batch)
 
+    def _round_inputs(self, job: Job, where: Assignment, refs: RoundInputRefs) -> RoundInputs:
+        """What a round of a group reads."""
+        groups = [group[0] if isinstance(group, tuple) else group for group in self._all(refs.current)]
+        return RoundInputs(
+            blocks=self._blocks(job, "train"),
+            windows=self._fetch(refs.windows),
+            earlier=self._fetch(refs.earlier),
+            current=np.concatenate(groups) if groups else np.empty((0, 0), np.float32),
+            experts=self._all(refs.experts),
+            probes=self._all(refs.probes),
+            strata=self._of(refs.strata, where.classes),
+            bank=self._all(refs.bank),
+            frontier=self._of(refs.frontier, where.classes),
+        )
+
+    def _at_rest(self, initial: Sequence[ObjectRef]) -> tuple[Pixels, Pixels]:
+        """A group before its first round."""
+        pixels: Pixels = self._fetch(initial[0])
+        return pixels, np.zeros_like(pixels)
+
     def _blocks(self, job: Job, split: str) -> Blocks:
         """A split in place: files of this node that are mapped as they are used, and what is on the device already."""
         real = job.real
@@ -860,11 +929,6 @@ class Worker:
         network = self._network(job)
         key = (id(network), job.config.learns_labels)
         return self._students.setdefault(key, Student(network, job.config.learns_labels))
-
-
-def _at_rest(initial: Pixels) -> tuple[Pixels, Pixels]:
-    """A group before its first round."""
-    return initial, np.zeros_like(initial)
 
 
 def write_standing(

@@ -24,8 +24,9 @@ from dasm_ray.config.keys import Model, RunConfig, TrainRecipe
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.core.blocks import Blocks
 from dasm_ray.core.device import multiply_as
-from dasm_ray.core.matching.lane import SetState, walk_lane
+from dasm_ray.core.matching.lane import walk_lane
 from dasm_ray.core.matching.round import Assignment, RoundInputs, distil_round, matching_of
+from dasm_ray.core.matching.setstate import SetState, whole
 from dasm_ray.core.matching.trajectory import Student
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.reading import accuracy
@@ -130,7 +131,7 @@ def lane(problem: Problem) -> Loop:
     start = problem.flat.cpu().numpy()
 
     def loop() -> int:
-        walk_lane(student, config, (0, 0, 0), state, nothing, start, start + np.float32(0.01))
+        walk_lane(student, config, (0, 0, 0), *whole(state, nothing), start, start + np.float32(0.01))
         return steps * batch
 
     return loop

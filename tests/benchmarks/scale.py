@@ -10,6 +10,8 @@
     python tests/benchmarks/scale.py artifact [images side]       memory of writing a set
     python tests/benchmarks/scale.py micro [slots real side width] memory and CPU of an idc step, whole and in pieces
     python tests/benchmarks/scale.py snapshot [parameters epochs] bytes and memory of one snapshot of an expert
+    python tests/benchmarks/scale.py lanes [side slots lanes]     tasks of one group out at once, bytes a step
+    python tests/benchmarks/scale.py walks [classes slots side steps batch]  bytes to and from a lane of mtt
 
 `tasks`, `sort`, `fetched`, `evaluate` and `artifact` work in the earlier version as well
 (``PYTHONPATH=OTHER/CHECKOUT``), so that both can be measured side by side.
@@ -27,10 +29,11 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -51,12 +54,15 @@ from dasm_ray.core.matching.step import StepInputs
 from dasm_ray.core.networks.evaluate import evaluate_on, synthetic_samples
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.samples import RealSamples
-from dasm_ray.runtime.decoding import load_real
+from dasm_ray.runtime.decoding import RealRefs, load_real
+from dasm_ray.runtime.groups import Renewed, SegmentRun
+from dasm_ray.runtime.pool import Done
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.session import Session
-from dasm_ray.runtime.worker import Job, Worker, environment
+from dasm_ray.runtime.worker import Job, RoundInputRefs, Worker, environment
 from dasm_ray.store import tensors
 from dasm_ray.store.artifact import Artifact, write_artifact
+from dasm_ray.store.datasets.blockcache import Kept
 from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.place import Place
 
@@ -599,6 +605,151 @@ class Anonymous:
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
+# --- lanes -------------------------------------------------------------------------------------------------------
+
+
+def lanes(side: int = 32, slots: int = 10, most: int = 4) -> Figures:
+    """A group of five classes, ConvNet-3 of width 8, without lanes and in them, where workers are as many as wanted."""
+    counts = {"train": np.full(5, 40)}
+    names, mean, std = tuple("abcde"), (0.5,) * 3, (0.25,) * 3
+    found: Figures = {"values of the group": 5 * slots * 3 * side * side}
+    for each in (1, most):
+        tree: dict[str, Any] = {
+            "model": {"width": 8, "depth": 3},
+            "synthetic": {"ipc": slots, "segments": 1, "group_size": 5},
+            "matcher": {"rounds": 2, "networks": 4, "batch_real": 8, "lanes": each},
+            "runtime": {"compile": False, "checkpoint_seconds": 1000},
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            real = RealRefs(Kept(folder, "noise"), counts, (3, side, side), names, mean, std, "noise")
+            found[f"lanes {each}"] = lanes_alone(parse_config(tree), Path(folder), real)
+    return found
+
+
+def lanes_alone(config: Any, folder: Path, real: RealRefs) -> Figures:
+    """The same at one setting, each task done by a worker in this process, the counting by the pool."""
+    draw = np.random.default_rng(0)
+    network = Network(config.model, real.shape, 5, real.mean, real.std, compile=False)
+    states = np.stack([network.initial(torch.Generator().manual_seed(seed)).numpy() for seed in range(5)])
+    images = [draw.integers(0, 256, (40, *real.shape), np.uint8) for _ in range(5)]
+    start = draw.random((5, config.synthetic.ipc, *real.shape), np.float32)
+    pool = Counting(Blocks(images))
+    inputs = RoundInputRefs(Ref([[np.arange(40)] * 5]), Ref(start[:, :0]), (Ref(states),), ())
+    progress = Progress(live=False)
+    run = SegmentRun(Job(config, real, "cpu"), pool, progress, Place(folder), "key", 0, [Ref(start)])  # type: ignore[arg-type]
+    progress.stage("distil", run.rounds_total)
+    run.run(inputs, lambda: Renewed(inputs, [Ref(start)]))
+    steps = config.matcher.rounds * config.matcher.networks
+    return {
+        "steps": steps,
+        "tasks": len(pool.busy),
+        "workers busy at once": max(pool.busy),
+        "bytes moved a step": round(pool.bytes / steps),
+        "and a value": round(pool.bytes / steps / start.size, 1),
+    }
+
+
+class Ref(NamedTuple):
+    """A reference to what this process holds."""
+
+    value: Any
+
+
+class Counting:
+    """A pool that does tasks itself: counts those that are out when one is done, and bytes of arrays to and from it."""
+
+    alive = lost = 0
+
+    def __init__(self, blocks: Blocks) -> None:
+        self._worker, self._out = Worker(1, self.fetch), deque[Any]()
+        self._worker._blocks = lambda job, split: blocks  # type: ignore[method-assign]
+        self.busy, self.bytes = list[int](), 0
+
+    put = staticmethod(Ref)
+
+    @staticmethod
+    def fetch(ref: Any) -> Any:
+        """What a reference, or each of several, refers to."""
+        return [each.value for each in ref] if isinstance(ref, list) else ref.value
+
+    def submit(self, task: Any) -> None:
+        """See Pool."""
+        self._out.append(task)
+
+    def run(self, tasks: Any) -> Iterator[Done]:
+        """See Pool."""
+        self._out.extend(tasks)
+        return self.results()
+
+    def results(self) -> Iterator[Done]:
+        """See Pool."""
+        while self._out:
+            self.busy.append(len(self._out))
+            task = self._out.popleft()
+            arguments = [arg.value if isinstance(arg, Ref) else arg for arg in task.args]
+            first, *others = getattr(self._worker, task.method)(*arguments)
+            taken = [ref.value for arg in task.args for ref in refs_in(arg)]
+            self.bytes += sum(map(_array_bytes, (*taken, *others)))
+            yield Done(task, first, tuple(map(Ref, others)))
+
+
+def refs_in(arg: Any) -> tuple[Ref, ...]:
+    """References among the arguments of a task: one, or a tuple of them that the worker follows itself."""
+    if isinstance(arg, Ref):
+        return (arg,)
+    return arg if isinstance(arg, tuple) and all(isinstance(each, Ref) for each in arg) else ()
+
+
+def walks(classes: int = 100, slots: int = 10, side: int = 64, steps: int = 5, batch: int = 50) -> Figures:
+    """A lane of mtt over noise as a worker does it, at several sizes of a shard, beside whole state and gradient."""
+    from dasm_ray.core.matching.setstate import Cut, SetState, edges_of
+    from dasm_ray.runtime.worker import SetRefs
+
+    tree: dict[str, Any] = {
+        "model": {"width": 8, "depth": 3},
+        "synthetic": {"ipc": slots, "segments": 1},
+        "experts": {"epochs": 1},
+        "score": {"early": 1},
+        "matcher": {"name": "mtt"},
+        "trajectory": {"steps": steps, "batch": batch, "epochs": 1, "starts": [[0, 1, 1]]},
+        "runtime": {"compile": False},
+    }
+    draw = np.random.default_rng(0)
+    pixels = draw.random((classes, slots, 3, side, side), np.float32)
+    state = SetState.at_rest(pixels, np.eye(classes, dtype=np.float32)[:, None].repeat(slots, 1), -4.0)
+    before = sum(part.nbytes for part in state)
+    found: Figures = {"images": classes * slots, "seen at most": steps * batch}
+    found["whole"] = {"bytes to a lane": before, "bytes from it": before // 2}
+    names, counts = tuple(map(str, range(classes))), {"train": np.ones(classes, np.int64)}
+    real = RealRefs(Kept("nowhere", "noise"), counts, (3, side, side), names, (0.5,) * 3, (0.25,) * 3, "noise")
+    config = parse_config(tree)
+    network = Network(config.model, real.shape, classes, real.mean, real.std, compile=False)
+    way = np.stack([network.initial(torch.Generator().manual_seed(seed)).numpy() for seed in (0, 1)])
+    for most in (1 << 40, 1 << 24, 1):
+        edges = edges_of(classes, pixels[0].nbytes, most)
+        values = tuple(state.values.shards(edges))
+        earlier = tuple((each.pixels[:, :0], each.labels[:, :0]) for each in values)
+        taken: list[Any] = []
+
+        def fetch(refs: Any, taken: list[Any] = taken) -> Any:
+            taken.extend(refs)
+            return refs
+
+        worker, refs = Worker(1, fetch), SetRefs(Cut(edges, slots, 0), values, earlier)
+        metrics, *gradients = worker.walk(Job(config, real, "cpu"), (0, 0, 0), refs, (way,), 0)
+        found[f"{len(edges) - 1} shards"] = {
+            "fetched": len([each for each in taken if len(each) == 3]),
+            "bytes to a lane": sum(_array_bytes(each) for each in taken if each is not way),
+            "bytes from it": sum(_array_bytes(each) for each in gradients),
+            "distance": metrics.distance,
+        }
+    return found
+
+
+def _array_bytes(value: Any) -> int:
+    return sum(each.nbytes for each in (value if isinstance(value, tuple) else (value,)) if each is not None)
+
+
 ROWS: dict[str, Callable[..., Figures]] = {
     "tasks": tasks,
     "sort": sort,
@@ -611,6 +762,8 @@ ROWS: dict[str, Callable[..., Figures]] = {
     "micro": micro,
     "micro_alone": micro_alone,
     "snapshot": snapshot,
+    "lanes": lanes,
+    "walks": walks,
 }
 
 if __name__ == "__main__":

@@ -62,6 +62,16 @@ def test_networks_in_the_loop_are_trained() -> None:
     assert own["train", 64] - counted(config_of())["train", 64] == 2 * 2 * 5 * (3 - 1) * 2 * (200 // 64)
 
 
+def test_every_lane_is_work_of_its_own() -> None:
+    for name, more in (("idc", {"network": "train"}), ("dsa", {"inner_steps": 4}), ("dm", {})):
+        one, three = (config_of(matcher={"name": name, "lanes": lanes, **more}) for lanes in (1, 3))
+        without = counted(config_of(matcher={"name": name, "rounds": 4, **more}))
+        without.subtract(counted(one))  # what two more rounds of each segment take
+        expected = counted(one)
+        expected.update({step: 2 * calls for step, calls in without.items()})
+        assert counted(three) == expected
+
+
 def test_features_of_all_classes_are_matched_at_once() -> None:
     found = counted(config_of(matcher={"name": "dm", "context": "alone"}))
     assert found["mean", 10 * 16] == 2 * 2 * 5 * 3

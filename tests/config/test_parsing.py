@@ -218,6 +218,7 @@ ODD_VALUES = {
     "score.shards": ("score.shards", "1000000000", "less than or equal to 100000"),
     "probe.members": ("probe.members", "1000000000", "less than or equal to 1000"),
     "trajectory.lanes": ("trajectory.lanes", "1000000000", "less than or equal to 10000"),
+    "matcher.lanes": ("matcher.lanes", "1000000000", "less than or equal to 10000"),
     "runtime.workers": ("runtime.workers", "1000000000", "less than or equal to 10000"),
     "too many ranges": ("matcher.snapshots", str([[0, 1]] * 1001).replace(" ", ""), "at most 1000 items"),
     "a secret in a path": ("data.path", "s3://KEY:S3CR3T@bucket/x", "data.path: holds credentials"),

@@ -98,7 +98,13 @@ IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
         {**WALKS, "matcher": {"name": "mtt", "lr_img": 1}},
         "matcher.lr_img: has no meaning for mtt; traj",
     ),
-    ("walks of idc", {"trajectory": {"lanes": 2}}, "trajectory.lanes: has no meaning for idc; leave the key out"),
+    ("walks of idc", {"trajectory": {"epochs": 3}}, "trajectory.epochs: has no meaning for idc; leave the key out"),
+    ("lanes of idc", {"trajectory": {"lanes": 2}}, "trajectory.lanes: has no meaning for idc; matcher.lanes is meant"),
+    (
+        "lanes of mtt",
+        {**WALKS, "matcher": {"name": "mtt", "lanes": 4}},
+        "matcher.lanes: has no meaning for mtt; trajectory.lanes is meant",
+    ),
     (
         "labels of mtt",
         {**WALKS, "trajectory": {"starts": [[0, 1, 2]], "lr_label": 5}},

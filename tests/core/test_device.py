@@ -20,8 +20,10 @@ from dasm_ray.config.parsing import parse_config
 from dasm_ray.core import device
 from dasm_ray.core.blocks import Blocks
 from dasm_ray.core.device import ahead, multiply_as, numbers, sent
-from dasm_ray.core.matching.lane import SetState, walk_lane
+from dasm_ray.core.matching.lane import walk_lane
+from dasm_ray.core.matching.parallel import Moment, match_in_lane
 from dasm_ray.core.matching.round import Assignment, RoundInputs, distil_round, matching_of
+from dasm_ray.core.matching.setstate import SetState, whole
 from dasm_ray.core.matching.trajectory import Student
 from dasm_ray.core.networks import training, zoo
 from dasm_ray.core.networks.evaluate import evaluate_on, synthetic_samples
@@ -162,6 +164,7 @@ LOOKS = {"training:all_finite"}
 AFTER_A_STATE = {*LOOKS, "round:match_at_one_network"}
 AFTER_A_ROUND = {"round:distil_round"}
 AFTER_A_LANE = {"lane:walk_lane"}
+AT_THE_END_OF_A_LANE = {"parallel:match_in_lane"}
 AFTER_ALL_BATCHES = {"reading:accuracy", "reading:mean_loss", "reading:right", "scoring:_scored", "scoring:features_of"}
 AFTER_AN_EPOCH = {"expert:_grown", "expert:continued"}
 AT_AN_EPOCH = {"expert:train_expert"}
@@ -261,6 +264,21 @@ def test_a_round_waits_after_a_network_state_and_at_its_end_however_many_steps_i
     segment = int("context" in method)
     for steps in (1, 2):
         assert a_round(no_number, {**method, "steps": steps}, segment) == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_lane_of_a_group_waits_at_its_end(no_number: NoNumber, method: dict[str, Any]) -> None:
+    """For what is finite, the distance, the gradient and, where that is trained on, the network."""
+    config, segment = config_of(networks=1, lanes=2, steps=2, **method), int("context" in method)
+    matching, where, pixels = matching_of(numberless(), config), Assignment(segment, 0, 0, CLASSES), pixels_of(2, 2, 1)
+    goes_on, before = config.states in ("real", "synthetic"), np.zeros(sum(toy_network().layout.sizes), np.float32)
+    for step in (0, 1):
+        inputs = round_inputs(segment)
+        with no_number(AT_THE_END_OF_A_LANE) as watched:
+            found = match_in_lane(matching, config, where, Moment(0, step), 0, inputs, pixels, before)
+        assert found.slopes.shape == pixels.shape
+        expected = {"training:all_finite": 1, "parallel:match_in_lane": 3 if goes_on and step == 0 else 2}
+        assert but_first_uses(watched) == expected
 
 
 def test_a_round_of_multi_formation_under_all_earlier_images_does_not_wait_either(no_number: NoNumber) -> None:
@@ -398,8 +416,9 @@ def test_a_lane_waits_at_its_end_however_many_steps_it_takes(no_number: NoNumber
         config = trajectories(name, steps)
         student = Student(network, soft=True)
         with no_number(AFTER_A_LANE) as watched:
-            _, gradient = walk_lane(student, config, (0, 0, 0), state, (pixels[:, :0], labels[:, :0]), flat, flat)
-        assert gradient.pixels.shape == pixels.shape
+            earlier = pixels[:, :0], labels[:, :0]
+            _, (gradient,) = walk_lane(student, config, (0, 0, 0), *whole(state, earlier), flat, flat)
+        assert gradient.pixels.shape[1:] == SHAPE
         found.append(dict(watched.waited))
     assert found[0] == found[1]
     assert set(found[0]) == AFTER_A_LANE

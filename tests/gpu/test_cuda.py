@@ -23,7 +23,7 @@ from dasm_ray.core.blocks import Blocks
 from dasm_ray.core.device import multiply_as, sent
 from dasm_ray.core.matching.distribution import DistributionMatching
 from dasm_ray.core.matching.gradient import GradientMatching
-from dasm_ray.core.matching.round import Assignment, RoundInputs, _Loop, distil_round, matching_of
+from dasm_ray.core.matching.round import Assignment, Loop, RoundInputs, distil_round, matching_of
 from dasm_ray.core.matching.step import StepInputs
 from dasm_ray.core.matching.trajectory import Student, adjoint, planned
 from dasm_ray.core.networks.network import Network
@@ -223,11 +223,11 @@ def test_a_round_does_not_wait_between_its_steps(segment: int) -> None:
     matching = matching_of(network_on(DEVICE), config, segment)
     where = Assignment(segment, 0, 0, tuple(range(5)))
     inputs.blocks.take_to(DEVICE, np.arange(300))
-    loop = _Loop(matching, config, where, inputs, pixels, np.zeros_like(pixels))
+    loop = Loop(matching, config, where, inputs, pixels, np.zeros_like(pixels))
     with nobody_waits():
-        for flat, _ in loop._walk(0, generator()):
-            for places in loop._together():
-                loop._match(flat, places, loop._anchor(flat, places, generator()), generator())
+        for flat, _ in loop._walk(generator()):
+            for places in loop.together:
+                loop._match(flat, places, loop.anchor(flat, places, generator()), generator())
     assert not np.array_equal(loop.pixels.cpu().numpy(), pixels)
 
 

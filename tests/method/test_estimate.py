@@ -24,6 +24,8 @@ from dasm_ray.method.experts import train_experts
 from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.runtime.worker import Pace
 
+LANES: dict[str, Any] = {"name": "idc", "rounds": 1, "networks": 2, "batch_real": 8, "snapshots": [[0, 3]], "lanes": 3}
+
 
 def test_work_in_waves() -> None:
     assert Stage("distil", 5, 10.0).wall(2) == 6.0
@@ -35,9 +37,10 @@ def test_work_in_waves() -> None:
     [
         ({}, 2, 2 * 8 * 5 * 1 * 64),
         ({"matcher": {"name": "cafe", "rounds": 1}, "synthetic": {"group_size": None}}, 1, 2 * 8 * 10 * 1 * 64),
-        (WALKS, 2, 10 * 1 * (64 + 10) * 12),
+        (WALKS, 2, 10 * 1 * (64 + 10) * 8),
+        ({"matcher": LANES}, 2 * 3, 5 * 64 * (8 * 1 + 4 * 1)),
     ],
-    ids=["groups", "all classes at once", "lanes"],
+    ids=["groups", "all classes at once", "lanes", "lanes of groups"],
 )
 def test_tasks_and_bytes_follow_from_the_configuration(
     digits: RealRefs, tmp_path: Path, sections: dict[str, Any], tasks: int, moved: int
@@ -65,6 +68,7 @@ def test_work_is_counted_step_by_step() -> None:
             steps += 1
             images += 8 + min(12 // 4, 2) * 4  # real, and a segment's two slots of four
     assert work_of(config, 10) == (steps, images)
+    assert work_of(small(matcher=LANES), 10) == (2 * 1 * 2 * 3 * 10, 2 * 1 * 2 * 3 * 10 * (8 + 1))
     walks = small(**WALKS)
     assert work_of(walks, 10) == (2 * 2 * 2 * 3, 2 * 2 * 2 * 3 * 10)
 

@@ -96,10 +96,9 @@ def undisturbed(real: RealRefs, tmp_path_factory: pytest.TempPathFactory) -> Cal
     return cache(lambda name: Run(real, LocalPool(), tmp_path_factory.mktemp("whole"), config_of(name)).go())
 
 
-def test_rounds_on_workers_are_rounds_in_this_process(
-    ray_session: object, undisturbed: Callable[[str | None], np.ndarray], tmp_path: Path
-) -> None:
-    config, here = config_of("dsa"), undisturbed("dsa")
+def test_rounds_on_workers_are_rounds_in_this_process(ray_session: object, real: RealRefs, tmp_path: Path) -> None:
+    configs = [config_with(name="dsa", steps=2, inner_steps=1, lanes=lanes) for lanes in (1, 2)]
+    here = [Run(real, LocalPool(), tmp_path / f"here {number}", each).go() for number, each in enumerate(configs)]
     with Pool(
         Worker,
         (1,),
@@ -111,9 +110,10 @@ def test_rounds_on_workers_are_rounds_in_this_process(
         idle_seconds=60,
         notice=lambda text: None,
     ) as pool:
-        images = load_real(open_source(config.data), config.data, lambda text: None)
-        there = Run(images, pool, tmp_path, config).go()
-    assert there.tobytes() == here.tobytes()
+        images = load_real(open_source(configs[0].data), configs[0].data, lambda text: None)
+        there = [Run(images, pool, tmp_path / f"there {number}", each).go() for number, each in enumerate(configs)]
+    assert [each.tobytes() for each in there] == [each.tobytes() for each in here]
+    assert there[0].tobytes() != there[1].tobytes()
 
 
 def test_all_rounds_are_done_and_on_disk(real: RealRefs, pool: LocalPool, tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ from local_pool import LocalPool, local_real
 
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config
-from dasm_ray.core.matching.lane import SetState, draw_start, moved, walk_lane
+from dasm_ray.core.matching.lane import draw_start, moved, walk_lane
+from dasm_ray.core.matching.setstate import SetState, whole
 from dasm_ray.core.matching.trajectory import Student
 from dasm_ray.core.networks.network import Network
 from dasm_ray.errors import NonFinite, SessionError, TaskLost
+from dasm_ray.runtime import lanes as module
 from dasm_ray.runtime.decoding import RealRefs, load_real
 from dasm_ray.runtime.lanes import Guides, LaneRun
 from dasm_ray.runtime.pool import Done, InputLost, Pool, Task
@@ -77,7 +79,7 @@ class Run:
             "key",
             0,
             self.state,
-            pool.put(self.earlier),
+            self.earlier,
             self.references(),
             self.references,
             0,
@@ -95,10 +97,11 @@ class Run:
             lanes = []
             for lane in range(2):
                 who, when = draw_start(self.config, 0, round, lane, 2, 0)
-                way = self.experts[who]
-                lanes.append(
-                    walk_lane(student, self.config, (0, round, lane), state, self.earlier, way[when], way[when + 2])
+                way, inputs = self.experts[who], whole(state, self.earlier)
+                distance, (found,) = walk_lane(
+                    student, self.config, (0, round, lane), *inputs, way[when], way[when + 2]
                 )
+                lanes.append((distance, found.spread(state.values)))
             state = moved(self.config, (0, 0), state, [lane[0] for lane in lanes], [lane[1] for lane in lanes])
         return state
 
@@ -110,7 +113,9 @@ def assert_same(one: Any, other: Any) -> None:
         assert one[name].tobytes() == other[name].tobytes(), name
 
 
-def test_lanes_on_workers_are_lanes_by_hand(ray_session: object, tmp_path: Path) -> None:
+def test_lanes_on_workers_are_lanes_by_hand(
+    ray_session: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = config_with()
     with Pool(
         Worker,
@@ -123,8 +128,11 @@ def test_lanes_on_workers_are_lanes_by_hand(ray_session: object, tmp_path: Path)
         idle_seconds=60,
         notice=lambda text: None,
     ) as workers:
-        run = Run(load_real(open_source(config.data), config.data, lambda text: None), workers, tmp_path, config)
+        images = load_real(open_source(config.data), config.data, lambda text: None)
+        run = Run(images, workers, tmp_path, config)
         final = run.run.run()
+        monkeypatch.setattr(module, "SHARD_BYTES", 4 * M * 64 * 4)
+        assert_same(Run(images, workers, tmp_path / "shards", config).run.run(), final)
     assert_same(final, run.by_hand())
     assert final.pixels.tobytes() != run.state.pixels.tobytes()
     kept = read_group(Place(tmp_path), 0, 0, "key")
@@ -136,6 +144,29 @@ def test_lanes_on_workers_are_lanes_by_hand(ray_session: object, tmp_path: Path)
 def test_lanes_in_this_process_are_lanes_by_hand(real: RealRefs, pool: LocalPool, tmp_path: Path) -> None:
     run = Run(real, pool, tmp_path, config_with())
     assert_same(run.run.run(), run.by_hand())
+
+
+@pytest.mark.parametrize("classes", [1, 4])
+@pytest.mark.parametrize("batch", [10, 3], ids=["many images seen", "few"])
+def test_a_set_in_shards_has_the_bytes_of_one(
+    real: RealRefs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: int, batch: int
+) -> None:
+    """Also where it goes on from a checkpoint of the set as a whole, and after losses."""
+    config = config_with(batch=batch)
+    expected = Run(real, LocalPool(), tmp_path / "whole", config).run.run()
+    cut = Run(real, LocalPool(), tmp_path / "cut", config)
+    cut.run._one_round()
+    cut.run._save()
+    monkeypatch.setattr(module, "SHARD_BYTES", classes * M * 64 * 4)
+    for folder, pool in (("shards", LocalPool()), ("cut", LocalPool()), ("lossy", LossyPool([2, 3]))):
+        run = Run(real, pool, tmp_path / folder, config)
+        assert len(run.run._state) == -(-10 // classes)
+        assert_same(run.run.run(), expected)
+        steps = [name for name in pool.done if "step of round 2" in name]
+        assert len(steps) == -(-10 // classes)
+    kept = read_group(Place(tmp_path / "shards"), 0, 0, "key")
+    assert kept is not None
+    assert_same(kept[0], expected)
 
 
 def test_a_finished_segment_gives_no_tasks_and_one_cut_short_goes_on(

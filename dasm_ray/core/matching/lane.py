@@ -1,13 +1,13 @@
-"""One lane of a round of trajectory matching: a student, an expert and the whole synthetic set; and the set's own step.
+"""One lane of a round of trajectory matching: a student, an expert and the synthetic set; and the set's own step.
 
+A lane reads what its plan draws and says of that alone. The set moves shard by shard, each as if it were the whole.
 What must stay true: a lane follows from (run seed, segment, round, lane) and its inputs, and the set moves by the mean
 of the lanes in their order, so that who works on which lane changes no byte; no number that is none gets into a state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,42 +15,13 @@ from numpy.typing import NDArray
 
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.core.device import sent
-from dasm_ray.core.matching.trajectory import Student, adjoint, planned
+from dasm_ray.core.matching.setstate import Array, Cut, Read, RowGradient, SetGradient, SetState, SetValues
+from dasm_ray.core.matching.trajectory import Plan, Student, adjoint, planned
 from dasm_ray.core.seed import torch_generator
 from dasm_ray.errors import NonFinite
 
-Array = NDArray[np.float32]
-
 FAR = 1000.0
 """A normalised pixel or a logit beyond this is no longer near anything that a network is made for."""
-
-
-class SetState(NamedTuple):
-    """A segment on its way, and the velocity of each part, of SGD with momentum. A file holds them by these names."""
-
-    pixels: Array
-    """(K, m, C, H, W) normalised."""
-    labels: Array
-    """(K, m, K) logits or probabilities."""
-    log_step: Array
-    """(): logarithm of the student's rate."""
-    velocity_pixels: Array
-    velocity_labels: Array
-    velocity_log_step: Array
-
-    @classmethod
-    def at_rest(cls, pixels: Array, labels: Array, log_step: float) -> SetState:
-        """A state before its first step."""
-        parts = (pixels, labels, np.array(log_step, np.float32))
-        return cls(*parts, *(np.zeros_like(part) for part in parts))
-
-
-class SetGradient(NamedTuple):
-    """What one lane says of the set: the gradient by each part of its state that moves."""
-
-    pixels: Array
-    labels: Array
-    log_step: Array
 
 
 def draw_start(config: RunConfig, segment: int, round: int, lane: int, experts: int, shift: int) -> tuple[int, int]:
@@ -85,26 +56,22 @@ def walk_lane(
     student: Student,
     config: RunConfig,
     where: tuple[int, int, int],
-    state: SetState,
-    earlier: tuple[Array, Array],
+    cut: Cut,
+    read: Read,
     start: Array,
     target: Array,
-) -> tuple[float, SetGradient]:
-    """The distance of one student to one expert, and its gradient.
+) -> tuple[float, list[RowGradient]]:
+    """The distance of one student to one expert, and what it says of each shard.
 
-    ``where``: segment, round, lane. ``earlier``: pixels (K, n, C, H, W) and labels (K, n, K) of the frozen segments
-    that stand in the student's batches (n may be 0). ``start``, ``target`` (P,): the expert's snapshots t and t+M.
-    NonFinite where the distance or its gradient is no number.
+    ``where``: segment, round, lane. ``read`` is asked for the shards of which the student sees an image. ``start``,
+    ``target`` (P,): the expert's snapshots t and t+M. NonFinite where the distance or its gradient is no number.
     """
     device = student.network.device
-    trajectory = config.trajectory
-    joined = [np.concatenate(pair, axis=1) for pair in zip(earlier, state[:2], strict=True)]
-    (classes, many), own = joined[0].shape[:2], state.pixels.shape[1]
-    images, labels = (sent(torch.tensor(array.reshape(classes * many, *array.shape[2:])), device) for array in joined)
-    generator = torch_generator(config.seed, "lane", *where)
-    plan = planned(len(images), trajectory.batch, trajectory.steps, config.augment, trajectory.single, generator)
+    plan, rows = drawn(config, where, cut)
+    values, parts = _seen(cut, read, rows)
+    images, labels = (sent(torch.from_numpy(np.concatenate(each)), device) for each in zip(*parts, strict=True))
     plan = plan._replace(batches=sent(plan.batches, device), draws=sent(plan.draws, device))
-    log_step, begin, end = (sent(torch.tensor(array), device) for array in (state.log_step, start, target))
+    log_step, begin, end = (sent(torch.tensor(array), device) for array in (values.log_step, start, target))
     found = adjoint(
         student,
         plan,
@@ -115,26 +82,72 @@ def walk_lane(
         end,
         depth=config.depth_of(where[0]),
     )
-    by_images, by_labels = (
-        gradient.cpu().numpy().reshape(array.shape)[:, many - own :]
-        for gradient, array in zip((found.images, found.labels), joined, strict=True)
-    )
-    by_log_step = found.log_step.cpu().numpy()
+    by_images, by_labels, by_log_step = (part.cpu().numpy() for part in found[1:])
     distance = float(found.distance)
-    gradient = SetGradient(np.ascontiguousarray(by_images), np.ascontiguousarray(by_labels), by_log_step)
-    if not (np.isfinite(distance) and _are_finite(*gradient)):
-        raise _exploded(config, where, state, distance)
-    return distance, gradient
+    gradients = list(_by_shard(cut, rows, by_images, by_labels, by_log_step))
+    if not (np.isfinite(distance) and all(_are_finite(*each[1:]) for each in gradients)):
+        raise _exploded(config, where, parts, float(np.exp(values.log_step)), distance)
+    return distance, gradients
 
 
-def _exploded(config: RunConfig, where: tuple[int, int, int], state: SetState, distance: float) -> NonFinite:
+def drawn(config: RunConfig, where: tuple[int, int, int], cut: Cut) -> tuple[Plan, NDArray[np.int64]]:
+    """The plan of a lane, and the images that it draws (R,), in ascending order, by which its batches count."""
+    trajectory, generator = config.trajectory, torch_generator(config.seed, "lane", *where)
+    count = int(cut.rows_at_edges[-1])
+    plan = planned(count, trajectory.batch, trajectory.steps, config.augment, trajectory.single, generator)
+    rows, places = torch.unique(plan.batches, return_inverse=True)
+    return plan._replace(batches=places), rows.numpy()
+
+
+def _seen(cut: Cut, read: Read, rows: NDArray[np.int64]) -> tuple[SetValues, list[tuple[Array, Array]]]:
+    """What the last shard that is read holds, and of each shard images and labels that are among ``rows``."""
+    parts = []
+    for shard, (places, first) in enumerate(_of_shards(cut, rows)):
+        if not len(places):
+            continue
+        values, earlier = read(shard)
+        label, slot = np.divmod(places - first, cut.old + cut.own)
+        is_own = slot >= cut.old
+        part = []
+        for old, own in zip(earlier, values[:2], strict=True):
+            taken = np.empty((len(places), *own.shape[2:]), np.float32)
+            taken[is_own] = own[label[is_own], slot[is_own] - cut.old]
+            taken[~is_own] = old[label[~is_own], slot[~is_own]]
+            part.append(taken)
+        parts.append((part[0], part[1]))
+    return values, parts
+
+
+def _of_shards(cut: Cut, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """The ``rows`` of each shard, and the first that it has."""
+    edges = cut.rows_at_edges
+    return zip(np.split(rows, np.searchsorted(rows, edges[1:-1])), edges[:-1].tolist(), strict=True)
+
+
+def _by_shard(
+    cut: Cut, rows: NDArray[np.int64], by_images: Array, by_labels: Array, by_log_step: Array
+) -> Iterator[RowGradient]:
+    """The gradients of all ``rows``, shard by shard, of those of the segment itself."""
+    begin = 0
+    for places, first in _of_shards(cut, rows):
+        label, slot = np.divmod(places - first, cut.old + cut.own)
+        is_own = slot >= cut.old
+        here = slice(begin, begin + len(places))
+        begin = here.stop
+        own = label[is_own] * cut.own + slot[is_own] - cut.old
+        yield RowGradient(own, by_images[here][is_own], by_labels[here][is_own], by_log_step)
+
+
+def _exploded(
+    config: RunConfig, where: tuple[int, int, int], seen: Sequence[tuple[Array, Array]], rate: float, distance: float
+) -> NonFinite:
     """The error for a student that exploded: the key is that of the part of the set that has left the usual."""
     segment, round, lane = where
-    trajectory, rate = config.trajectory, float(np.exp(state.log_step))
+    trajectory = config.trajectory
     signs = {
         f"trajectory.lr_step (now {trajectory.lr_step:g})": rate > 2 * trajectory.step_size,
-        f"trajectory.lr_img (now {trajectory.lr_img:g})": np.abs(state.pixels).max() > FAR,
-        f"trajectory.lr_label (now {trajectory.lr_label:g})": np.abs(state.labels).max() > FAR,
+        f"trajectory.lr_img (now {trajectory.lr_img:g})": max(np.abs(pixels).max() for pixels, _ in seen) > FAR,
+        f"trajectory.lr_label (now {trajectory.lr_label:g})": max(np.abs(labels).max() for _, labels in seen) > FAR,
     }
     keys = [key for key, is_seen in signs.items() if is_seen]
     what = f"its distance to the expert is {distance:g}" + ", but its gradient is not finite" * bool(

@@ -38,6 +38,9 @@ from dasm_ray.errors import NonFinite
 Windows = Sequence[Sequence[NDArray[np.int64]]]
 """``windows[j][c]``: within-class indices that segment j may see of class c."""
 
+Which = tuple[int | Tensor, Tensor]
+"""An index of pixels (G, m, C, H, W): the place of one class or places (k, 1), and slots."""
+
 OfClasses = Sequence[NDArray[np.int64]] | Mapping[int, NDArray[np.int64]]
 """Within-class indices or numbers by class; a mapping where only the classes of the group are there."""
 
@@ -96,6 +99,11 @@ def pixel_rate(config: RunConfig, size: int, segment: int = 0) -> float:
     images = config.size_up_to(segment) if config.matcher.union_rate else config.size_of(segment)
     base = 28 if size == 28 else 224 if size > 128 else 32
     return config.matcher.lr_img * (images / 10) * (size / base) ** 2
+
+
+def slots_a_step(config: RunConfig) -> int:
+    """The most stored images of one class that a matching step moves."""
+    return max(1, config.matcher.batch_syn // config.synthetic.factor**2)
 
 
 class Matching(Protocol):
@@ -157,12 +165,12 @@ def distil_round(
     Returns both anew, and the mean matching distance at each network state. NonFinite at the first network state where
     that, a pixel or a velocity is no number.
     """
-    loop = _Loop(matching, config, where, inputs, pixels, velocity)
+    loop = Loop(matching, config, where, inputs, pixels, velocity)
     distances = [loop.match_at_one_network(outer) for outer in range(config.matcher.networks)]
     return loop.pixels.cpu().numpy(), loop.velocity.cpu().numpy(), distances
 
 
-class _Loop:
+class Loop:
     """The state of a round: pixels and velocity (G, m, C, H, W) on the device."""
 
     def __init__(
@@ -184,7 +192,7 @@ class _Loop:
         share = of_union if self.is_residual else 1.0
         rate = pixel_rate(config, self.network.shape[1], where.segment)
         self.settings = numbers([rate, share], self.network.device)
-        self.slots = max(1, config.matcher.batch_syn // config.synthetic.factor**2)
+        self.slots = slots_a_step(config)
 
     def _sent(self, tensor: Tensor) -> Tensor:
         return sent(tensor, self.network.device)
@@ -207,43 +215,48 @@ class _Loop:
         total = torch.zeros((), device=self.network.device)
         began_in_network = torch.zeros((), dtype=torch.bool, device=self.network.device)
         steps = 0
-        for flat, is_new in self._walk(outer, generator):
+        for flat, is_new in self._walk(generator):
             if is_new:
-                began_in_network |= ~(flat.abs().max() < TOO_LARGE) & self.pixels.isfinite().all()
-                anchors = [self._anchor(flat, places, generator) for places in self._together()]
-            for places, anchor in zip(self._together(), anchors, strict=True):
+                began_in_network |= self.overflows(flat)
+                anchors = [self.anchor(flat, places, generator) for places in self.together]
+            for places, anchor in zip(self.together, anchors, strict=True):
                 total += self._match(flat, places, anchor, generator)
                 steps += 1
         self.pixels.clamp_(0, 1)
         if not all_finite(total, self.pixels, self.velocity):
-            raise self._exploded(outer, bool(began_in_network))
+            raise self.exploded(f"network state {outer}", bool(began_in_network))
         return float(total) / steps
 
-    def _exploded(self, outer: int, began_in_network: bool) -> NonFinite:
-        """The error for numbers that are none at a network state: they began in the network in the loop or outside."""
+    def overflows(self, flat: Tensor) -> Tensor:
+        """Whether numbers that are none begin in a network state (P,), not in pixels: a scalar."""
+        return ~(flat.abs().max() < TOO_LARGE) & self.pixels.isfinite().all()
+
+    def exploded(self, state: str, began_in_network: bool) -> NonFinite:
+        """The error for numbers that are none at a network ``state``: they began in that network or outside."""
         where, matcher = self.where, self.config.matcher
         key, what = "lr_img", "the matching distance or a pixel"
         if began_in_network:
-            key = "inner_lr" if self.config.states in ("real", "synthetic") else "perturb"
+            key = "inner_lr" if self.moves else "perturb"
             what = "the network in the loop"
         return NonFinite(
-            f"segment {where.segment + 1}, group {where.group}, round {where.round}, network state {outer}: {what} "
+            f"segment {where.segment + 1}, group {where.group}, round {where.round}, {state}: {what} "
             f"is no longer finite; the last good state is kept; lower matcher.{key} (now {getattr(matcher, key):g}) in "
             f"a new run"
         )
 
-    def _together(self) -> list[list[int]]:
+    @property
+    def together(self) -> list[list[int]]:
         """The classes (by their place in the group) of each matching step: one, or all of the group."""
         places = list(range(len(self.where.classes)))
         return [places] if self.matching.at_once else [[place] for place in places]
 
     # --- network states ------------------------------------------------------------------------------------------
 
-    def _walk(self, outer: int, generator: torch.Generator) -> Iterator[tuple[Tensor, bool]]:
+    def _walk(self, generator: torch.Generator) -> Iterator[tuple[Tensor, bool]]:
         """The states to match at, each with whether it differs from the one before."""
         matcher = self.config.matcher
-        start = self._start(outer, generator)
-        if self.config.states in ("experts", "fresh"):
+        start = self.start(generator)
+        if not self.moves:
             for step in range(matcher.steps):
                 yield start, step == 0
             return
@@ -251,9 +264,14 @@ class _Loop:
         for step in range(matcher.steps):
             yield flat, True
             if step + 1 < matcher.steps:
-                flat = self._trained_on(flat, generator)
+                flat = self.trained_on(flat, generator)
 
-    def _start(self, outer: int, generator: torch.Generator) -> Tensor:
+    @property
+    def moves(self) -> bool:
+        """Whether the network is trained between two matching steps."""
+        return self.config.states in ("real", "synthetic")
+
+    def start(self, generator: torch.Generator) -> Tensor:
         """A probe or a state of the bank with their probabilities; else an expert snapshot, or a fresh initialisation.
 
         Snapshots of the bank and of experts are perturbed.
@@ -275,7 +293,7 @@ class _Loop:
         flat = self._sent(torch.tensor(snapshot))
         return perturb(flat, self.network.layout, matcher.perturb, generator)
 
-    def _trained_on(self, flat: Tensor, generator: torch.Generator) -> Tensor:
+    def trained_on(self, flat: Tensor, generator: torch.Generator) -> Tensor:
         """The network after a little training between two matching steps."""
         matcher = self.config.matcher
         recipe = INNER.model_copy(update={"lr": matcher.inner_lr})
@@ -306,7 +324,7 @@ class _Loop:
 
     # --- some classes at one state -------------------------------------------------------------------------------
 
-    def _anchor(self, flat: Tensor, places: list[int], generator: torch.Generator) -> tuple[Tensor | None, Tensor]:
+    def anchor(self, flat: Tensor, places: list[int], generator: torch.Generator) -> tuple[Tensor | None, Tensor]:
         """What stays fixed at one network state: one draw, and the earlier segments' part of the match.
 
         The part is computed once per state; keeping its draw for every step there keeps all batches siamese. Under
@@ -331,41 +349,57 @@ class _Loop:
 
     def _mean_of(self, stored: NDArray[np.float32], flat: Tensor, places: list[int], draws: Tensor) -> Tensor:
         """What ``stored`` pixels (classes of ``places``, n, C, H, W) have on the synthetic side."""
-        return self.matching.mean(
-            flat, self._as_taken(self._sent(torch.from_numpy(stored))), self._label(places), draws
-        )
+        return self.matching.mean(flat, self.as_taken(self._sent(torch.from_numpy(stored))), self._label(places), draws)
 
     def _match(
         self, flat: Tensor, places: list[int], anchor: tuple[Tensor | None, Tensor], generator: torch.Generator
     ) -> Tensor:
         """One matching step for one class of the group (gradients), or for all; the distance."""
+        which = self.which(places, self._slots(generator))
+        stepped = self.stepped(flat, places, which, anchor, generator)
+        self.pixels[which], self.velocity[which] = stepped.pixels, stepped.velocity
+        return stepped.distance
+
+    def _slots(self, generator: torch.Generator) -> Tensor:
+        """The slots that move: as many as a batch holds."""
         slots = self.pixels.shape[1]
-        chosen = torch.arange(slots)
         if slots > self.slots:
-            chosen = torch.randperm(slots, generator=generator)[: self.slots].sort().values
+            return torch.randperm(slots, generator=generator)[: self.slots].sort().values
+        return torch.arange(slots)
+
+    def which(self, places: list[int], slots: Tensor) -> Which:
+        """Where these ``slots`` of some classes are in pixels and velocities: (s,), or a row a class."""
+        slots = self._sent(slots)
+        return (self._sent(torch.tensor(places))[:, None], slots) if self.matching.at_once else (places[0], slots)
+
+    def stepped(
+        self,
+        flat: Tensor,
+        places: list[int],
+        which: Which,
+        anchor: tuple[Tensor | None, Tensor],
+        generator: torch.Generator,
+    ) -> Stepped:
+        """What one matching step makes of some slots; nothing moves yet."""
         chosen_real = [self._real_batch(self.where.classes[place], generator) for place in places]
         images = torch.stack([self.inputs.blocks.take_to(self.network.device, batch) for batch in chosen_real])
         draws, earlier = anchor
         if draws is None:
             draws = self._sent(draw(1, generator))
-        chosen = self._sent(chosen)
-        which = (self._sent(torch.tensor(places))[:, None], chosen) if self.matching.at_once else (places[0], chosen)
-        stepped = self.matching.step(
+        return self.matching.step(
             StepInputs(
                 flat,
                 self.pixels[which],
                 self.velocity[which],
-                self._as_taken(images),
+                self.as_taken(images),
                 self._label(places),
                 draws,
                 earlier,
                 self.settings,
             )
         )
-        self.pixels[which], self.velocity[which] = stepped.pixels, stepped.velocity
-        return stepped.distance
 
-    def _as_taken(self, of_classes: Tensor) -> Tensor:
+    def as_taken(self, of_classes: Tensor) -> Tensor:
         """What a step takes of (K, ...): all of it, or its only class."""
         return of_classes if self.matching.at_once else of_classes[0]
 

@@ -13,8 +13,6 @@ from toy import toy_network
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.core.matching.lane import (
-    SetGradient,
-    SetState,
     draw_from_bank,
     draw_start,
     moved,
@@ -23,6 +21,7 @@ from dasm_ray.core.matching.lane import (
     start_epochs,
     walk_lane,
 )
+from dasm_ray.core.matching.setstate import Cut, SetGradient, SetState, SetValues, joined, whole
 from dasm_ray.core.matching.trajectory import Student, planned, unrolled
 from dasm_ray.core.seed import torch_generator
 from dasm_ray.errors import NonFinite
@@ -62,7 +61,8 @@ def test_a_lane_walks_over_the_union_and_gives_its_own_segments_gradient(old: in
     config, student, state = config_of(), Student(toy_network(), soft=True), state_of()
     earlier = (arrays(K, old, *SHAPE, seed=4), arrays(K, old, K, seed=5))
     start, target = expert()
-    distance, gradient = walk_lane(student, config, (1, 7, 2), state, earlier, start, target)
+    distance, (found,) = walk_lane(student, config, (1, 7, 2), *whole(state, earlier), start, target)
+    gradient = found.spread(state.values)
 
     images, labels = [], []
     own: list[int] = []
@@ -98,10 +98,57 @@ def test_a_lane_follows_from_its_place() -> None:
     config, student, state = config_of(), Student(toy_network(), soft=True), state_of()
     earlier = (arrays(K, 0, *SHAPE), arrays(K, 0, K))
     lanes = [
-        walk_lane(student, config, where, state, earlier, *expert()) for where in ((0, 1, 0), (0, 1, 0), (0, 1, 1))
+        walk_lane(student, config, where, *whole(state, earlier), *expert())[1][0]
+        for where in ((0, 1, 0), (0, 1, 0), (0, 1, 1))
     ]
-    assert lanes[0][1].pixels.tobytes() == lanes[1][1].pixels.tobytes()
-    assert lanes[0][1].pixels.tobytes() != lanes[2][1].pixels.tobytes()
+    assert lanes[0].pixels.tobytes() == lanes[1].pixels.tobytes()
+    assert lanes[0].pixels.tobytes() != lanes[2].pixels.tobytes()
+
+
+@pytest.mark.parametrize("edges", [(0, 2, 4), (0, 1, 2, 3, 4), (0, 3, 4)])
+@pytest.mark.parametrize("batch", [6, 2], ids=["all images are seen", "few are"])
+def test_shards_change_no_byte_and_none_is_fetched_that_nothing_is_drawn_from(
+    edges: tuple[int, ...], batch: int
+) -> None:
+    """Also those of images that no step has seen, against the unrolled reference over all images."""
+    config, student, state = config_of(batch=batch, steps=2), Student(toy_network(), soft=True), state_of()
+    state = state._replace(velocity_pixels=arrays(K, M, *SHAPE, seed=30))
+    earlier, where = (arrays(K, OLD, *SHAPE, seed=4), arrays(K, OLD, K, seed=5)), (0, 1, 0)
+    distance, (gradient,) = walk_lane(student, config, where, *whole(state, earlier), *expert())
+    after = moved(config, (0, 1), state, [distance], [gradient.spread(state.values)])
+    fetched = []
+
+    def read(shard: int) -> tuple[SetValues, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        fetched.append(shard)
+        first, last = edges[shard : shard + 2]
+        return values[shard], (earlier[0][first:last], earlier[1][first:last])
+
+    values, speeds = (list(part.shards(edges)) for part in (state.values, state.speeds))
+    found = walk_lane(student, config, where, Cut(edges, M, OLD), read, *expert())
+    assert found[0] == distance
+    plan = planned(K * (OLD + M), batch, 2, "color_crop_flip", True, torch_generator(3, "lane", *where))
+    seen = np.unique(plan.batches)
+    assert fetched == [n for n in range(len(edges) - 1) if np.isin(seen // (OLD + M), range(*edges[n : n + 2])).any()]
+    assert len(fetched) == len(edges) - 1 or batch == 2
+    own = [image for image in seen if image % (OLD + M) >= OLD]
+    assert sum(len(each.rows) for each in found[1]) == len(own)
+    shards = []
+    for shard, each in enumerate(found[1]):
+        part = SetState(*values[shard], *speeds[shard])
+        step = moved(config, (0, 1), part, [distance], [each.spread(values[shard])])
+        shards.append((step.values, step.speeds))
+    for one, other in zip(joined(shards), after, strict=True):
+        assert one.tobytes() == other.tobytes()
+    reference = unrolled(
+        student,
+        plan,
+        torch.tensor(np.concatenate([earlier[0], state.pixels], 1).reshape(-1, *SHAPE)),
+        torch.tensor(np.concatenate([earlier[1], state.labels], 1).reshape(-1, K)),
+        *(torch.tensor(state.log_step), *map(torch.tensor, expert())),
+    )
+    wanted = reference.images.numpy().reshape(K, OLD + M, *SHAPE)[:, OLD:]
+    dense = gradient.spread(state.values).pixels
+    assert np.linalg.norm(dense - wanted) <= 1e-3 * np.linalg.norm(wanted)
 
 
 # --- the step of the set ---------------------------------------------------------------------------------------------
@@ -213,7 +260,9 @@ def test_a_student_that_explodes_stops_in_its_lane_by_the_key_that_did_it(
         spoiled.pixels[:, :, :, ::2] *= -1
     nothing = (np.empty((K, 0, *SHAPE), np.float32), np.empty((K, 0, K), np.float32))
     with pytest.raises(NonFinite) as caught:
-        walk_lane(Student(toy_network(), soft=True), config_of(**changes), (1, 2, 3), spoiled, nothing, *expert())
+        walk_lane(
+            Student(toy_network(), soft=True), config_of(**changes), (1, 2, 3), *whole(spoiled, nothing), *expert()
+        )
     assert str(caught.value).startswith("segment 2, round 2, lane 3: a student at rate ")
     assert str(caught.value).endswith(f"the last good state is kept; lower {key} in a new run")
 
