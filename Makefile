@@ -42,7 +42,7 @@ slow: $(INSTALLED)  ## the tests that take minutes
 
 # Of the random faults of the soak there are fewer than in `make slow`, others each time.
 slow-part: $(INSTALLED)  ## one part of them, by turns: a landing has the next; SLOW_PART=3 has the third
-	SLOW_PART=$${SLOW_PART:-next} DASM_SOAK_FAULTS=$${DASM_SOAK_FAULTS:-12} $(TEST) -m slow -n $(JOBS)
+	SLOW_PART=$${SLOW_PART:-next} DASM_SOAK_FAULTS=$${DASM_SOAK_FAULTS:-4} $(TEST) -m slow -n $(JOBS)
 
 # What is installed is taken as it is: neither Ray nor the other tools of the tests are needed. GPU_PYTHON names it.
 GPU_PYTHON ?= $(BIN)/python
