@@ -689,14 +689,18 @@ WAITS = (
     "    with cli._reporting_errors():\n"
     "        try:\n"
     "            print('ready', flush=True)\n"
-    "            time.sleep(60)\n"
+    "            for _ in range(600):\n"
+    "                time.sleep(0.1)\n"
     "        except BaseException:\n"
     "            time.sleep(0.3)\n"
     "            open(sys.argv.pop(), 'w').write('checkpoint')\n"
     "            raise\n"
     "cli.main(['stub'])\n"
 )
-"""A command that writes a checkpoint when it is stopped."""
+"""A command that writes a checkpoint when it is stopped.
+
+It waits in short pieces, as the commands do: a signal just before a wait begins is heard when that wait ends.
+"""
 
 
 def stopped_by(signals: list[int], kept: Path, *, ignored: bool = False) -> tuple[int, str]:
@@ -743,7 +747,7 @@ def test_under_nohup_a_closed_terminal_is_nothing(tmp_path: Path) -> None:
 def test_a_terminal_that_is_closed_takes_nothing_with_it(tmp_path: Path) -> None:
     """With the terminal go the streams: the kernel signals, and every write fails."""
     ours, theirs = pty.openpty()
-    code = WAITS.replace("time.sleep(60)", "print('x', file=sys.stderr, flush=True); time.sleep(60)")
+    code = WAITS.replace("time.sleep(0.1)", "print('x', file=sys.stderr, flush=True); time.sleep(0.1)")
     driver = subprocess.Popen(
         [sys.executable, "-c", f"import os; os.setsid(); os.close(os.open({os.ttyname(theirs)!r}, os.O_RDWR))\n{code}",
          str(tmp_path / "kept")],
