@@ -6,11 +6,7 @@ that it sees.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import math
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -24,10 +20,8 @@ from dasm_ray.runtime.pool import ObjectRef, Pool
 from dasm_ray.runtime.worker import Chosen, Stored
 from dasm_ray.store.artifact import Artifact
 from dasm_ray.store.checkpoints import KeptPixels
+from dasm_ray.store.room import room
 from dasm_ray.store.rundir import versions
-
-HELD_BYTES = 1 << 26
-"""Pixels of a set that are held in memory without more ado."""
 
 Indices = NDArray[np.int64]
 Pixels = NDArray[np.float32]
@@ -107,7 +101,7 @@ class Images(NamedTuple):
 def flattened(segments: Segments) -> Images:
     """The images of segments, by class, then segment; one group of classes at a time is read beside them."""
     shapes = [each.shape for each in segments]
-    together = _room((shapes[0][0], sum(shape[1] for shape in shapes), *shapes[0][2:]))
+    together = room((shapes[0][0], sum(shape[1] for shape in shapes), *shapes[0][2:]), np.float32)
     first = 0
     for each, shape in zip(segments, shapes, strict=True):
         label = 0
@@ -119,16 +113,6 @@ def flattened(segments: Segments) -> Images:
     logits = np.concatenate(learned, axis=1).reshape(-1, len(together)) if learned else None
     is_normalised = segments[0].step_size is not None  # a student's rate: trajectories, which keep the set so
     return Images(together.reshape(-1, *together.shape[2:]), labels_of(together), logits, is_normalised)
-
-
-def _room(shape: tuple[int, ...]) -> Pixels:
-    """An array to be filled: a large one in a file that goes with it, so that its pages need not stay in memory."""
-    size = 4 * math.prod(shape)
-    if size > HELD_BYTES:
-        with contextlib.suppress(OSError), tempfile.TemporaryFile() as file:  # where there is no room: in memory
-            os.posix_fallocate(file.fileno(), 0, size)
-            return np.asarray(np.memmap(file, np.float32, "r+", shape=shape))
-    return np.empty(shape, np.float32)
 
 
 def labels_of(pixels: Pixels) -> Indices:

@@ -26,7 +26,7 @@ from dasm_ray.errors import ArtifactError, RunDirError
 from dasm_ray.plain import Plain, Tree, Values
 from dasm_ray.store import tensors
 from dasm_ray.store.card import CARD, PICTURE, UNKNOWN, Facts, card_text, write_run_card, write_unfinished
-from dasm_ray.store.checked import read_at_most
+from dasm_ray.store.checked import array_at_most
 from dasm_ray.store.description import (
     DESCRIPTION,
     SCHEMA_VERSION,
@@ -37,6 +37,7 @@ from dasm_ray.store.description import (
     read_description,
 )
 from dasm_ray.store.place import Place
+from dasm_ray.store.room import room
 from dasm_ray.store.rundir import RECORD
 
 WHITENING = "whitening.safetensors"
@@ -44,7 +45,7 @@ FILE_BYTES = 1 << 27
 """About how many bytes of pixels one Parquet file holds."""
 
 PART_BYTES = 1 << 24
-"""About how many bytes of pixels are checked at once."""
+"""About how many bytes of pixels are checked, packed or unpacked at once."""
 
 COLUMNS = ["pixels", "label", "soft_label", "segment"]
 """Of the Parquet files, those that are read; the preview is for others."""
@@ -212,7 +213,7 @@ def _write_parquet(folder: Place, artifact: Artifact) -> dict[str, str]:
     names = file_names(len(starts))
     checksums = {}
     for name, start in zip(names, starts, strict=True):
-        with _encoded(_table(artifact, start, min(start + step, rows))) as data:
+        with _encoded(artifact, range(start, min(start + step, rows))) as data:
             (folder / name).write_bytes(data)
             checksums[name] = hashlib.sha256(data).hexdigest()
     for stale in set(folder.names()) - set(names):
@@ -221,25 +222,36 @@ def _write_parquet(folder: Place, artifact: Artifact) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _encoded(table: pa.Table) -> Iterator[pa.Buffer]:
-    """A table as Parquet: a large one in a temporary file that is mapped, since memory would take several copies."""
+def _encoded(artifact: Artifact, rows: range) -> Iterator[pa.Buffer]:
+    """Rows as Parquet: many in a temporary file that is mapped, since memory would take several copies."""
     with contextlib.ExitStack() as own:
-        data = _in_a_file(table, own) if table.nbytes > PART_BYTES else None
+        data = _in_a_file(artifact, rows, own) if len(rows) * artifact.pixels[:1].nbytes > PART_BYTES else None
         if data is None:
             sink = pa.BufferOutputStream()
-            pq.write_table(table, sink)
+            _encode(artifact, rows, sink)
             data = sink.getvalue()
         yield data
 
 
-def _in_a_file(table: pa.Table, own: contextlib.ExitStack) -> pa.Buffer | None:
-    """A table in a temporary file, for as long as ``own``; None where there is no room for one."""
+def _in_a_file(artifact: Artifact, rows: range, own: contextlib.ExitStack) -> pa.Buffer | None:
+    """Rows in a temporary file, for as long as ``own``; None where there is no room for one."""
     try:
         file = f"{own.enter_context(tempfile.TemporaryDirectory(prefix='dasm_ray'))}/part"
-        pq.write_table(table, file)
+        _encode(artifact, rows, file)
         return own.enter_context(pa.memory_map(file)).read_buffer()
     except OSError:
         return None
+
+
+def _encode(artifact: Artifact, rows: range, sink: pa.NativeFile | str) -> None:
+    """Writes the rows, a part of them after another, each a row group."""
+    step = max(1, PART_BYTES // artifact.pixels[:1].nbytes)
+    with contextlib.ExitStack() as own:
+        writer = None
+        for first in rows[::step]:
+            table = _table(artifact, first, min(first + step, rows.stop))
+            writer = writer or own.enter_context(pq.ParquetWriter(sink, table.schema))
+            writer.write_table(table)
 
 
 def _table(artifact: Artifact, first: int, last: int) -> pa.Table:
@@ -357,8 +369,8 @@ def read_artifact(place: Place) -> Artifact:
     """
     described, plain = read_description(place)
     try:
-        table = _read_table(place / "data", described)
-        artifact = _assemble(described, plain, table, _read_whitening(place / WHITENING, described))
+        files = _opened(place / "data", described)
+        artifact = _assemble(described, plain, files, _read_whitening(place / WHITENING, described))
         _check(artifact)
         stamp = digest(artifact)
     except RunDirError as error:
@@ -376,26 +388,26 @@ def _read_whitening(file: Place, described: Description) -> dict[str, np.ndarray
     return tensors.read(file, 4 * described.size * (described.size + 1) + SLACK)[0]
 
 
-def _read_table(folder: Place, described: Description) -> pa.Table:
-    """The rows of all files, read once every file has said how much it holds, and that fits the description."""
+def _opened(folder: Place, described: Description) -> list[pq.ParquetFile]:
+    """All files, once each has said how much it holds, and that fits the description."""
     count, classes = described.shape[0], len(described.class_names)
     most = count * (ROW_SLACK + 8 * described.size + 8 * classes) + sum(map(len, described.class_names)) * 16 + SLACK
     packed = [_packed(folder / name, checksum, most) for name, checksum in described.files.items()]
     size, unpacked = sum(map(len, packed)), 4 * count * described.size
     if unpacked > max(UNPACKED_BYTES, UNPACKED_TIMES * size):
         raise ValueError(f"{size} bytes would unpack to {unpacked}")
-    files = [pq.ParquetFile(pa.BufferReader(data)) for data in packed]
+    files = [pq.ParquetFile(pa.BufferReader(pa.py_buffer(data))) for data in packed]
     for file in files:
         _check_footer(file, described)
     rows = sum(file.metadata.num_rows for file in files)
     if rows != count:
         raise ValueError(f"its files hold {rows} images, not {count}")
-    return pa.concat_tables([file.read(columns=COLUMNS) for file in files]).combine_chunks()
+    return files
 
 
-def _packed(file: Place, checksum: str, most: int) -> bytes:
-    data = read_at_most(file, most)
-    if hashlib.sha256(data).hexdigest() != checksum:
+def _packed(file: Place, checksum: str, most: int) -> np.ndarray:
+    data = array_at_most(file, most)
+    if hashlib.sha256(data.data).hexdigest() != checksum:
         raise ValueError(f"data/{file.name} is not as it was written")
     return data
 
@@ -435,15 +447,26 @@ def _chunks(file: pq.ParquetFile) -> Iterator[tuple[str, int, Plain]]:
                 yield name, group.num_rows, column
 
 
-def _assemble(described: Description, plain: Values, table: pa.Table, whitening: Mapping[str, np.ndarray]) -> Artifact:
-    labels = table.column("label").to_numpy().copy()
-    soft = None
-    if described.soft_labels:
-        soft = _flat(table.column("soft_label")).reshape(len(labels), -1)
+def _assemble(
+    described: Description, plain: Values, files: list[pq.ParquetFile], whitening: Mapping[str, np.ndarray]
+) -> Artifact:
+    """The set, whose rows are unpacked one row group at a time into arrays of their own, which can be written to."""
+    count, classes = described.shape[0], len(described.class_names)
+    pixels = room((count, described.size), np.float32)
+    labels, segments = np.empty(count, np.int64), np.empty(count, np.int32)
+    soft = np.empty((count, classes), np.float32) if described.soft_labels else None
+    first = 0
+    for table in (file.read_row_group(n, columns=COLUMNS) for file in files for n in range(file.num_row_groups)):
+        rows = slice(first, first + len(table))
+        pixels[rows] = _lists(table, "pixels")
+        labels[rows], segments[rows] = _numbers(table, "label"), _numbers(table, "segment")
+        if soft is not None:
+            soft[rows] = _lists(table, "soft_label")
+        first += len(table)
     return Artifact(
-        pixels=_flat(table.column("pixels")).reshape(described.shape),
+        pixels=pixels.reshape(described.shape),
         labels=labels,
-        segments=table.column("segment").to_numpy().copy(),
+        segments=segments,
         soft_labels=soft,
         class_names=described.class_names,
         mean=described.mean,
@@ -458,7 +481,16 @@ def _assemble(described: Description, plain: Values, table: pa.Table, whitening:
     )
 
 
-def _flat(lists: pa.ChunkedArray) -> np.ndarray:
-    """The values of a column of lists, as an array of its own that can be written to."""
-    values: np.ndarray = pa.concat_arrays([chunk.flatten() for chunk in lists.chunks]).to_numpy(zero_copy_only=False)
-    return values.copy()
+def _lists(table: pa.Table, name: str) -> np.ndarray:
+    """The lists of a column as rows; ValueError if they differ in length."""
+    values: np.ndarray = table.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(len(table), -1)
+
+
+def _numbers(table: pa.Table, name: str) -> np.ndarray:
+    """The numbers of a column."""
+    column = table.column(name)
+    if column.null_count:
+        raise ValueError(f"its column {name} lacks a number")
+    values: np.ndarray = column.to_numpy()
+    return values

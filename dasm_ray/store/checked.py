@@ -6,20 +6,27 @@ could take for different things (a name given twice, NaN) is refused, and none o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from dasm_ray.config.shown import escaped
 from dasm_ray.errors import RunDirError
 from dasm_ray.plain import Plain, Tree, Values
 from dasm_ray.store.place import Place
+from dasm_ray.store.room import room
 
 MOST_BYTES = 1 << 24
 """Of a JSON file: the description of a set of twenty thousand classes has about one million."""
+
+PIECE_BYTES = 1 << 22
+"""Of a large file, how many bytes are fetched at once."""
 
 MOST_DEPTH = 64
 MOST_DIGITS = 100
@@ -28,12 +35,28 @@ CHECKSUM = "checksum"
 
 def read_at_most(place: Place, most: int) -> bytes:
     """The whole file; ValueError, before it is read, if it has more than ``most`` bytes."""
+    with _opened(place, most) as file:
+        return bytes(file.read())
+
+
+def array_at_most(place: Place, most: int) -> NDArray[np.uint8]:
+    """The same as an array, fetched in pieces: a large file takes no memory beside the room for it."""
+    with _opened(place, most) as file:
+        data = room((file.size(),), np.uint8)
+        for first in range(0, len(data), PIECE_BYTES):
+            piece = np.frombuffer(file.read(min(PIECE_BYTES, len(data) - first)), np.uint8)
+            data[first : first + PIECE_BYTES] = piece
+    return data
+
+
+@contextlib.contextmanager
+def _opened(place: Place, most: int) -> Iterator[pa.NativeFile]:
     with place.open() as file:
         try:
             size = file.size()
             if size > most:
                 raise ValueError(f"it has {size} bytes, and at most {most} are right")
-            return bytes(file.read())
+            yield file
         except (OSError, pa.ArrowException) as error:
             raise RunDirError(f"{place} cannot be read ({str(error).partition(chr(10))[0]})") from None
 

@@ -61,7 +61,7 @@ from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.session import Session
 from dasm_ray.runtime.worker import Job, RoundInputRefs, Worker, environment
 from dasm_ray.store import tensors
-from dasm_ray.store.artifact import Artifact, write_artifact
+from dasm_ray.store.artifact import Artifact, digest, read_artifact, write_artifact
 from dasm_ray.store.datasets.blockcache import Kept
 from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.place import Place
@@ -459,7 +459,7 @@ def evaluate(images: int = 300, side: int = 224) -> Figures:
 
 
 def artifact(images: int = 450, side: int = 224) -> Figures:
-    """A set written as an artifact out of pixels that are mapped."""
+    """A set written as an artifact out of pixels that are mapped, and read."""
     draw = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         stored = np.memmap(f"{folder}/pixels", np.float32, "w+", shape=(images, 3, side, side))
@@ -473,11 +473,14 @@ def artifact(images: int = 450, side: int = 224) -> Figures:
             "soft_labels": None,
         }
         whole = Artifact(np.asarray(stored), labels, np.zeros(images, np.int32), class_names=names, **facts, **plain)
-        with Anonymous() as memory:
+        with Anonymous() as writing:
             stamp = write_artifact(Place(folder) / "set", whole)
+        with Anonymous() as reading:
+            assert digest(read_artifact(Place(folder) / "set")) == stamp
     return {
         "pixels MB": round(stored.nbytes / 1e6),
-        "anonymous memory grows by, MB": round(memory.most / 1e6),
+        "written: anonymous memory grows by, MB": round(writing.most / 1e6),
+        "read: anonymous memory grows by, MB": round(reading.most / 1e6),
         "digest": stamp,
     }
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from local_pool import LocalPool, local_run, put, small
 
-from dasm_ray.method import sets as sets_module
 from dasm_ray.method.sets import (
     Held,
     Images,
@@ -22,6 +21,7 @@ from dasm_ray.method.sets import (
     stored,
 )
 from dasm_ray.runtime.decoding import RealRefs
+from dasm_ray.store import room as room_module
 from dasm_ray.store.checkpoints import KeptPixels, write_group
 from dasm_ray.store.place import Place
 
@@ -40,13 +40,13 @@ def test_images_stand_by_class_then_segment() -> None:
     assert (flat.logits, flat.is_normalised) == (None, False)
 
 
-@pytest.mark.parametrize("most", [sets_module.HELD_BYTES, 0], ids=["in memory", "in a file"])
+@pytest.mark.parametrize("most", [room_module.HELD_BYTES, 0], ids=["in memory", "in a file"])
 def test_pixels_on_disk_and_with_workers_are_those_in_memory(
     tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = pixels_of(5, 1, 1, 2, 2), pixels_of(5, 2, 1, 2, 2)
     expected = flattened([Segment(first), Segment(second)])
-    monkeypatch.setattr(sets_module, "HELD_BYTES", most)
+    monkeypatch.setattr(room_module, "HELD_BYTES", most)
     for group, part in enumerate((slice(0, 3), slice(3, 5))):
         write_group(Place(tmp_path), 0, group, {"pixels": second[part], "initial": first[part]}, 1, "abc")
     on_disk = Segment(KeptPixels(Place(tmp_path), 0, "abc", 2, 5, "pixels"))

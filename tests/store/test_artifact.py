@@ -22,7 +22,8 @@ from dasm_ray.config.digests import digest_of, result_keys
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.errors import ArtifactError, RunDirError
 from dasm_ray.store import artifact as artifacts
-from dasm_ray.store import tensors
+from dasm_ray.store import checked, tensors
+from dasm_ray.store import room as rooms
 from dasm_ray.store.artifact import Artifact, digest, read_artifact, write_artifact
 from dasm_ray.store.place import Place
 
@@ -114,9 +115,8 @@ def test_the_same_set_gives_the_same_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("has_room", [True, False])
-def test_large_files_are_made_on_disk_with_the_same_bytes(tmp_path, monkeypatch, has_room):
-    write_artifact(Place(tmp_path / "x"), artifact_of())
-    monkeypatch.setattr(artifacts, "PART_BYTES", 100)  # less than an image
+def test_large_files_are_made_on_disk_part_by_part(tmp_path, monkeypatch, has_room):
+    monkeypatch.setattr(artifacts, "PART_BYTES", 2 * 4 * 60)
     made, make = [], artifacts.tempfile.TemporaryDirectory
 
     def noted(**named):
@@ -126,11 +126,27 @@ def test_large_files_are_made_on_disk_with_the_same_bytes(tmp_path, monkeypatch,
         return made[-1]
 
     monkeypatch.setattr(artifacts.tempfile, "TemporaryDirectory", noted)
-    write_artifact(Place(tmp_path / "y"), artifact_of())
+    whole = artifact_of()
+    assert write_artifact(Place(tmp_path / "set"), whole) == digest(whole)
     assert (len(made) == 1) is has_room
-    for file in ("data/train-00000-of-00001.parquet", "dataset.json"):
-        assert (tmp_path / "x" / file).read_bytes() == (tmp_path / "y" / file).read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "y"]
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    file = tmp_path / "set" / "data" / "train-00000-of-00001.parquet"
+    assert pq.read_metadata(file).num_row_groups == 3
+    assert_same(read_artifact(Place(tmp_path / "set")), whole)
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_a_set_larger_than_memory_is_read_into_files(tmp_path, monkeypatch, memory):
+    place = Place(f"mock://{tmp_path.name}/set") if memory else Place(tmp_path / "set")
+    whole = artifact_of(count=7)
+    monkeypatch.setattr(artifacts, "FILE_BYTES", 3 * 4 * 60)
+    monkeypatch.setattr(artifacts, "PART_BYTES", 2 * 4 * 60)
+    write_artifact(place, whole)
+    monkeypatch.setattr(rooms, "HELD_BYTES", 0)
+    monkeypatch.setattr(checked, "PIECE_BYTES", 1000)
+    found = read_artifact(place)
+    assert_same(found, whole)
+    assert all(array.flags.writeable for array in (found.pixels, found.labels, found.segments))
 
 
 def moved(array):
@@ -453,9 +469,9 @@ SOFT = pa.list_(pa.float32())
         (lambda t: put(t, "pixels", t["pixels"].cast(SOFT)), "pixels is not of type"),
         (lambda t: put(t, "pixels", t["pixels"].cast(pa.list_(pa.float64(), 60))), "pixels is not of type"),
         (lambda t: put(t, "segment", pa.array([-1] * 6, pa.int32())), "a segment is negative"),
-        (lambda t: put(t, "segment", pa.array([None] * 6, pa.int32())), "segments must be int32"),
+        (lambda t: put(t, "segment", pa.array([None] * 6, pa.int32())), "its column segment lacks a number"),
         (lambda t: put(t, "label", pa.array([9] * 6, pa.int64())), r"a label lies outside 0\.\.2"),
-        (lambda t: put(t, "label", pa.array([None, 0, 0, 0, 0, 0], pa.int64())), "labels? "),
+        (lambda t: put(t, "label", pa.array([None, 0, 0, 0, 0, 0], pa.int64())), "its column label lacks a number"),
         (lambda t: put(t, "soft_label", pa.array([[NAN] * 3] * 6, SOFT)), "a soft label is no number"),
         (lambda t: put(t, "soft_label", pa.array([[INF] * 3] * 6, SOFT)), "a soft label is no number"),
         (lambda t: put(t, "soft_label", pa.array([[0.5] * 2] * 6, SOFT)), "soft_label is not packed as"),
