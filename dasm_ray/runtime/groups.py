@@ -118,12 +118,12 @@ class SegmentRun:
         """
         try:
             while True:
-                self._give(inputs)
+                self._give(self._groups, inputs)
                 for done in self._pool.results():
-                    self._take(done)
+                    group = self._take(done)
                     self._progress.workers(self._pool.alive, self._pool.lost)
                     if not self._losses:
-                        self._give(inputs)
+                        self._give(self._groups if self._is_coupled else [group], inputs)
                 if not self._losses:
                     return len(self._groups)
                 inputs = self._go_back(renewed)
@@ -134,14 +134,13 @@ class SegmentRun:
 
     # --- giving and taking ---------------------------------------------------------------------------------------
 
-    def _give(self, inputs: RoundInputRefs) -> None:
-        """Submits the next round of every group that may begin it, or what one that is in a round is ready for."""
+    def _give(self, groups: Sequence[_Group], inputs: RoundInputRefs) -> None:
+        """Submits the next round of those groups that may begin it, or what one that is in a round is ready for."""
         if self._is_coupled and self._keeps_all():
             return
-        slowest = min(group.round for group in self._groups)
-        for group in self._groups:
-            waits = self._is_coupled and group.round > slowest
-            if group.round >= self._rounds or waits:
+        last = min(group.round for group in self._groups) if self._is_coupled else self._rounds
+        for group in groups:
+            if group.round >= self._rounds or group.round > last:
                 continue
             reads = self._with_states(inputs, group.round) if self._is_coupled else inputs
             if self._job.config.matcher.lanes > 1:
@@ -203,20 +202,20 @@ class SegmentRun:
             self._base = round, replace(inputs, current=current)
         return self._base[1]
 
-    def _take(self, done: Done) -> None:
+    def _take(self, done: Done) -> _Group:
         """Swaps the group's reference for the new one, or notes that what the task reads was lost."""
         given = self._given.pop(done.task.name)
         group = given.group
         if done.error is not None:
             self._losses[group.number] = done.task.name
-            return
+            return group
         answer: RoundMetrics | GroupKept | None = done.value
         for notice in done.value.notices:
             self._progress.note(notice)
         if group.in_lanes is not None:
             answer = group.in_lanes.take(done)
         if answer is None:  # a round that goes on
-            return
+            return group
         if isinstance(answer, RoundMetrics):
             group.state = group.in_lanes.state if group.in_lanes else done.refs[0]
             group.round, group.in_lanes = group.round + 1, None
@@ -225,6 +224,7 @@ class SegmentRun:
             if not answer.is_kept:
                 self._write(group, self._pool.fetch(group.state), self._pool.fetch(group.initial))
             group.saved_round, group.saved_at = group.round, time.monotonic()
+        return group
 
     def _go_back(self, renewed: Callable[[], Renewed]) -> RoundInputRefs:
         """To the last state on disk: the groups that lost something or, where rounds are barriers, all of them."""

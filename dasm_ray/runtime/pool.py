@@ -12,6 +12,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
@@ -35,7 +36,7 @@ ObjectRef = Any
 """A reference to an object in the store, a ``ray.ObjectRef``."""
 
 TICK_SECONDS = 1.0
-"""Longest pause between looks at deadlines and draining nodes."""
+"""Longest pause between looks at all workers: deadlines, nodes that drain, answers that nobody was told of."""
 LEAVE_SECONDS = 3.0
 """So long before its node is taken away a worker lets go of its task."""
 START_NOTICE_SECONDS = 60.0
@@ -170,7 +171,8 @@ def _last_line(cause: BaseException) -> str:
 class _Worker:
     """An actor and what it is asked; ``greeting`` goes ahead of a task. ``since``: when it got or ended the last.
 
-    ``is_fresh``: it has answered in this very reading of answers, so it need not be greeted.
+    ``is_fresh``: it has answered in this very reading of answers, so it need not be greeted. ``is_gone``: nothing more
+    is expected of it.
     """
 
     actor: Any
@@ -181,10 +183,13 @@ class _Worker:
     refs: list[ObjectRef] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
     is_fresh: bool = False
+    is_gone: bool = False
 
     @property
     def awaited(self) -> ObjectRef | None:
         """What this worker will answer next; None when it is idle."""
+        if self.is_gone:
+            return None
         if self.node is None:
             return self.greeting
         return self.refs[0] if self.task else None
@@ -229,11 +234,13 @@ class Pool:
         self._task_seconds = task_seconds
         self._idle_seconds = idle_seconds
         self._notice, self._on_task, self._on_tick = notice, on_task, on_tick
-        self._hired = 0
+        self._hired = self._alive = 0
         self._ledger = Ledger(max_lost)
         self._tasks: dict[str, Task] = {}
         self._shared: dict[int, tuple[weakref.ref[Shared], ObjectRef]] = {}
         self._workers: list[_Worker] = []
+        self._answers: SimpleQueue[tuple[_Worker, ObjectRef]] = SimpleQueue()
+        """Whose answer has come, as Ray tells it; a look at each of a thousand workers costs more than many tasks."""
         self._draining: dict[str, float] = {}
         self._next_look = 0.0
         self._false_starts = 0
@@ -262,7 +269,7 @@ class Pool:
     @property
     def alive(self) -> int:
         """Workers that have started."""
-        return sum(worker.node is not None for worker in self._workers)
+        return self._alive
 
     @property
     def lost(self) -> int:
@@ -291,18 +298,23 @@ class Pool:
             worker.is_fresh = False
         while self._ledger.open:
             watchdog.check()
+            if time.monotonic() >= self._next_look:
+                self._next_look = time.monotonic() + TICK_SECONDS
+                self._look()
             self._staff()
             self._give()
             yield from self._collect()
-            self._drop_late()
             self._check_empty()
 
     def close(self) -> None:
         """Ends every worker, and with it what it was doing."""
-        if watchdog.death() is None:
-            for worker in self._workers:
+        ray_lives = watchdog.death() is None
+        for worker in self._workers:
+            worker.is_gone = True
+            if ray_lives:
                 self._dismiss(worker.actor)
         self._workers.clear()
+        self._alive = 0
         self._shared.clear()
 
     def _hire(self) -> Any:
@@ -313,14 +325,24 @@ class Pool:
 
     # --- the four steps ------------------------------------------------------------------------------------------
 
-    def _staff(self) -> None:
-        """Asks for workers, as many as there are open tasks: a pending actor is what makes a cluster grow."""
+    def _look(self) -> None:
+        """What is looked at about once a second, since it asks for every worker."""
+        self._on_tick()
         self._leave_draining_nodes()
         self._give_back()
+        self._drop_late()
+        awaited = {ref: worker for worker in self._workers if (ref := worker.awaited) is not None}
+        there = ray.wait(list(awaited), num_returns=len(awaited), timeout=0)[0] if awaited else []
+        for ref in there:  # most have been told of; what is lost with its node may never be
+            self._answers.put((awaited[ref], ref))
+
+    def _staff(self) -> None:
+        """Asks for workers, as many as there are open tasks: a pending actor is what makes a cluster grow."""
         while len(self._workers) < min(self._count, self._ledger.open):
             actor = self._hire()
             self._hired += 1
             self._workers.append(_Worker(actor, actor.__ray_call__.remote(_node), self._hired))
+            self._await(self._workers[-1])
 
     def _give(self) -> None:
         """Gives one task to each idle worker, behind a greeting that tells a dead worker from a lost task.
@@ -328,11 +350,12 @@ class Pool:
         A greeting costs the driver as much as a task: one that has answered a moment ago is known to live.
         """
         for worker in self._workers:
+            if not self._ledger.waiting:
+                return
             if worker.node is None or worker.task or worker.node in self._draining:
                 continue
             name = self._ledger.give()
-            if name is None:
-                return
+            assert name is not None
             task = self._tasks[name]
             worker.is_fresh &= time.monotonic() - worker.since < TICK_SECONDS
             if not worker.is_fresh:
@@ -341,6 +364,13 @@ class Pool:
             refs = getattr(worker.actor, task.method).options(num_returns=task.outputs).remote(*args)
             worker.task, worker.since = task, time.monotonic()
             worker.refs = refs if task.outputs > 1 else [refs]
+            self._await(worker)
+
+    def _await(self, worker: _Worker) -> None:
+        """Has Ray tell when the worker answers."""
+        ref, answers = worker.awaited, self._answers
+        assert ref is not None
+        ref.future().add_done_callback(lambda _: answers.put((worker, ref)))
 
     def _reference(self, value: Shared) -> ObjectRef:
         """A reference to a value, put when it is first given, and let go with the value itself."""
@@ -351,13 +381,15 @@ class Pool:
 
     def _collect(self) -> Iterator[Done]:
         """Waits a moment for whatever comes first, and takes in all that is there by then."""
-        awaited = {ref: worker for worker in self._workers if (ref := worker.awaited) is not None}
-        first, others = ray.wait(list(awaited), num_returns=1, timeout=TICK_SECONDS)
-        watchdog.check()  # what has come may tell of nothing else, and dead Ray must not be asked
-        also = ray.wait(others, num_returns=len(others), timeout=0)[0] if first and others else []
-        for ref in [*first, *also]:
-            watchdog.check()
-            worker = awaited[ref]
+        for wait in (TICK_SECONDS, *[0.0] * self._answers.qsize()):
+            try:
+                worker, ref = self._answers.get(timeout=wait)
+            except Empty:
+                watchdog.check()
+                return
+            watchdog.check()  # what has come may tell of nothing else, and dead Ray must not be asked
+            if ref is not worker.awaited:  # it was told of twice, or the worker is gone
+                continue
             if worker.task is None:
                 self._started(worker)
             elif (done := self._answer(worker)) is not None:
@@ -379,6 +411,8 @@ class Pool:
         """A new worker greets, or could not be made."""
         try:
             worker.node = ray.get(worker.greeting, timeout=self._task_seconds)
+            worker.since, worker.is_fresh = time.monotonic(), True
+            self._alive += 1
         except RayError as error:
             self._remove(worker)
             raised = error.args[0] if getattr(error, "actor_init_failed", False) and error.args else None
@@ -431,6 +465,8 @@ class Pool:
         """Kills, since a worker that does not answer may still live, and hold a GPU."""
         self._dismiss(worker.actor)
         self._workers.remove(worker)
+        self._alive -= worker.node is not None
+        worker.is_gone = True
 
     def _count_false_start(self, reason: object) -> None:
         """A worker gone before it did anything is replaced, but not for ever."""
@@ -471,10 +507,6 @@ class Pool:
 
         What a worker cannot finish before its node goes is given to another, and does not count as lost.
         """
-        if time.monotonic() < self._next_look:
-            return
-        self._next_look = time.monotonic() + TICK_SECONDS
-        self._on_tick()
         try:
             draining = watchdog.bounded(draining_nodes, look=watchdog.check)
         except TimeoutError:

@@ -4,8 +4,8 @@
 
 Workers are simulated: a few real actors answer for all of them, after a pause, with what a round gives back. Everything
 else is real: the coordinator, the pool, Ray's calls and object store, checkpoints. "Ray alone" is calls to the same
-actors in one loop over ``ray.wait`` that keeps every worker busy and does nothing else. What a task costs by the number
-of classes is a row of scale.py.
+actors in one loop over ``ray.wait`` that keeps every worker busy, whose last round is written as ours is. What a task
+costs by the number of classes is a row of scale.py.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dasm_ray.runtime.groups import SegmentRun
 from dasm_ray.runtime.pool import Pool
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.session import Session
-from dasm_ray.runtime.worker import Job, RoundInputRefs, RoundMetrics, Worker
+from dasm_ray.runtime.worker import Job, Keeping, RoundInputRefs, RoundMetrics, Worker
 from dasm_ray.store.checkpoints import segment_pixels
 from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.place import Place
@@ -145,14 +145,16 @@ def coordinated(
     return Cost(seconds, cpu, psutil.Process().memory_info().rss - memory)
 
 
-def alone(hosts: list[Any], workers: int, rounds: int, pause: float) -> Cost:
-    """The same calls in the shortest loop, of tasks that carry nothing but their group's state."""
+def alone(hosts: list[Any], workers: int, rounds: int, pause: float, folder: str) -> Cost:
+    """The same calls in the shortest loop, of tasks that carry nothing but their group's state; the last are kept."""
     waiting: dict[Any, tuple[int, int, Any]] = {}
+    keeping, initial = Keeping(Place(folder), "key"), ray.put(np.zeros(SHAPE, np.float32))
     memory = psutil.Process().memory_info().rss
 
     def give(number: int, round: int, state: Any) -> None:
         host = hosts[number % len(hosts)]
-        arguments = (pause, None, Assignment(0, number, round, (number,)), None, state)
+        kept = ((initial,), keeping) if round + 1 == rounds else ()
+        arguments = (pause, None, Assignment(0, number, round, (number,)), None, state, *kept)
         value, state = host.distil.options(num_returns=2).remote(*arguments)
         waiting[value] = (number, round, state)
 
@@ -191,8 +193,8 @@ def main(workers: int = 1000, rounds: int = 10, pause: float = 1.0) -> None:
     with Session.open(Runtime(workers=2, gpus_per_worker=0), print), tempfile.TemporaryDirectory() as folder:
         hosts = hosts_of(workers)
         job = Job(config, load_real(open_source(config.data), config.data, print), "cpu")
-        plain = alone(hosts, workers, rounds, pause)
-        ours = coordinated(hosts, job, workers, pause, folder)
+        plain = alone(hosts, workers, rounds, pause, f"{folder}/alone")
+        ours = coordinated(hosts, job, workers, pause, f"{folder}/ours")
     tasks = workers * rounds
     print(
         f"{workers} workers, {tasks} tasks of {pause:g} s: Ray alone {tasks / plain.seconds:.0f} a second, coordinator "

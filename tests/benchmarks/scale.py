@@ -93,7 +93,7 @@ def write_images(folder: Path, classes: int, images: int, side: int) -> Data:
 
 def tasks(classes: int = 1000, total: int = 2000) -> Figures:
     """The coordinator with groups of one class, on workers that do nothing; and the same calls in a short loop."""
-    workers, rounds = min(classes, 1000), max(2, total // classes)
+    workers, rounds = min(classes, 1000), max(10, total // classes)
     tree = {
         "data": {"name": "parquet", "path": "unset"},
         "synthetic": {"ipc": 1, "segments": 1, "group_size": 1},
@@ -107,7 +107,7 @@ def tasks(classes: int = 1000, total: int = 2000) -> Figures:
         if isinstance(real.splits, Mapping):  # the earlier version; a large set's blocks lie in the store
             blocks = {name: tuple(ray.put(block) for block in ray.get(list(of))) for name, of in real.splits.items()}
             real = replace(real, splits=blocks)
-        plain = alone(hosts, workers, rounds, 0)
+        plain = alone(hosts, workers, rounds, 0, f"{folder}/alone")
         ours = coordinated(hosts, Job(config, real, "cpu"), workers, 0, f"{folder}/segments")
     count = workers * rounds
     return {

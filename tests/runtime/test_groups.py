@@ -165,12 +165,12 @@ def test_lost_inputs_send_a_group_back_to_disk(
     run = Run(real, pool, tmp_path / "lossy", config.model_copy(update={"runtime": runtime}))
     take, lost = run.segment._take, set()
 
-    def lossy(done: Done) -> None:
+    def lossy(done: Done) -> Any:
         where = done.task.args[1]
         if where.round == 1 and where.group not in lost:
             lost.add(where.group)
             done = Done(done.task, None, error=InputLost("gone"))
-        take(done)
+        return take(done)
 
     run.segment._take = lossy  # type: ignore[method-assign]
     assert run.go().tobytes() == whole.tobytes()
@@ -188,11 +188,11 @@ def test_what_comes_home_after_a_loss_counts_for_the_round_that_it_is_of(
     run = Run(real, pool, tmp_path / "lossy", config.model_copy(update={"runtime": runtime}))
     take, lost = run.segment._take, []
 
-    def lossy(done: Done) -> None:
+    def lossy(done: Done) -> Any:
         if done.task.args[1].round == ROUNDS - 1 and not lost:
             lost.append(done.task.name)
             done = Done(done.task, None, error=InputLost("gone"))
-        take(done)
+        return take(done)
 
     run.segment._take = lossy  # type: ignore[method-assign]
     assert run.go().tobytes() == whole.tobytes()

@@ -318,6 +318,22 @@ def test_what_many_tasks_are_given_is_put_once_and_let_go_with_it(
     assert len(pool._shared) == 1
 
 
+@pytest.mark.parametrize("told", [0, 2])
+def test_what_ray_never_tells_of_is_found_and_what_it_tells_twice_is_taken_once(
+    make_pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch, told: int
+) -> None:
+    once = Pool._await
+
+    def tells(self: Pool, worker: Any) -> None:
+        for _ in range(told):
+            once(self, worker)
+
+    monkeypatch.setattr(Pool, "_await", tells)
+    pool = make_pool(count=2)
+    found = [(done.task.name, done.value) for done in pool.run([Task(f"{n}", "square", (n,)) for n in range(5)])]
+    assert sorted(found) == [(f"{n}", n * n) for n in range(5)]
+
+
 def test_the_environment_reaches_the_worker(make_pool: Callable[..., Pool]) -> None:
     pool = make_pool(env={"OMP_NUM_THREADS": "3"})
     assert values(pool.run([Task("threads", "threads", ())])) == {"threads": "3"}
