@@ -1,4 +1,4 @@
-"""The command of the benchmarks: what it makes of samples, what it refuses, and that it goes on."""
+"""The command of the benchmarks: what it makes of samples, what it refuses, that it goes on; and a set it draws."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from pathlib import Path
 
 import bench
 import limits
+import matplotlib
 import numpy as np
 import on_gpu
 import pytest
 import rows_runtime
 import shown
 from demo import by_stage
+from glyphs import SHARES, Face, drawn, size_of, spread, unlike
 from local_pool import LocalPool, fetch, put
 from measuring import ALLOCATOR, _environment
+from PIL import ImageFont
 
 from dasm_ray.runtime.decoding import RealRefs
 
@@ -201,3 +204,33 @@ def test_the_command_keeps_each_row_and_goes_on(tmp_path: Path) -> None:
     assert second["rows"]["herding"]["differ"] == 0
     assert text.index("\nmatch") < text.index("\nherding")
     assert list(tmp_path.iterdir()) == [file]
+
+
+# --- the set of characters ---------------------------------------------------------------------------------------
+
+
+def face(family: str, name: str = "x") -> Face:
+    return Face(Path(name), family, frozenset("ab"))  # type: ignore[arg-type]
+
+
+def test_families_of_fonts_are_dealt_to_splits_as_a_whole() -> None:
+    split = {family: face(family).split for family in map(str, range(200))}
+    assert set(split.values()) == set(SHARES)
+    assert all(face(family, "another").split == split[family] for family in split)
+    assert 100 < list(split.values()).count("train") < 140
+
+
+def test_each_family_draws_once_before_one_draws_twice() -> None:
+    faces = [face("a", "1"), face("a", "2"), face("a", "3"), face("b", "4"), face("c", "5"), face("c", "6")]
+    assert [each.file.name for each in spread(faces)] == ["1", "4", "5", "2", "6", "3"]
+
+
+def test_a_drawing_is_taken_once_and_says_where_its_line_is() -> None:
+    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    pen = ImageFont.truetype(str(file), size_of(32))
+    hyphen, underscore, comma = (drawn(character, pen, 32) for character in "-_,")
+    assert hyphen.shape == (32, 32)
+    assert hyphen.any(1).nonzero()[0].max() < 22 <= underscore.any(1).nonzero()[0].min()
+    seen: set[bytes] = {bytes(32 * 32)}
+    assert list(map(id, unlike([hyphen, comma, hyphen, np.zeros_like(hyphen)], seen))) == [id(hyphen), id(comma)]
+    assert list(unlike([comma], seen)) == []
