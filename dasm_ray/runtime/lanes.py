@@ -21,7 +21,7 @@ from dasm_ray.core.matching.setstate import Cut, Earlier, SetState, edges_of, jo
 from dasm_ray.errors import NonFinite, SessionError, TaskLost
 from dasm_ray.runtime.pool import Done, InputLost, ObjectRef, Pool, Task, task
 from dasm_ray.runtime.progress import Progress
-from dasm_ray.runtime.worker import Job, SetRefs, Worker
+from dasm_ray.runtime.worker import Job, Keeping, SetRefs, Worker
 from dasm_ray.store.checkpoints import read_group, write_group
 from dasm_ray.store.place import Place
 
@@ -59,7 +59,7 @@ class LaneRun:
         shift: int,
     ) -> None:
         self._job, self._pool, self._progress = job, pool, progress
-        self._place, self._key, self._segment = place, key, segment
+        self._keeping, self._segment = Keeping(place, key), segment
         self._initial, self._shift = initial, shift
         self.guides, self._renewed = guides, renewed
         classes, own = initial.pixels.shape[:2]
@@ -90,7 +90,6 @@ class LaneRun:
             with contextlib.suppress(SessionError):  # what cannot be fetched any more: the older checkpoint stays
                 self._save()
             raise
-        self._save()
         return self._fetched()
 
     # --- a round -------------------------------------------------------------------------------------------------
@@ -103,14 +102,12 @@ class LaneRun:
             distances = [done.value.distance for done in lanes]
             self._check(distances)
             steps = self._all([self._step(shard, distances, lanes) for shard in range(len(self._state))])
+            self._state, self._round = [(step.refs[0], step.refs[1]) for step in steps], self._round + 1
+            samples = sum(done.value.samples for done in lanes)
+            self._progress.advance(samples=samples, distance=float(np.mean(distances)), rate=steps[0].value.rate)
+            self._keep_if_due()
         except InputLost as lost:
             self._go_back(str(lost))
-            return
-        self._state, self._round = [(step.refs[0], step.refs[1]) for step in steps], self._round + 1
-        samples = sum(done.value.samples for done in lanes)
-        self._progress.advance(samples=samples, distance=float(np.mean(distances)), rate=steps[0].value.rate)
-        if time.monotonic() - self._saved_at >= self._job.config.runtime.checkpoint_seconds:
-            self._save()
 
     def _lane(self, lane: int, refs: SetRefs) -> Task:
         """The task of one lane: whom its student follows and from when on is drawn here, where references are held."""
@@ -159,7 +156,7 @@ class LaneRun:
 
     def _begin(self) -> tuple[list[tuple[ObjectRef, ObjectRef]], int]:
         """References to values and velocities of each shard, and the round that they are at."""
-        kept = read_group(self._place, self._segment, 0, self._key)
+        kept = read_group(self._keeping.place, self._segment, 0, self._keeping.key)
         state, round = (SetState(**kept[0]), kept[1]) if kept else (self._initial, 0)
         parts = zip(state.values.shards(self._cut.edges), state.speeds.shards(self._cut.edges), strict=True)
         return [(self._pool.put(values), self._pool.put(speeds)) for values, speeds in parts], round
@@ -182,8 +179,22 @@ class LaneRun:
         self._progress.note(f"{what}: what it reads was lost with its node; going on from round {self._round}")
         self._progress.advance(self._round - before)
 
+    def _keep_if_due(self) -> None:
+        """Has a worker write the checkpoint; it is written here where no worker reaches the run directory."""
+        waited = time.monotonic() - self._saved_at
+        if self._round < self.rounds_total and waited < self._job.config.runtime.checkpoint_seconds:
+            return
+        name, where = f"segment {self._segment + 1}, checkpoint of round {self._round}", (self._segment, self._round)
+        (done,) = self._all([task(name, Worker.keep_set, self._keeping, where, tuple(self._state))])
+        if done.value.is_kept:
+            self._saved_round, self._saved_at = self._round, time.monotonic()
+        else:
+            self._save()
+
     def _save(self) -> None:
+        """Writes the checkpoint here."""
         if self._round > self._saved_round:
-            write_group(self._place, self._segment, 0, self._fetched()._asdict(), self._round, self._key)
+            place, key = self._keeping.place, self._keeping.key
+            write_group(place, self._segment, 0, self._fetched()._asdict(), self._round, key)
             self._saved_round = self._round
         self._saved_at = time.monotonic()

@@ -26,7 +26,7 @@ from dasm_ray.core.device import multiply_as
 from dasm_ray.core.matching.lane import moved, walk_lane
 from dasm_ray.core.matching.parallel import Moment, match_in_lane, moved_by
 from dasm_ray.core.matching.round import Assignment, Matching, RoundInputs, distil_round, matching_of, slots_a_step
-from dasm_ray.core.matching.setstate import Cut, Earlier, RowGradient, SetState, SetValues
+from dasm_ray.core.matching.setstate import Cut, Earlier, RowGradient, SetState, SetValues, joined
 from dasm_ray.core.matching.step import StepInputs
 from dasm_ray.core.matching.trajectory import Student
 from dasm_ray.core.membership import log_odds
@@ -540,6 +540,18 @@ class Worker:
         after = moved(job.config, where, SetState(*values, *speeds), distances, dense)
         return SetMetrics(_notices(), float(np.exp(after.log_step))), after.values, after.speeds
 
+    def keep_set(
+        self, keeping: Keeping, where: tuple[int, int], shards: tuple[tuple[ObjectRef, ObjectRef], ...]
+    ) -> GroupKept:
+        """Writes the checkpoint of a segment that trajectories move. ``where``: segment, rounds done; ``shards``:
+        values and velocities."""
+        if not _is_reached(keeping):
+            return GroupKept(_notices(), is_kept=False)
+        fetched = self._all([ref for shard in shards for ref in shard])
+        state = joined(list(zip(fetched[::2], fetched[1::2], strict=True)))
+        write_group(keeping.place, where[0], 0, state._asdict(), where[1], keeping.key)
+        return GroupKept(_notices(), is_kept=True)
+
     @outputs(2)
     def distil(
         self,
@@ -615,9 +627,7 @@ class Worker:
 
     def _keep(self, keeping: Keeping, where: Assignment, state: tuple[Pixels, Pixels], initial: ObjectRef) -> bool:
         """Whether a checkpoint was written: not from a node that does not reach the run directory."""
-        try:
-            keeping.place.check()
-        except StorageError:
+        if not _is_reached(keeping):
             return False
         write_standing(keeping.place, keeping.key, where, *state, self._fetch(initial))
         return True
@@ -929,6 +939,15 @@ class Worker:
         network = self._network(job)
         key = (id(network), job.config.learns_labels)
         return self._students.setdefault(key, Student(network, job.config.learns_labels))
+
+
+def _is_reached(keeping: Keeping) -> bool:
+    """Whether the run directory is to be had from here."""
+    try:
+        keeping.place.check()
+    except StorageError:
+        return False
+    return True
 
 
 def write_standing(

@@ -19,6 +19,7 @@ from dasm_ray.core.matching.trajectory import Student
 from dasm_ray.core.networks.network import Network
 from dasm_ray.errors import NonFinite, SessionError, TaskLost
 from dasm_ray.runtime import lanes as module
+from dasm_ray.runtime import worker as worker_module
 from dasm_ray.runtime.decoding import RealRefs, load_real
 from dasm_ray.runtime.lanes import Guides, LaneRun
 from dasm_ray.runtime.pool import Done, InputLost, Pool, Task
@@ -158,7 +159,7 @@ def test_a_set_in_shards_has_the_bytes_of_one(
     cut.run._one_round()
     cut.run._save()
     monkeypatch.setattr(module, "SHARD_BYTES", classes * M * 64 * 4)
-    for folder, pool in (("shards", LocalPool()), ("cut", LocalPool()), ("lossy", LossyPool([2, 3]))):
+    for folder, pool in (("shards", LocalPool()), ("cut", LocalPool()), ("lossy", LossyPool([3, 4]))):
         run = Run(real, pool, tmp_path / folder, config)
         assert len(run.run._state) == -(-10 // classes)
         assert_same(run.run.run(), expected)
@@ -205,7 +206,11 @@ class LossyPool(LocalPool):
             yield Done(done.task, None, error=InputLost(done.task.name)) if call in self._lost_runs else done
 
 
-@pytest.mark.parametrize("lose", [[0], [2], [3], [2, 3]], ids=["first lanes", "later lanes", "a step", "two in a row"])
+@pytest.mark.parametrize(
+    "lose",
+    [[0], [3], [4], [2], [8], [3, 4]],
+    ids=["first lanes", "later lanes", "a step", "a checkpoint", "the last checkpoint", "two in a row"],
+)
 def test_lost_inputs_send_the_set_back_to_disk(
     real: RealRefs, pool: LocalPool, tmp_path: Path, lose: list[int]
 ) -> None:
@@ -213,6 +218,25 @@ def test_lost_inputs_send_the_set_back_to_disk(
     lossy = Run(real, LossyPool(lose), tmp_path / "lossy", config_with())
     assert_same(lossy.run.run(), whole)
     assert lossy.read == 1 + len(lose), "experts may have been lost with the node"
+
+
+@pytest.mark.parametrize("reached", [True, False], ids=["workers reach the folder", "they do not"])
+def test_checkpoints_pass_the_driver_only_where_no_worker_can_write_them(
+    real: RealRefs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reached: bool
+) -> None:
+    pool, fetched = LocalPool(), []
+    monkeypatch.setattr(worker_module, "_is_reached", lambda keeping: reached)
+    run = Run(real, pool, tmp_path, config_with())
+    fetch = pool.fetch
+    monkeypatch.setattr(pool, "fetch", lambda ref: (fetched.append(ref), fetch(ref))[1])
+    for round in range(1, ROUNDS + 1):
+        run.run._one_round()
+        kept = read_group(Place(tmp_path), 0, 0, "key")
+        assert kept is not None
+        assert kept[1] == round
+        assert len(fetched) == (0 if reached else 2 * round), "values and velocities of the one shard"
+    assert_same(run.run.run(), kept[0])
+    assert_same(kept[0], run.by_hand())
 
 
 def test_inputs_lost_again_and_again_end_the_run(real: RealRefs, pool: LocalPool, tmp_path: Path) -> None:
