@@ -11,6 +11,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -172,7 +173,7 @@ class _Worker:
     """An actor and what it is asked; ``greeting`` goes ahead of a task. ``since``: when it got or ended the last.
 
     ``is_fresh``: it has answered in this very reading of answers, so it need not be greeted. ``is_gone``: nothing more
-    is expected of it.
+    is expected of it. ``calls``: its methods by name and number of outputs, since Ray makes each anew when it is asked.
     """
 
     actor: Any
@@ -184,6 +185,15 @@ class _Worker:
     since: float = field(default_factory=time.monotonic)
     is_fresh: bool = False
     is_gone: bool = False
+    calls: dict[tuple[str, int], Any] = field(default_factory=dict)
+
+    def call(self, task: Task, args: list[object]) -> list[ObjectRef]:
+        """References to the outputs of a task that it begins."""
+        key = task.method, task.outputs
+        if key not in self.calls:
+            self.calls[key] = getattr(self.actor, task.method).options(num_returns=task.outputs)
+        refs = self.calls[key].remote(*args)
+        return refs if task.outputs > 1 else [refs]
 
     @property
     def awaited(self) -> ObjectRef | None:
@@ -239,8 +249,8 @@ class Pool:
         self._tasks: dict[str, Task] = {}
         self._shared: dict[int, tuple[weakref.ref[Shared], ObjectRef]] = {}
         self._workers: list[_Worker] = []
-        self._answers: SimpleQueue[tuple[_Worker, ObjectRef]] = SimpleQueue()
-        """Whose answer has come, as Ray tells it; a look at each of a thousand workers costs more than many tasks."""
+        self._answers: SimpleQueue[tuple[_Worker, ObjectRef, Future[object] | None]] = SimpleQueue()
+        """Whose answer has come, and the answer, as Ray tells it: to ask for all at each costs more than most tasks."""
         self._draining: dict[str, float] = {}
         self._next_look = 0.0
         self._false_starts = 0
@@ -334,7 +344,7 @@ class Pool:
         awaited = {ref: worker for worker in self._workers if (ref := worker.awaited) is not None}
         there = ray.wait(list(awaited), num_returns=len(awaited), timeout=0)[0] if awaited else []
         for ref in there:  # most have been told of; what is lost with its node may never be
-            self._answers.put((awaited[ref], ref))
+            self._answers.put((awaited[ref], ref, None))
 
     def _staff(self) -> None:
         """Asks for workers, as many as there are open tasks: a pending actor is what makes a cluster grow."""
@@ -361,16 +371,15 @@ class Pool:
             if not worker.is_fresh:
                 worker.greeting = worker.actor.__ray_call__.remote(_node)
             args = [self._reference(each) if isinstance(each, Shared) else each for each in task.args]
-            refs = getattr(worker.actor, task.method).options(num_returns=task.outputs).remote(*args)
+            worker.refs = worker.call(task, args)
             worker.task, worker.since = task, time.monotonic()
-            worker.refs = refs if task.outputs > 1 else [refs]
             self._await(worker)
 
     def _await(self, worker: _Worker) -> None:
         """Has Ray tell when the worker answers."""
         ref, answers = worker.awaited, self._answers
         assert ref is not None
-        ref.future().add_done_callback(lambda _: answers.put((worker, ref)))
+        ref.future().add_done_callback(lambda answer: answers.put((worker, ref, answer)))
 
     def _reference(self, value: Shared) -> ObjectRef:
         """A reference to a value, put when it is first given, and let go with the value itself."""
@@ -383,7 +392,7 @@ class Pool:
         """Waits a moment for whatever comes first, and takes in all that is there by then."""
         for wait in (TICK_SECONDS, *[0.0] * self._answers.qsize()):
             try:
-                worker, ref = self._answers.get(timeout=wait)
+                worker, ref, answer = self._answers.get(timeout=wait)
             except Empty:
                 watchdog.check()
                 return
@@ -392,7 +401,7 @@ class Pool:
                 continue
             if worker.task is None:
                 self._started(worker)
-            elif (done := self._answer(worker)) is not None:
+            elif (done := self._answer(worker, answer)) is not None:
                 yield done
 
     def _drop_late(self) -> None:
@@ -420,12 +429,13 @@ class Pool:
                 raise failure_of("a worker's start", raised) from error
             self._count_false_start(error)
 
-    def _answer(self, worker: _Worker) -> Done | None:
-        """A worker answers, or is found to be gone."""
+    def _answer(self, worker: _Worker, answer: Future[object] | None) -> Done | None:
+        """A worker answers, or is found to be gone. What Ray has told is not asked for again, unless it is an error."""
         task, refs = worker.task, worker.refs
         assert task is not None
         try:
-            value = ray.get(refs[0], timeout=self._task_seconds)
+            there = answer is not None and answer.exception() is None
+            value = answer.result() if answer and there else ray.get(refs[0], timeout=self._task_seconds)
         except RayError as error:
             if isinstance(error, RayTaskError) and isinstance(error.cause, ObjectLostError | InputLost):
                 self._finish(worker)

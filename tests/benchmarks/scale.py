@@ -149,8 +149,8 @@ class Fetching(SimulatedPool):
 
     answers = pixels = 0
 
-    def _answer(self, worker: Any) -> Any:
-        done = super()._answer(worker)
+    def _answer(self, worker: Any, answer: Any) -> Any:
+        done = super()._answer(worker, answer)
         Fetching.answers += 0 if done is None else len(pickle.dumps(done.value))
         return done
 

@@ -51,6 +51,11 @@ class Squarer:
         time.sleep(1)  # so that the greeting is back by then, even from a busy machine
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def meet(self, number: int, count: int) -> None:
+        """Ends when so many are here, each in a worker of its own."""
+        (self.folder / f"{number}.here").touch()
+        wait_until(lambda: len(list(self.folder.glob("*.here"))) == count)
+
     def sleep(self, seconds: float) -> str:
         time.sleep(seconds)
         return "slept"
@@ -139,7 +144,7 @@ def test_no_more_workers_are_asked_for_than_there_are_tasks(make_pool: Callable[
 
 def test_workers_with_nothing_to_do_are_given_back_and_asked_for_again(make_pool: Callable[..., Pool]) -> None:
     pool = make_pool(count=2, idle_seconds=0.5)
-    assert len(values(pool.run([Task(f"nap {n}", "sleep", (1.0,)) for n in range(2)]))) == 2
+    assert len(values(pool.run([Task(f"meet {n}", "meet", (n, 2)) for n in range(2)]))) == 2
     assert pool.alive == 2
     values(pool.run([Task("long", "sleep", (3.0,))]))
     assert pool.alive == 1
