@@ -24,7 +24,7 @@ from PIL import Image
 from dasm_ray.config.shown import escaped
 from dasm_ray.errors import ArtifactError, RunDirError
 from dasm_ray.plain import Plain, Tree, Values
-from dasm_ray.store import tensors
+from dasm_ray.store import parquetfile, tensors
 from dasm_ray.store.card import CARD, PICTURE, UNKNOWN, Facts, card_text, write_run_card, write_unfinished
 from dasm_ray.store.checked import array_at_most
 from dasm_ray.store.description import (
@@ -396,7 +396,7 @@ def _opened(folder: Place, described: Description) -> list[pq.ParquetFile]:
     size, unpacked = sum(map(len, packed)), 4 * count * described.size
     if unpacked > max(UNPACKED_BYTES, UNPACKED_TIMES * size):
         raise ValueError(f"{size} bytes would unpack to {unpacked}")
-    files = [pq.ParquetFile(pa.BufferReader(pa.py_buffer(data))) for data in packed]
+    files = [parquetfile.opened(data) for data in packed]
     for file in files:
         _check_footer(file, described)
     rows = sum(file.metadata.num_rows for file in files)
@@ -456,7 +456,8 @@ def _assemble(
     labels, segments = np.empty(count, np.int64), np.empty(count, np.int32)
     soft = np.empty((count, classes), np.float32) if described.soft_labels else None
     first = 0
-    for table in (file.read_row_group(n, columns=COLUMNS) for file in files for n in range(file.num_row_groups)):
+    groups = ((file, number) for file in files for number in range(file.num_row_groups))
+    for table in (file.read_row_group(number, columns=COLUMNS, use_threads=False) for file, number in groups):
         rows = slice(first, first + len(table))
         pixels[rows] = _lists(table, "pixels")
         labels[rows], segments[rows] = _numbers(table, "label"), _numbers(table, "segment")

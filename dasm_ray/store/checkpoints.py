@@ -16,9 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from dasm_ray.store import tensors
+from dasm_ray.store import parquetfile, tensors
 from dasm_ray.store.place import Place
 
 COLUMNS = {
@@ -59,10 +58,7 @@ def write_scores(place: Place, segment: int, scores: Scores, key: str) -> None:
     columns = {name: array.astype(COLUMNS[name]) for name, array in vars(scores).items() if array is not None}
     note = {"key": key, "segment": segment}
     text = json.dumps({**note, "checksum": tensors.checksum(columns, note)}, sort_keys=True)
-    table = pa.table(columns).replace_schema_metadata({tensors.NOTE: text})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    (place / scores_name(segment)).write_bytes(sink.getvalue().to_pybytes())
+    parquetfile.write(place / scores_name(segment), pa.table(columns).replace_schema_metadata({tensors.NOTE: text}))
 
 
 def read_scores(place: Place, segment: int, key: str | None) -> Scores | None:
@@ -75,7 +71,7 @@ def read_scores(place: Place, segment: int, key: str | None) -> Scores | None:
         return None
     data = file.read_bytes()
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        table = parquetfile.read(data)
         note = json.loads(table.schema.metadata[tensors.NOTE.encode()])
         names = [name for name in COLUMNS if name in table.column_names or name not in MAY_LACK]
         columns = {name: table.column(name).to_numpy() for name in names}

@@ -21,12 +21,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dasm_ray.config.shown import escaped
 from dasm_ray.errors import RunDirError, UserError
 from dasm_ray.plain import Plain, Tree, Values
-from dasm_ray.store import claims
+from dasm_ray.store import claims, parquetfile
 from dasm_ray.store.checked import read_checked_json, read_json, write_checked_json
 from dasm_ray.store.place import Place
 from dasm_ray.store.rundir import remove_temporaries, versions
@@ -162,9 +161,7 @@ def write_trials(place: Place, rows: Sequence[Values], keys: Sequence[str]) -> N
     """
     columns = {key: _column([row[key] for row in rows]) for key in keys}
     columns |= {name: pa.array([row[name] for row in rows], kind) for name, kind in TRIAL_COLUMNS.items()}
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({"trial": columns.pop("trial"), **columns}), sink)
-    place.write_bytes(sink.getvalue().to_pybytes())
+    parquetfile.write(place, pa.table({"trial": columns.pop("trial"), **columns}))
 
 
 def _column(values: list[Plain]) -> pa.Array:
@@ -175,7 +172,7 @@ def _column(values: list[Plain]) -> pa.Array:
 
 def read_trials(place: Place) -> list[Tree]:
     """The rows of a file that ``write_trials`` wrote."""
-    rows: list[Tree] = pq.read_table(pa.BufferReader(place.read_bytes())).to_pylist()
+    rows: list[Tree] = parquetfile.read(place.read_bytes()).to_pylist()
     return rows
 
 
@@ -273,12 +270,10 @@ def check_study(place: Place, name: str) -> None:
 
 def write_trainings(place: Place, rows: Sequence[Values], columns: pa.Schema = TRAINING_COLUMNS) -> None:
     """Writes ``rows``, each with the ``columns``, as one Parquet file, in the stead of an older one."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], columns), sink)
-    place.write_bytes(sink.getvalue().to_pybytes())
+    parquetfile.write(place, pa.Table.from_pylist([dict(row) for row in rows], columns))
 
 
 def read_trainings(place: Place, columns: pa.Schema = TRAINING_COLUMNS) -> list[Tree]:
-    """The rows of a file that ``write_trainings`` wrote."""
-    rows: list[Tree] = pq.read_table(pa.BufferReader(place.read_bytes()), schema=columns).to_pylist()
-    return rows
+    """The rows of a file that ``write_trainings`` wrote; a column that it lacks is null."""
+    rows: list[Tree] = parquetfile.read(place.read_bytes()).to_pylist()
+    return [{name: row.get(name) for name in columns.names} for row in rows]

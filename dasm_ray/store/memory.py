@@ -15,12 +15,12 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from dasm_ray.config.shown import escaped
 from dasm_ray.errors import DataError
 from dasm_ray.plain import Plain
+from dasm_ray.store import parquetfile
 from dasm_ray.store.place import Place
 
 FILES = {"train": "train", "val": "validation", "test": "test"}
@@ -54,21 +54,19 @@ def keep(folder: Place, data: object, class_names: Sequence[str] | None = None) 
         raise DataError(f"data: {what}; the splits are {', '.join(FILES)}")
     splits = {name: _split(name, of_split) for name, of_split in given.items()}
     names = _names(splits, class_names)
-    tables = {FILES[name]: _table(split, names) for name, split in splits.items()}
-    place = folder / _digest(tables)
-    for name, table in tables.items():
+    made = {FILES[name]: _table(split, names) for name, split in splits.items()}
+    place = folder / _digest(made)
+    for name, table in made.items():
         file = place / f"{name}-00000-of-00001.parquet"
         if not file.exists():
-            sink = pa.BufferOutputStream()
-            pq.write_table(table, sink)
-            file.write_bytes(sink.getvalue().to_pybytes())
+            parquetfile.write(file, table)
     return place
 
 
-def _digest(tables: Mapping[str, pa.Table]) -> str:
+def _digest(made: Mapping[str, pa.Table]) -> str:
     """16 hex digits over all pictures, labels and names."""
     total = hashlib.sha256()
-    for name, table in tables.items():
+    for name, table in made.items():
         total.update(f"{name}:{len(table)};".encode() + table.schema.metadata[b"huggingface"])
         for row in table.to_pylist():
             picture = row["image"]["bytes"]
