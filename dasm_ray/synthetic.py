@@ -27,7 +27,7 @@ from dasm_ray.core.decode import Decoded, decode_all
 from dasm_ray.core.networks.samples import HELD_BYTES
 from dasm_ray.core.whiten import Whitening, normalise
 from dasm_ray.errors import ArtifactError, ConfigError, DataError
-from dasm_ray.plain import Tree
+from dasm_ray.plain import Plain, Tree
 from dasm_ray.store import ddranking
 from dasm_ray.store.artifact import Artifact, read_artifact
 from dasm_ray.store.description import LEAST_STD, artifact_place
@@ -48,7 +48,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         self.classes = artifact.class_names
         self.recipe: Tree = artifact.recipe
         self.labels = _labels_of(artifact)
-        self._ground = _ground_of(artifact)
+        self._ground, self._is_scaled = _ground_of(artifact), _was_scaled(artifact)
         self._decoded = Decoded(artifact.pixels, artifact.factor)
         whitened = artifact.whitening_matrix is not None and not artifact.is_normalised
         self._is_held = whitened or len(self) * artifact.pixels[:1].nbytes <= HELD_BYTES
@@ -75,12 +75,13 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
     def transform(self, image: Image.Image | NDArray[np.generic] | Tensor) -> Tensor:
         """A test image as the network expects it: (C, H, W) float32, normalised, and whitened where the set is.
 
-        A PIL image is turned upright, laid on the set's ground where transparent, and made grey where the set is. An
-        array or tensor is (C, H, W): integers are levels 0..255, floats lie in [0, 1]. Anything else is refused with
-        a DataError (a ValueError too), never cut to fit.
+        A PIL image is turned upright, laid on the set's ground where transparent, and made grey where the set is; it is
+        scaled and cut to the set's square where the set's own images were (``data.image_size``). An array or tensor is
+        (C, H, W): integers are levels 0..255, floats lie in [0, 1]. Anything else is refused with a DataError (a
+        ValueError too), never cut to fit.
         """
         channels, height, width = self.artifact.pixels.shape[1:]
-        pixels = pixels_of(image, channels, self._ground)
+        pixels = pixels_of(image, channels, self._ground, (width, height) if self._is_scaled else None)
         if pixels.shape != (channels, height, width):
             wanted = f"{channels}x{height}x{width}"
             raise ImageRefused(f"a test image is {'x'.join(map(str, pixels.shape))}, but the set was made for {wanted}")
@@ -115,18 +116,36 @@ class ImageRefused(DataError, ValueError):
 
 def _ground_of(artifact: Artifact) -> str:
     """The colour that the set's own images were laid on where they were transparent: white, unless it says another."""
-    kept = artifact.provenance.get("config")
-    data = kept.get("data") if isinstance(kept, dict) else None
-    ground = data.get("ground") if isinstance(data, dict) else None
+    ground = _read_with(artifact, "ground")
     return ground if isinstance(ground, str) and re.fullmatch(r"black|#[0-9a-fA-F]{6}", ground) else "white"
 
 
+def _was_scaled(artifact: Artifact) -> bool:
+    """Whether the set's own images were scaled to a square of the size that it has, and cut."""
+    *_, height, width = artifact.pixels.shape
+    return bool(height == width == _read_with(artifact, "image_size"))
+
+
+def _read_with(artifact: Artifact, key: str) -> Plain:
+    """What a key of ``data`` was when the set's real images were read; None where it was unset, or nobody knows."""
+    kept = artifact.provenance.get("config")
+    data = kept.get("data") if isinstance(kept, dict) else None
+    return data.get(key) if isinstance(data, dict) else None
+
+
 def pixels_of(
-    image: Image.Image | NDArray[np.generic] | Tensor, channels: int, ground: str = "white"
+    image: Image.Image | NDArray[np.generic] | Tensor,
+    channels: int,
+    ground: str = "white",
+    size: tuple[int, int] | None = None,
 ) -> NDArray[np.generic]:
-    """The values of an image as float32 in [0, 1]: (C, H, W) of a picture, the shape that it has of an array."""
+    """The values of an image as float32 in [0, 1]: (C, H, W) of a picture, the shape that it has of an array.
+
+    ``size`` (W, H): what a picture is scaled and cut to, as the reader of real images does; unset: it stays as it is.
+    """
     if isinstance(image, Image.Image):
-        levels = np.asarray(_as_picture(image, "L" if channels == 1 else "RGB", ground))
+        picture = _as_picture(image, "L" if channels == 1 else "RGB", ground)
+        levels = np.asarray(picture if size is None else ImageOps.fit(picture, size, Image.Resampling.BILINEAR))
         return _scaled(levels[None] if levels.ndim == 2 else levels.transpose(2, 0, 1))
     if isinstance(image, Tensor):
         held = image.detach().cpu()

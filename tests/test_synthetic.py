@@ -18,9 +18,11 @@ from PIL import Image, ImageOps
 
 import dasm_ray
 from dasm_ray import synthetic as synthetic_module
+from dasm_ray.config.keys import Data
 from dasm_ray.core.decode import decode_all
 from dasm_ray.errors import ArtifactError, ConfigError, DataError
 from dasm_ray.store.artifact import Artifact, read_artifact, write_artifact
+from dasm_ray.store.datasets.pixels import open_image, to_pixels
 from dasm_ray.store.place import Place
 from dasm_ray.synthetic import export
 
@@ -188,6 +190,38 @@ def test_the_ground_is_the_one_that_the_set_was_made_with(run: Path, tmp_path: P
     image = Image.merge("RGBA", [*Image.fromarray(a_picture()).split(), Image.fromarray(alpha)])
     found = dasm_ray.load(tmp_path / "other").transform(image).double()
     assert torch.allclose(found, by_hand(laid_on(a_picture(), alpha, ground)), atol=0.03)
+
+
+@pytest.mark.parametrize("form", ["RGB", "L", "RGBA", "sideways"])
+def test_a_photograph_is_scaled_as_the_sets_own_were(run: Path, tmp_path: Path, form: str) -> None:
+    """By the reader of real images itself; where the set's own were taken as they are, no other size is."""
+    small = dataclasses.replace(
+        read_artifact(Place(str(run / "synthetic"))), provenance={"config": {"data": {"image_size": 8}}}
+    )
+    write_artifact(Place(str(tmp_path / "scaled")), small)
+    levels = np.random.Generator(np.random.PCG64(4)).integers(0, 256, (37, 52, 3), np.uint8)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6 if form == "sideways" else 1
+    picture = Image.fromarray(levels).convert("RGB" if form == "sideways" else form)
+    data = io.BytesIO()
+    picture.save(data, "png", exif=exif)
+    expected, _ = to_pixels(open_image(data.getvalue(), "it"), "it", (3, 8, 8), Data(image_size=8))
+    found = dasm_ray.load(tmp_path / "scaled").transform(Image.open(io.BytesIO(data.getvalue())))
+    assert torch.allclose(found.double(), by_hand(expected), atol=1e-6)
+    with pytest.raises(DataError, match=r"but the set was made for 3x8x8"):
+        dasm_ray.load(run).transform(picture)
+    with pytest.raises(DataError, match=r"3x37x52, but the set was made for 3x8x8"):
+        dasm_ray.load(tmp_path / "scaled").transform(levels.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("said", [None, 9, "8", True, [8, 8], {"config": []}])
+def test_a_size_that_is_none_scales_nothing(run: Path, tmp_path: Path, said: object) -> None:
+    odd = dataclasses.replace(
+        read_artifact(Place(str(run / "synthetic"))), provenance={"config": {"data": {"image_size": said}}}
+    )
+    write_artifact(Place(str(tmp_path / "odd")), odd)
+    with pytest.raises(DataError, match="but the set was made for 3x8x8"):
+        dasm_ray.load(tmp_path / "odd").transform(Image.new("RGB", (20, 20)))
 
 
 def deep_png() -> Image.Image:
