@@ -77,9 +77,9 @@ def blocks(side: int) -> int:
 
 
 def shape_of_the_set(facts: Facts, side: int) -> tuple[int, int, int]:
-    """Images per class, segments and factor: the largest up to 10 that use at most half of the smallest class."""
+    """Images per class, segments and factor: the largest up to 10 that use at most a third of the smallest class."""
     for ipc, segments, factor in ((10, 2, 2), (6, 2, 2), (10, 2, 1), (4, 2, 2), (6, 2, 1), (4, 2, 1), (2, 2, 1)):
-        if side >= 16 * factor and 2 * ipc * factor**2 <= facts.fewest:
+        if side >= 16 * factor and 3 * ipc * factor**2 <= facts.fewest:
             return ipc, segments, factor
     return 1, 1, 1
 
@@ -127,7 +127,9 @@ def _lines(facts: Facts) -> Iterator[str]:
     full = max(2, min(100, math.ceil(FULL_STEPS / steps)))
     of_set = 200 if len(facts.per_class) * ipc * factor**2 <= 64 else 100  # 200 steps at least
     yield f"evaluate: {{epochs: {of_set}, full_epochs: {full}, batch: 64, checkpoints: 3, augment: {augment}}}"
-    yield "runtime: {compile: auto} # only where the run is long enough to gain more by it than it takes"
+    yield "runtime:"
+    yield "  compile: auto # only what gains more by it in a run of this length than it takes"
+    yield "  precision: auto # bf16 where this machine computes it"
 
 
 def _matcher(facts: Facts, epochs: int, augment: str, segments: int) -> Iterator[str]:

@@ -7,22 +7,26 @@ fast a machine is, since compiled steps differ from eager ones in the last bits 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import NamedTuple
 
-from dasm_ray.config.keys import RunConfig
+from dasm_ray.config.keys import Compiles, RunConfig
+
+TRAININGS, MATCHING = ("train", "read"), ("match", "mean", "walk", "back")
+"""Kinds of steps: of networks that are trained and read, and of matching at them."""
 
 FIXED = {"train": 1.6e-3, "match": 6e-3, "mean": 1.6e-3, "read": 0.0, "walk": 1.6e-3, "back": 4e-3}
 """Seconds that a step of each kind gains by being compiled, however small it is: what its single operations cost."""
 
-A_VALUE = {"train": 8e-9, "match": 25e-9, "mean": 8e-9, "read": 3.5e-9, "walk": 8e-9, "back": 35e-9}
+A_VALUE = {"train": 5e-9, "match": 10e-9, "mean": 5e-9, "read": 1.8e-9, "walk": 5e-9, "back": 16e-9}
 """Seconds that it gains a value of the first block's output (images x width x height x width of an image): what fewer
-passes over memory save. These and COLD are CPU seconds of one thread of an AMD EPYC with AVX2 under torch 2.14, by
-`make bench BENCH='--rows compiled_train,...'`; a mean and a walk count as the training step that they are but for its
-update. A processor of another kind has other figures, and is given the same answer."""
+passes over memory save, the same in float32 and bf16. CPU seconds of one thread of an AMD EPYC with AVX-512 under
+torch 2.14, by `make bench BENCH='--rows compiled_train,...'`; a mean and a walk count as the training step that they
+are but for its update. A processor of another kind has other figures (one with AVX2 twice these), and is given the same
+answer."""
 
-COLD = {"train": 25.0, "match": 65.0, "mean": 25.0, "read": 12.0, "walk": 20.0, "back": 45.0}
-"""Seconds to compile a step of each kind where nothing of it is on disk."""
+COLD = {"train": 25.0, "match": 45.0, "mean": 20.0, "read": 8.0, "walk": 15.0, "back": 25.0}
+"""Seconds to compile a step of each kind where nothing of it is on disk, in a worker of the same machine."""
 
 WARM = {"train": 4.0, "match": 6.0, "mean": 4.0, "read": 2.0, "walk": 4.0, "back": 5.0}
 """Seconds in each process that finds it there."""
@@ -54,7 +58,7 @@ class Steps(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Seconds that a run gains by compiled steps, and that compiling costs: the first time, and from disk."""
+    """Seconds that steps gain by being compiled, and that compiling them costs: the first time, and from disk."""
 
     gain: float
     cold: float
@@ -66,10 +70,19 @@ class Verdict(NamedTuple):
         return self.gain > TIMES * self.cold
 
 
-def verdict(config: RunConfig, size: Size) -> Verdict:
-    """What compiling the steps of a run gives and takes."""
+def what_pays(config: RunConfig, size: Size) -> Compiles:
+    """Which steps of a run are to be compiled: all, those of trainings, or none."""
+    trainings, matching = verdict(config, size, TRAININGS), verdict(config, size, MATCHING)
+    if trainings.pays and not matching.pays:
+        return "trainings"
+    return verdict(config, size).pays
+
+
+def verdict(config: RunConfig, size: Size, kinds: Container[str] = FIXED) -> Verdict:
+    """What compiling the steps of these kinds gives and takes in a run."""
     _, height, width = size.shape
-    values, steps = config.model.width * height * width, list(steps_of(config, size))
+    values = config.model.width * height * width
+    steps = [each for each in steps_of(config, size) if each.kind in kinds]
     gain = sum(each.calls * (FIXED[each.kind] + A_VALUE[each.kind] * each.images * values) for each in steps)
     forms: dict[tuple[str, int], int] = {}
     for each in steps:

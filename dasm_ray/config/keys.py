@@ -552,6 +552,10 @@ class ArchRecipe(Section):
     cutmix: Share | None = Field(None, description="As cutmix of evaluate; unset: the same.")
 
 
+Compiles = Literal[True, False, "trainings"] | None
+"""Which steps are compiled, once it is decided."""
+
+
 class Runtime(Section):
     """How the work is spread. Only the threads of a worker and compilation touch the result, by rounding."""
 
@@ -584,10 +588,11 @@ class Runtime(Section):
         description="host:port of a running Ray cluster; unset: a Ray of the run's own, on this machine.",
         json_schema_extra=NOT_IN_RESULT,
     )
-    compile: Literal[True, False, "auto"] | None = Field(
+    compile: Literal[True, False, "trainings", "auto"] | None = Field(
         None,
-        description="Compile the steps instead of running them eagerly; auto, where all steps of the run gain more by "
-        "it than it takes; unset: where networks are large, however few steps they are trained for.",
+        description="Compile the steps instead of running them eagerly; trainings, those of networks alone and not of "
+        "matching; auto, what gains more by it in this run than it takes; unset: where networks are large, however few "
+        "steps they are trained for.",
     )
     precision: Literal["float32", "bf16", "auto"] = Field(
         "float32",
@@ -628,15 +633,15 @@ class Runtime(Section):
     )
 
     @property
-    def compiles(self) -> bool | None:
-        """Whether steps are compiled; None: where networks are large."""
+    def compiles(self) -> Compiles:
+        """Which steps are compiled; None: all, where networks are large."""
         assert self.compile != "auto", "a run decides before it begins"
         return self.compile
 
     def rounding(self, device: str) -> tuple[str | int | bool | None, ...]:
         """What the last bits of a training on ``device`` depend on beside its recipe; a later key counts once set."""
         later = () if self.precision == "float32" else (self.precision,)
-        return (self.cpus_per_worker, self.compiles, device, *later)
+        return (self.cpus_per_worker, self.compiles and True, device, *later)
 
 
 class RunConfig(Section):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dasm_ray.config.gains import Size, images_of, verdict
+from dasm_ray.config.gains import TRAININGS, Size, images_of, verdict
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.core.matching.round import slots_a_step
 from dasm_ray.core.networks.network import compiles
@@ -113,7 +113,8 @@ def _compiling(run: Run) -> tuple[float, float]:
     if not compiles(config.runtime.compiles, config.model, real.shape, run.session.device):
         return 0.0, 0.0
     images = {split: int(counts.sum()) for split, counts in real.counts.items()}
-    found = verdict(config, Size(**images, classes=run.classes, shape=real.shape))
+    size = Size(**images, classes=run.classes, shape=real.shape)
+    found = verdict(config, size, TRAININGS) if config.runtime.compiles == "trainings" else verdict(config, size)
     return found.cold, found.warm
 
 

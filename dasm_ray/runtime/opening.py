@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dasm_ray.config.afterwards import AFTERWARDS, RELABELLING, changed, check_allowed, without_address
 from dasm_ray.config.compared import Plan, check
 from dasm_ray.config.digests import result_keys
-from dasm_ray.config.gains import Size, verdict
-from dasm_ray.config.keys import GROUP_SIZE, RunConfig, Runtime
+from dasm_ray.config.gains import Size, what_pays
+from dasm_ray.config.keys import GROUP_SIZE, Compiles, RunConfig, Runtime
 from dasm_ray.config.parsing import parse_config, parse_result_keys
 from dasm_ray.config.space import Sweep
 from dasm_ray.config.study import Study
@@ -164,16 +164,16 @@ def with_compiling(config: RunConfig, run: str | Place | None = None, look: Look
         return config
     decided = _begun_with(run)
     if decided is None:
-        decided = _by_gpu(config.runtime) or verdict(config, size_of((look or _looked_at_once(config))())).pays
+        decided = _by_gpu(config.runtime) or what_pays(config, size_of((look or _looked_at_once(config))()))
     return config.model_copy(update={"runtime": config.runtime.model_copy(update={"compile": decided})})
 
 
-def _begun_with(run: str | Place | None) -> bool | None:
+def _begun_with(run: str | Place | None) -> Compiles:
     """What a run directory that is there keeps of the key."""
     if run is not None:
         with contextlib.suppress(UserError):  # who opens the directory says what is wrong with it
             kept = RunDir.read(run).config.runtime.compile
-            return kept if isinstance(kept, bool) else None
+            return None if kept == "auto" else kept
     return None
 
 
@@ -200,7 +200,9 @@ def size_of(source: Source) -> Size:
 def check_settled(config: RunConfig) -> None:
     """ConfigError for what nobody decided: of a sweep or a study, whose runs share experts, and machines."""
     if config.runtime.compile == "auto":
-        raise ConfigError("runtime.compile: auto is decided for a single run; say true or false here, or leave it out")
+        raise ConfigError(
+            "runtime.compile: auto is decided for a single run; say true, trainings or false here, or leave it out"
+        )
     if config.runtime.precision == "auto":
         raise ConfigError("runtime.precision: auto is decided for a single run; say bf16 or float32 here")
 

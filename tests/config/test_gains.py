@@ -9,7 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from dasm_ray.config.gains import A_VALUE, COLD, FIXED, WARM, Size, images_a_step, steps_of, verdict
+from dasm_ray.config.gains import (
+    A_VALUE,
+    COLD,
+    FIXED,
+    MATCHING,
+    TRAININGS,
+    WARM,
+    Size,
+    images_a_step,
+    steps_of,
+    verdict,
+    what_pays,
+)
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.core.matching.pieces import Pieces
@@ -126,6 +138,27 @@ def test_gain_and_cost_are_sums_over_steps() -> None:
     assert forms["train", 64] == 3, "an augmentation a step: each is compiled"
     assert found.cold == pytest.approx(sum(COLD[kind] * count for (kind, _), count in forms.items()))
     assert found.warm == pytest.approx(sum(WARM[kind] * count for (kind, _), count in forms.items()))
+
+
+def test_trainings_and_matching_share_gain_and_cost() -> None:
+    config = config_of()
+    whole, parts = verdict(config, SET), [verdict(config, SET, kinds) for kinds in (TRAININGS, MATCHING)]
+    for sums, of_all in zip(map(sum, zip(*parts, strict=True)), whole, strict=True):
+        assert sums == pytest.approx(of_all)
+    assert set(TRAININGS) | set(MATCHING) == set(FIXED) == set(A_VALUE) == set(COLD) == set(WARM)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, False),
+        ({"evaluate": {"epochs": 100_000}}, "trainings"),
+        ({"matcher": {"networks": 10_000}}, True),
+        ({"evaluate": {"epochs": 100_000}, "matcher": {"networks": 10_000}}, True),
+    ],
+)
+def test_what_pays_is_compiled(changes: dict[str, dict[str, int]], expected: bool | str) -> None:
+    assert what_pays(config_of(**changes), SET) == expected
 
 
 @pytest.mark.parametrize(

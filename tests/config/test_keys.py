@@ -210,4 +210,5 @@ def test_the_package_is_the_one_of_this_checkout() -> None:
 
 def test_what_rounds_a_training_is_told_as_before_unless_its_precision_is_set() -> None:
     assert keys.Runtime(cpus_per_worker=2, compile=False).rounding("cpu") == (2, False, "cpu")
+    assert keys.Runtime(compile="trainings").rounding("cpu") == keys.Runtime(compile=True).rounding("cpu")
     assert keys.Runtime(precision="bf16").rounding("cuda") == (1, None, "cuda", "bf16")

@@ -116,4 +116,7 @@ def test_compiling_is_counted_where_steps_are_compiled(digits: RealRefs, tmp_pat
     found = verdict(compiled, Size(**{s: int(c.sum()) for s, c in digits.counts.items()}, classes=10, shape=(1, 8, 8)))
     assert _compiling(again(run, compiled)) == (found.cold, found.warm)
     assert found.cold > found.warm > 0
+    of_trainings = _compiling(again(run, small(runtime={"compile": "trainings"})))
+    assert 0 < of_trainings[0] < found.cold
+    assert 0 < of_trainings[1] < found.warm
     assert _compiling(again(run, small(runtime={"compile": None}))) == (0, 0), "small networks are not compiled"

@@ -86,7 +86,7 @@ def test_the_set_is_looked_up_once_whatever_must_be_decided_by_it(
     config = parse_config({**many(tmp_path / "set", 11).model_dump(), "model": {"width": 2048}, "runtime": runtime})
     found = check_run(config, str(tmp_path / "run"))
     assert looked == [str(tmp_path / "set")]
-    assert (found.runtime.precision, found.runtime.compile, found.synthetic.group_size) == ("bf16", True, 5)
+    assert (found.runtime.precision, found.runtime.compile, found.synthetic.group_size) == ("bf16", "trainings", 5)
     assert settled(found, tmp_path / "run") == found
     assert len(looked) == 1
 
@@ -171,21 +171,27 @@ HERE = {"device": "cpu", "compile": "auto"}
 FEW = {"evaluate": {"epochs": 100}, "runtime": HERE}
 
 
-@pytest.mark.parametrize(("epochs", "expected"), [(100, False), (100_000, True)])
-def test_auto_compiles_where_there_are_steps_enough(tmp_path: Path, epochs: int, expected: bool) -> None:
-    config = parse_config({"evaluate": {"epochs": epochs}, "runtime": HERE})
+@pytest.mark.parametrize(
+    ("epochs", "networks", "expected"),
+    [(100, 10, False), (100_000, 10, "trainings"), (100_000, 10_000, True), (100, 10_000, True)],
+)
+def test_auto_compiles_where_there_are_steps_enough(
+    tmp_path: Path, epochs: int, networks: int, expected: bool | str
+) -> None:
+    longer = {"evaluate": {"epochs": epochs}, "matcher": {"networks": networks}}
+    config = parse_config({**longer, "runtime": HERE})
     found = settled(config, tmp_path / "run")
-    assert found.runtime.compile is expected
+    assert found.runtime.compile == expected
     assert found.model_copy(update={"runtime": config.runtime}) == config, "nothing else is changed"
-    by_hand = parse_config({"evaluate": {"epochs": epochs}, "runtime": {"device": "cpu", "compile": expected}})
+    by_hand = parse_config({**longer, "runtime": {"device": "cpu", "compile": expected}})
     assert config_digest(found) == config_digest(by_hand), "as if it had been said"
 
 
 def test_what_auto_has_decided_once_stands(tmp_path: Path) -> None:
     """Whatever a later version would decide, a run goes on as it was begun."""
-    for kept in (True, False):
+    for kept in (True, "trainings", False):
         RunDir.open(tmp_path / str(kept), parse_config({"runtime": {"device": "cpu", "compile": kept}})).close()
-        assert settled(parse_config(FEW), tmp_path / str(kept)).runtime.compile is kept
+        assert settled(parse_config(FEW), tmp_path / str(kept)).runtime.compile == kept
     RunDir.open(tmp_path / "unset", parse_config({"runtime": {"device": "cpu"}})).close()
     assert settled(parse_config(FEW), tmp_path / "unset").runtime.compile is False
 
@@ -220,7 +226,7 @@ def test_auto_does_not_guess_what_other_machines_have(monkeypatch: pytest.Monkey
 
 
 def test_many_runs_say_whether_they_compile() -> None:
-    with pytest.raises(ConfigError, match="say true or false here, or leave it out"):
+    with pytest.raises(ConfigError, match="say true, trainings or false here, or leave it out"):
         check_settled(parse_config({"runtime": HERE}))
 
 

@@ -75,13 +75,17 @@ class DistributionMatching:
         self.momentum, self.discrimination = momentum, discrimination
         _, height, width = network.shape
         self.rows, self.columns = (enlargers(side, factor).to(network.device) for side in (height, width))
-        whole: Callable[[StepInputs], Stepped] = maybe_compiled(network.compile, self.reference_step, kind="match")
-        mean: Callable[..., Tensor] = maybe_compiled(network.compile, self.means, kind="mean")
+        whole: Callable[[StepInputs], Stepped] = maybe_compiled(
+            network.compile_matching, self.reference_step, kind="match"
+        )
+        mean: Callable[..., Tensor] = maybe_compiled(network.compile_matching, self.means, kind="mean")
         self.step = whole if micro is None else partial(self.step_in_pieces, micro, whole)
         self.mean = mean if micro is None else partial(self.means_in_pieces, micro)
         # Of a piece of a batch.
-        self._given: Callable[..., Tensor] = maybe_compiled(network.compile, self.shown, kind="read piece")
-        self._along: Callable[..., Tensor] = maybe_compiled(network.compile, grad(self._part), kind="mean piece")
+        self._given: Callable[..., Tensor] = maybe_compiled(network.compile_matching, self.shown, kind="read piece")
+        self._along: Callable[..., Tensor] = maybe_compiled(
+            network.compile_matching, grad(self._part), kind="mean piece"
+        )
 
     def nothing(self, flat: Tensor) -> Tensor:
         """What earlier segments add where a segment stands alone: a scalar 0."""

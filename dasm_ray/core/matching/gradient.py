@@ -131,13 +131,19 @@ class GradientMatching:
         self.augment, self.momentum = augment, momentum
         _, height, width = network.shape
         self.rows, self.columns = (enlargers(side, factor).to(network.device) for side in (height, width))
-        whole: Callable[[StepInputs], Stepped] = maybe_compiled(network.compile, self.reference_step, kind="match")
-        mean: Callable[..., Tensor] = maybe_compiled(network.compile, self.gradient, kind="mean")
+        whole: Callable[[StepInputs], Stepped] = maybe_compiled(
+            network.compile_matching, self.reference_step, kind="match"
+        )
+        mean: Callable[..., Tensor] = maybe_compiled(network.compile_matching, self.gradient, kind="mean")
         self.step = whole if micro is None else partial(self.step_in_pieces, micro, whole)
         self.mean = mean if micro is None else partial(self.gradient_in_pieces, micro)
         # Of a piece of a batch.
-        self._given: Callable[..., Tensor] = maybe_compiled(network.compile, grad(self.loss), kind="mean piece")
-        self._along: Callable[..., Tensor] = maybe_compiled(network.compile, grad(self._part), kind="back piece")
+        self._given: Callable[..., Tensor] = maybe_compiled(
+            network.compile_matching, grad(self.loss), kind="mean piece"
+        )
+        self._along: Callable[..., Tensor] = maybe_compiled(
+            network.compile_matching, grad(self._part), kind="back piece"
+        )
 
     def nothing(self, flat: Tensor) -> Tensor:
         """What earlier segments add where a segment stands alone: (P,) zeros."""

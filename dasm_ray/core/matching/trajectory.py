@@ -77,9 +77,9 @@ class Student:
     def __init__(self, network: Network, soft: bool) -> None:
         self.network, self.soft = network, soft
         # Derivatives of a piece of a batch, compiled if asked for.
-        self._gradient: Callable[..., Tensor] = maybe_compiled(network.compile, grad(self.loss), kind="walk")
+        self._gradient: Callable[..., Tensor] = maybe_compiled(network.compile_matching, grad(self.loss), kind="walk")
         self._second: Callable[..., tuple[Tensor, ...]] = maybe_compiled(
-            network.compile, grads(self._along, 3), kind="back"
+            network.compile_matching, grads(self._along, 3), kind="back"
         )
 
     def loss(self, flat: Tensor, images: Tensor, labels: Tensor, batch: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dasm_ray.config.keys import Model, OwnModel
+from dasm_ray.config.keys import Compiles, Model, OwnModel
 from dasm_ray.core.augment import augment, cutmix
 from dasm_ray.core.derivatives import grad, grad_and_value
 from dasm_ray.core.device import sent
@@ -32,10 +32,10 @@ READ_BYTES = 1 << 28
 """Of the first block's output for the images that are read at once: 500 of 32x32 pixels at width 128."""
 
 
-def compiles(compile: bool | None, model: Model, shape: tuple[int, int, int], device: str) -> bool:
-    """Whether the steps of a network are compiled; unset: where it is large. One of the caller's own never is."""
+def compiles(compile: Compiles, model: Model, shape: tuple[int, int, int], device: str) -> bool:
+    """Whether a network's trainings are compiled; unset: where it is large. One of the caller's own never is."""
     is_large = device != "cpu" or model.width * shape[1] * shape[2] >= WORTH_COMPILING
-    return not isinstance(model, OwnModel) and (is_large if compile is None else compile)
+    return not isinstance(model, OwnModel) and (is_large if compile is None else bool(compile))
 
 
 class Network:
@@ -49,11 +49,12 @@ class Network:
         mean: tuple[float, ...],
         std: tuple[float, ...],
         device: str = "cpu",
-        compile: bool | None = None,
+        compile: Compiles = None,
         whitening: Whitening | None = None,
         precision: str = "float32",
     ) -> None:
-        """``compile`` unset: where a step is large enough that compiling it, some 20 s, pays within a run.
+        """``compile`` unset: where a step is large enough that compiling it, some 20 s, pays within a run; trainings:
+        matching at it is not.
 
         ``precision``: float32, or bf16 for the inputs of convolutions, see ``convnet.Conv2d``.
         """
@@ -62,6 +63,7 @@ class Network:
         self.whitening = None if whitening is None else whitening.to(device)
         self.device = device
         self.compile = compiles(compile, model, shape, device)
+        self.compile_matching = self.compile and compile != "trainings"
         self.inside = {"float32": None, "bf16": torch.bfloat16}[precision]
         self.module = self._module()  # its own values, if it has any, are not looked at
         if isinstance(self.module, foreign.Foreign):

@@ -9,8 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from toy import COUNTS, NO_MIX, RECIPE, batch_of, flat_of, generator, toy_blocks, toy_network, twin_of
 
-from dasm_ray.config.keys import Model
+from dasm_ray.config.keys import Compiles, Model
 from dasm_ray.core.augment import DRAWS
+from dasm_ray.core.matching.distribution import DistributionMatching
+from dasm_ray.core.matching.gradient import GradientMatching
+from dasm_ray.core.matching.trajectory import Student
+from dasm_ray.core.networks import compiled
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.samples import RealSamples, TensorSamples
 from dasm_ray.core.networks.training import train
@@ -137,6 +141,25 @@ def test_a_network_is_compiled_where_that_pays(width: int, size: int, compiles: 
     assert network(None).compile is compiles
     assert network(True).compile
     assert not network(False).compile
+
+
+@pytest.mark.parametrize(("said", "trainings", "matching"), [(True, 2, 2), ("trainings", 2, 0), (False, 0, 0)])
+def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch, said: Compiles, trainings: int, matching: int) -> None:
+    """A training step and a reading; a matching step and what earlier images add, or a student's two."""
+    made: list[str] = []
+    monkeypatch.setattr(compiled, "Compiled", lambda fast, eager, kind: made.append(kind) or fast)
+    network = Network(Model(width=4, depth=2), (1, 8, 8), 10, (0.5,), (0.5,), compile=said)
+    network.train_step("crop")
+    assert len(made) == trainings
+    for match in (
+        lambda: GradientMatching(network, "convolutions", "mse", "crop", 2, 0.5),
+        lambda: DistributionMatching(network, "blocks", "crop", 2, 0.5),
+        lambda: Student(network, soft=True),
+    ):
+        made.clear()
+        match()
+        assert sum(" piece" not in kind for kind in made) == matching, made
+        assert bool(made) is bool(matching)
 
 
 @pytest.mark.parametrize(
