@@ -121,19 +121,31 @@ def words(found: Tree) -> Iterator[str]:
         yield f"{number(own['copies'])} of its {number(own['images'])} images are copies of training images."
     else:
         yield f"None of its {number(own['images'])} images is a copy of a training image."
-    clear = [ATTACKS[name] for name in ATTACKS if _is_clear(own["attacks"].get(name))]
-    told = f"The attack{'s' * (len(clear) > 1)} {' and '.join(clear)} tell{'s' * (len(clear) == 1)}" if clear else ""
+    clear = _clear(own["attacks"])
+    told = f"The attack{'s' * (len(clear) > 1)} {_listed(clear)} tell{'s' * (len(clear) == 1)}" if clear else ""
     better = "training images from held-out ones better than guessing"
     yield f"{told} {better}, by more than two standard errors." if clear else f"No attack tells {better}."
     for group in GROUPS:
-        clear = [name for name in ATTACKS if _is_clear(own.get(group, {}).get("attacks", {}).get(name))]
+        clear = _clear(own.get(group, {}).get("attacks", {}))
         if clear:
-            yield f"Training images {SAID[group]} are told apart: {', '.join(ATTACKS[name] for name in clear)}."
+            yield f"Training images {SAID[group]} are told apart: {_listed(clear)}."
     yield ONLY_THESE
 
 
-def _is_clear(attack: Tree | None) -> bool:
-    return attack is not None and attack["error"] is not None and attack["value"] - 0.5 > 2 * attack["error"]
+def _clear(attacks: Tree) -> list[str]:
+    """The attacks whose area is more than two errors above guessing, each with it."""
+    found = {name: attacks.get(name) for name in ATTACKS}
+    return [
+        f"{ATTACKS[name]} ({100 * attack['value']:.0f} %)"
+        for name, attack in found.items()
+        if attack is not None and attack["error"] is not None and attack["value"] - 0.5 > 2 * attack["error"]
+    ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The names as a sentence has them."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def terminal(found: Tree) -> list[Table]:

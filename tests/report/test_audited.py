@@ -78,10 +78,12 @@ def test_words_call_clear_what_is_two_errors_from_guessing() -> None:
     own["copied"] = {"images": 3, "attacks": attacks(0.97)}
     said = list(words(found))
     assert said[1] == "3 of its 20 images are copies of training images."
-    assert said[2].startswith("The attack by loss tells training images from held-out ones better than guessing")
-    assert said[3].startswith("Training images that were copied into it are told apart: by loss, calibrated")
+    assert said[2].startswith("The attack by loss (54 %) tells training images from held-out ones better than guessing")
+    assert said[3].startswith(
+        "Training images that were copied into it are told apart: by loss (97 %), calibrated (97 %), "
+    )
     own["attacks"]["calibrated"] = attack(0.9)
-    assert list(words(found))[2].startswith("The attacks by loss and calibrated tell training images")
+    assert list(words(found))[2].startswith("The attacks by loss (54 %) and calibrated (90 %) tell training")
 
 
 def test_terminal_and_file_hold_the_same_rows() -> None:
