@@ -123,6 +123,7 @@ def test_the_coordinator_one_worker_and_two_come_to_what_a_bare_loop_does(ray_se
         (["--rows", "match,typo"], "there is no row 'typo'; there are match, k_center, demo"),
         (["--width", "32,wide"], "'32,wide' is no list of widths"),
         (["--width", "0"], "'0' is no list of widths"),
+        (["--precision", "bf16,half"], "'bf16,half' is no list of float32 and bf16"),
         (["--pairs", "0"], "0 pairs say nothing"),
         (["--json", "/nowhere/at/all.json"], "there is no folder /nowhere/at"),
     ],
@@ -137,6 +138,8 @@ def test_what_cannot_be_meant_is_refused(arguments: list[str], said: str, capsys
 def test_rows_stand_in_the_order_of_the_table() -> None:
     settings = bench.read(["--rows", "k_center,match", "--width", "8,4"], NAMES)
     assert [key for key, _ in bench.todo(settings)] == ["match/8", "match/4", "k_center"]
+    both = bench.read(["--rows", "k_center,match", "--width", "8", "--precision", "bf16,float32"], NAMES)
+    assert [key for key, _ in bench.todo(both)] == ["match/8/bf16", "match/8", "k_center"]
 
 
 def test_short_calls_are_made_several_times() -> None:

@@ -1,6 +1,7 @@
 """The benchmarks: each row pairs the package's own call with a plain twin, and prints one line of one table.
 
-    python tests/benchmarks/bench.py [--rows match,dm] [--width 32,128] [--pairs 5] [--quick] [--json FILE] [--resume]
+    python tests/benchmarks/bench.py [--rows match,dm] [--width 32,128] [--precision float32,bf16] [--pairs 5] [--quick]
+                                     [--json FILE] [--resume]
 
 `docs/benchmarks.md` says how to read it. What must stay true: forms are timed one after another on one thread, and
 never two at a time; what a row has given is in the file before the next one begins; no figure makes this command fail.
@@ -20,18 +21,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import shown
 from demo import DemoFailed, demo
-from measuring import Failed, Measured
+from measuring import Failed, Measured, Problem
 
 LEAST_SECONDS = 0.2
 """CPU time of one sample: short calls are made several times."""
 
 MOST_REPEATS = 100
+
+PRECISIONS = ("float32", "bf16")
 
 PLAIN = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """The environment of a twin as its users start it, but for its one thread."""
@@ -43,6 +47,7 @@ class Settings:
 
     rows: tuple[str, ...]
     widths: tuple[int, ...]
+    precisions: tuple[str, ...]
     pairs: int
     quick: bool
     json: Path
@@ -74,23 +79,29 @@ def read(arguments: list[str], names: tuple[str, ...]) -> Settings:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rows", default=",".join(names), help=f"which of {', '.join(names)}")
     parser.add_argument("--width", default="32", help="of the ConvNet; several, with commas, give a row each")
+    parser.add_argument(
+        "--precision", default="float32", help=f"of ours: {', '.join(PRECISIONS)}; several give a row each"
+    )
     parser.add_argument("--pairs", type=int, default=5, help="samples of each form")
     parser.add_argument("--quick", action="store_true", help="small problems: to see that it works, not how fast")
     parser.add_argument("--json", type=Path, default=Path("bench.json"), help="where all samples are written")
     parser.add_argument("--resume", action="store_true", help="keep the rows that the file has, and go on")
     given = parser.parse_args(arguments)
-    rows, widths = given.rows.split(","), given.width.split(",")
+    rows, widths, precisions = (each.split(",") for each in (given.rows, given.width, given.precision))
     unknown = [name for name in rows if name not in names]
     if unknown:
         parser.error(f"--rows: there is no row {unknown[0]!r}; there are {', '.join(names)}")
     if not all(width.isdecimal() and int(width) for width in widths):
         parser.error(f"--width: {given.width!r} is no list of widths such as 32,128")
+    if not set(precisions) <= set(PRECISIONS):
+        parser.error(f"--precision: {given.precision!r} is no list of {' and '.join(PRECISIONS)}")
     if given.pairs < 1:
         parser.error(f"--pairs: {given.pairs} pairs say nothing; give 5 or more")
     if not given.json.absolute().parent.is_dir():
         parser.error(f"--json: there is no folder {given.json.absolute().parent}; make it, or name another file")
     ordered = tuple(name for name in names if name in rows)
-    return Settings(ordered, tuple(map(int, widths)), given.pairs, given.quick, given.json, given.resume)
+    sizes = tuple(map(int, widths)), tuple(dict.fromkeys(precisions))
+    return Settings(ordered, *sizes, given.pairs, given.quick, given.json, given.resume)
 
 
 def begun(settings: Settings) -> dict[str, Any]:
@@ -145,14 +156,18 @@ def todo(settings: Settings) -> Iterator[tuple[str, Callable[[], dict[str, Any]]
 
     for name in settings.rows:
         if name in RUNTIME:
-            yield name, lambda name=name: at_runtime(name, settings)
+            yield name, partial(at_runtime, name, settings)
             continue
         if name == "demo":
-            yield name, lambda: demonstrated(settings)
+            yield name, partial(demonstrated, settings)
             continue
-        for width in settings.widths if ROWS[name].has_network else (0,):
-            key = f"{name}/{width}" if width else name
-            yield key, lambda name=name, width=width: measured(name, width, settings)
+        if not ROWS[name].has_network:
+            yield name, partial(measured, name, 0, "float32", settings)
+            continue
+        for width in settings.widths:
+            for precision in settings.precisions:
+                key = f"{name}/{width}" + f"/{precision}" * (precision != "float32")
+                yield key, partial(measured, name, width, precision, settings)
 
 
 def at_runtime(name: str, settings: Settings) -> dict[str, Any]:
@@ -174,30 +189,30 @@ def demonstrated(settings: Settings) -> dict[str, Any]:
         return {"row": "demo", "failed": str(error)}
 
 
-def measured(name: str, width: int, settings: Settings) -> dict[str, Any]:
+def measured(name: str, width: int, precision: str, settings: Settings) -> dict[str, Any]:
     """All that is measured of one row: its times, then the memory of each form in a process of its own."""
     from rows import ROWS
 
     from dasm_ray.runtime.worker import environment
 
-    began, worker = time.perf_counter(), environment(1)
+    began, worker, about = time.perf_counter(), environment(1), {"row": name, "width": width, "precision": precision}
+    problem = (width or 32, settings.quick, precision)
     try:
         with tempfile.TemporaryDirectory(prefix="dasm-ray-bench-") as empty:
             if ROWS[name].is_cold:
                 worker["TORCHINDUCTOR_CACHE_DIR"] = empty
-            times = timed(name, width, settings, worker)
-            outcome = {"row": name, "width": width, **times, "memory": memory(name, width, settings, worker)}
+            times = timed(name, problem, settings, worker)
+            outcome = {**about, **times, "memory": memory(name, problem, worker)}
     except Failed as error:
-        return {"row": name, "width": width, "failed": str(error)}
+        return {**about, "failed": str(error)}
     return {**outcome, "took": time.perf_counter() - began}
 
 
-def timed(name: str, width: int, settings: Settings, worker: dict[str, str]) -> dict[str, Any]:
+def timed(name: str, problem: Problem, settings: Settings, worker: dict[str, str]) -> dict[str, Any]:
     """Samples of ours and of the twin in one process that is started as workers are, and of the twin in a plain one."""
-    sizes = (width or 32, settings.quick)
     with ExitStack() as processes:
-        both = processes.enter_context(Measured(name, sizes, False, worker))
-        plain = processes.enter_context(Measured(name, sizes, False, PLAIN))
+        both = processes.enter_context(Measured(name, problem, False, worker))
+        plain = processes.enter_context(Measured(name, problem, False, PLAIN))
         first = {"ours": both.ask("warm", "ours"), "twin": both.ask("warm", "twin")}
         plain.ask("warm", "twin")
         differ, limit = both.ask("apart"), both.ask("limit")
@@ -225,11 +240,11 @@ def repeats(seconds: float) -> int:
     return max(1, min(MOST_REPEATS, math.ceil(LEAST_SECONDS / max(seconds, 1e-9))))
 
 
-def memory(name: str, width: int, settings: Settings, worker: dict[str, str]) -> dict[str, Any]:
+def memory(name: str, problem: Problem, worker: dict[str, str]) -> dict[str, Any]:
     """Peak memory: of ours in a process as workers are, of the twin in a plain one."""
     found = {}
     for form, variables in (("ours", worker), ("twin", PLAIN)):
-        with Measured(name, (width or 32, settings.quick), True, variables) as process:
+        with Measured(name, problem, True, variables) as process:
             found[form] = process.ask("memory", form)
     return found
 

@@ -30,6 +30,10 @@ ROOM = 0.8
 """The share of the memory that is free which a measurement of memory may take; beyond, it is told as too much."""
 
 
+Problem = tuple[int, bool, str]
+"""What a row is built from: the fields of `pairs.Sizes`."""
+
+
 class Failed(Exception):
     """A call of a row raised, or its process died."""
 
@@ -37,7 +41,7 @@ class Failed(Exception):
 class Measured:
     """The process of one row, started with some environment variables; asked for one thing after another."""
 
-    def __init__(self, row: str, sizes: tuple[int, bool], remembered: bool, environment: Mapping[str, str]) -> None:
+    def __init__(self, row: str, sizes: Problem, remembered: bool, environment: Mapping[str, str]) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(row, sizes, remembered, theirs), daemon=True)
@@ -85,7 +89,7 @@ def _environment(given: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-def serve(row: str, sizes: tuple[int, bool], remembered: bool, pipe: Connection) -> None:
+def serve(row: str, sizes: Problem, remembered: bool, pipe: Connection) -> None:
     """Answers until nobody asks any more."""
     import torch
     from pairs import Sizes

@@ -29,10 +29,14 @@ CLASSES, MEAN, STD = 10, (0.5, 0.45, 0.4), (0.25, 0.3, 0.2)
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the problems are: the ConvNet's ``width``; ``quick`` takes small ones, to see that all works."""
+    """How large the problems are: the ConvNet's ``width``; ``quick`` takes small ones, to see that all works.
+
+    ``precision``: what the package's own convolutions take in, see `runtime.precision`; the twin's take float32.
+    """
 
     width: int
     quick: bool = False
+    precision: str = "float32"
 
     def pick(self, usual: int, quick: int) -> int:
         """One of two sizes."""
@@ -76,7 +80,7 @@ class World:
         shape = (3, sizes.size, sizes.size)
         # Compiled or not as a run of this size would have it: `Network` decides.
         model = Model(width=sizes.width, depth=sizes.depth)
-        self.network = Network(model, shape, CLASSES, MEAN, STD, compile=compile)
+        self.network = Network(model, shape, CLASSES, MEAN, STD, compile=compile, precision=sizes.precision)
         self.flat = self.network.initial(self.generator)
 
     def net(self, flat: Tensor | None = None) -> peers.ConvNet:

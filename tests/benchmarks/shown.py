@@ -15,7 +15,7 @@ Outcome = Mapping[str, Any]
 COLUMNS = (
     # the width of each column, and the two lines above it
     (12, "row", ""),
-    (5, "width", ""),
+    (8, "width", ""),
     (24, "ours: CPU s (a second)", ""),
     (9, "twin: s", ""),
     (19, "twin / ours, CPU", "same allocator"),
@@ -54,7 +54,7 @@ def head() -> str:
 
 def line(outcome: Outcome) -> str:
     """One row of the table, or why there is none."""
-    name, width = outcome["row"], str(outcome["width"] or "–")
+    name, width = outcome["row"], str(outcome["width"] or "–") + " bf16" * (outcome.get("precision") == "bf16")
     if "failed" in outcome:
         return f"{_line((name, width))} could not be measured: {outcome['failed']}"
     ours, twin = (outcome["forms"][form]["cpu"]["median"] for form in ("ours", "twin"))
