@@ -211,12 +211,12 @@ def _even(count: int, most: int) -> list[int]:
 
 
 def _of_table(config: RunConfig, size: Size) -> Iterator[Steps]:
-    recipe = config.evaluate
-    distilled = size.classes * config.synthetic.ipc * config.synthetic.factor**2
-    small = len(recipe.rows) - ("full" in recipe.rows)
-    if config.learns_labels:
-        small += len({"distilled", "initial", "random"} & set(recipe.rows))
-    yield Steps("train", recipe.seeds * small * recipe.steps_over(distilled), min(recipe.batch, distilled))
+    """Trainings on sets and on as many real images, for as many steps, and on all; and their readings."""
+    recipe, stored = config.evaluate, size.classes * config.synthetic.ipc
+    rows, decoded = set(recipe.rows), stored * config.synthetic.factor**2
+    for images, named in ((decoded, rows & DECODED), (stored, rows - DECODED - {"full"})):
+        trainings = len(named) + len(named & {*DECODED, "random"}) * config.learns_labels
+        yield Steps("train", recipe.seeds * trainings * recipe.steps_over(decoded), min(recipe.batch, images))
     if "full" in recipe.rows:
         whole = recipe.steps_over(size.train, recipe.full_epochs)
         yield Steps("train", recipe.seeds * whole, min(recipe.batch, size.train))
@@ -227,6 +227,9 @@ def _of_table(config: RunConfig, size: Size) -> Iterator[Steps]:
 def _batches(images: int, batch: int) -> int:
     return -(-images // batch)
 
+
+DECODED = {"distilled", "initial", "patches"}
+"""Rows whose stored images hold several; those of other small sets are whole."""
 
 INNER_BATCH = 64
 """Images a step of the network in the loop, see `core.matching.round`."""

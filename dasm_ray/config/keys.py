@@ -641,6 +641,7 @@ class Runtime(Section):
     def rounding(self, device: str) -> tuple[str | int | bool | None, ...]:
         """What the last bits of a training on ``device`` depend on beside its recipe; a later key counts once set."""
         later = () if self.precision == "float32" else (self.precision,)
+        # Where trainings alone are compiled, they are what they are where all is.
         return (self.cpus_per_worker, self.compiles and True, device, *later)
 
 

@@ -127,6 +127,20 @@ def test_students_walk_there_and_back() -> None:
     assert (found["walk", 20], found["back", 20]) == (2 * 2 * 2 * 3 * 7, 2 * 2 * 3 * 7)
 
 
+def test_sets_and_as_many_real_images_are_trained_on_alike_but_for_the_batch() -> None:
+    """12 networks of 12 steps each: on 40 decoded images by sixteens, and on 10 whole ones all at once."""
+    rows = ["distilled", "initial", "random", "herding", "patches", "full"]
+    table = {"epochs": 5, "full_epochs": 2, "batch": 16, "seeds": 2, "checkpoints": 3, "rows": rows}
+    config = config_of(synthetic={"ipc": 1, "segments": 1, "factor": 2}, evaluate=table)
+    without = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"rows": ("full",)})})
+    found = counted(config)
+    found.subtract({step: calls for step, calls in counted(without).items() if step[0] == "train"})
+    assert {step: calls for step, calls in found.items() if step[0] == "train" and calls} == {
+        ("train", 16): 2 * 3 * 12,
+        ("train", 10): 2 * 2 * 12,
+    }
+
+
 def test_gain_and_cost_are_sums_over_steps() -> None:
     config = config_of(experts={"single": True, "augment": "color_crop_flip"})
     found, values = verdict(config, SET), 8 * 16 * 16
