@@ -75,7 +75,10 @@ class Timed(Worker):
 
 
 def recipe(quick: bool) -> RunConfig:
-    """A segment of digits whose states are snapshots of an expert: two groups, four rounds of half a second each."""
+    """A segment of digits whose states are snapshots of an expert: two groups, four rounds each.
+
+    A round is half a second of a processor with AVX-512, and more of others.
+    """
     return parse_config(
         {
             "data": {"name": "digits"},
@@ -83,7 +86,7 @@ def recipe(quick: bool) -> RunConfig:
             "synthetic": {"ipc": 2, "segments": 1},
             "matcher": {
                 "rounds": 2 if quick else 4,
-                "networks": 1 if quick else 8,
+                "networks": 1 if quick else 24,
                 "batch_real": 64,
                 "augment": "crop",
             }
@@ -191,7 +194,7 @@ def coordinator(pairs: int, quick: bool) -> Figures:
 def workers(pairs: int, quick: bool) -> Figures:
     """The same segment by two workers of one thread each, beside one: how many times as fast by the clock."""
     samples, differ = [], 0.0
-    with opened(quick, 2) as bench, pool_of(1) as single, pool_of(2) as double:
+    with opened(quick, 3) as bench, pool_of(1) as single, pool_of(2) as double:  # a place for each worker
 
         def by(pool: Pool) -> tuple[dict[str, float], np.ndarray]:
             began = time.perf_counter()
