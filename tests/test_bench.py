@@ -16,6 +16,8 @@ import on_gpu
 import pytest
 import rows_runtime
 import shown
+import spent
+import torch
 from demo import by_stage
 from glyphs import SHARES, Face, drawn, size_of, spread, unlike
 from local_pool import LocalPool, fetch, put
@@ -63,6 +65,41 @@ def test_a_line_has_all_that_was_measured() -> None:
     assert "3 / > 7" in text
     assert "50 / 17" in text
     assert "– / –" in shown.line(outcome(width=0)), "what has no network has no share of convolutions"
+
+
+def test_an_operation_is_of_one_kind() -> None:
+    of = {
+        "aten::mkldnn_convolution": "convolutions",
+        "mkldnn::_convolution_pointwise": "convolutions",
+        "aten::convolution_backward": "their derivatives",
+        "aten::bmm": "products",
+        "## Call CompiledFxGraph fxk ##": "compiled loops",
+        "aten::_to_copy": "copies",
+        "aten::native_group_norm": spent.REST,
+        "aten::empty": spent.REST,
+    }
+    assert {name: spent.kind_of(name) for name in of} == of
+
+
+def test_shares_of_time_add_up_and_say_what_could_be_gained() -> None:
+    found = spent.shares([("aten::conv2d", 1.0), ("aten::mm", 2.0), ("aten::mm", 1.0), ("aten::relu", 4.0)])
+    assert found["products"] == 0.375
+    assert found[spent.REST] == 0.5
+    assert sum(found.values()) == 1
+    assert spent.bound(found, 3.0) == 6.0
+
+
+def test_where_time_goes_is_told_of_rows_with_a_network() -> None:
+    rows = [outcome() | {"spent": spent.shares([("aten::mm", 3.0), ("aten::relu", 1.0)])}, {"row": "demo"}]
+    text = shown.where_time_goes(rows)
+    shares = "0 % 0 % 75 % 0 % 0 % 25 %"
+    assert " ".join(text.splitlines()[2].split()) == f"match 32 {shares} 3.00 → 4.00"
+    assert shown.where_time_goes([{"row": "demo"}]) == ""
+
+
+def test_where_time_is_spent_is_seen() -> None:
+    images, weight = torch.rand(8, 4, 16, 16), torch.rand(4, 4, 3, 3)
+    assert spent.spent(lambda: torch.nn.functional.conv2d(images, weight))["convolutions"] > 0.3
 
 
 def test_a_row_that_failed_says_why() -> None:
@@ -201,6 +238,7 @@ def test_the_command_keeps_each_row_and_goes_on(tmp_path: Path) -> None:
     assert first["rows"]["match/4"]["differ"] < 1e-3
     assert len(first["rows"]["match/4"]["samples"]) == 1
     assert first["rows"]["match/4"]["work"] > 0
+    assert sum(first["rows"]["match/4"]["spent"].values()) == pytest.approx(1)
     text = run("--rows", "match,herding", "--resume")
     second = json.loads(file.read_text())
     assert second["rows"]["match/4"] == first["rows"]["match/4"]

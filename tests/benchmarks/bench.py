@@ -70,6 +70,7 @@ def main(arguments: list[str]) -> int:
             keep(settings.json, record)
         outcome = record["rows"][key]
         print(shown.line(outcome) if outcome["row"] in ROWS else shown.told(outcome), flush=True)
+    print(shown.where_time_goes(record["rows"].values()))
     print(f"All samples are in {settings.json}.")
     return int(any("failed" in outcome for outcome in record["rows"].values()))
 
@@ -230,6 +231,7 @@ def timed(name: str, problem: Problem, settings: Settings, worker: dict[str, str
             "first_call": first,
             "limit": limit,
             "work": plain.ask("work"),
+            "spent": both.ask("spent"),
             "samples": samples,
             **shown.figures(samples),
         }

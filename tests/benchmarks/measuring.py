@@ -209,6 +209,12 @@ def _limit(pair: Any) -> float:
     return limits.convolution()
 
 
+def _spent(pair: Any) -> dict[str, float]:
+    import spent
+
+    return spent.spent(pair.ours)
+
+
 ANSWERS = {
     "facts": _facts,
     "warm": _warm,
@@ -217,4 +223,5 @@ ANSWERS = {
     "memory": _memory,
     "work": _work,
     "limit": _limit,
+    "spent": _spent,
 }

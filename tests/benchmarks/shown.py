@@ -7,8 +7,10 @@ is that of all pairs: the least and the most.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+import spent
 
 Outcome = Mapping[str, Any]
 
@@ -54,7 +56,7 @@ def head() -> str:
 
 def line(outcome: Outcome) -> str:
     """One row of the table, or why there is none."""
-    name, width = outcome["row"], str(outcome["width"] or "–") + " bf16" * (outcome.get("precision") == "bf16")
+    name, width = outcome["row"], _width(outcome)
     if "failed" in outcome:
         return f"{_line((name, width))} could not be measured: {outcome['failed']}"
     ours, twin = (outcome["forms"][form]["cpu"]["median"] for form in ("ours", "twin"))
@@ -82,6 +84,20 @@ def shares(outcome: Outcome) -> dict[str, float | None]:
     return {form: work / took / limit if work and outcome["width"] else None for form, took in seconds.items()}
 
 
+def where_time_goes(outcomes: Iterable[Outcome]) -> str:
+    """By row, the shares of ours, and what the ratio would be if only convolutions and products took time."""
+    with_shares = [outcome for outcome in outcomes if "spent" in outcome and outcome["width"]]
+    kinds = (*spent.KINDS, spent.REST)
+    widths = (*(width for width, _, _ in COLUMNS[:2]), *(len(kind) for kind in kinds), 0)
+    lines = [("", "", *kinds, "ratio to a plain twin, if convolutions and products were all")]
+    for outcome in with_shares:
+        found, ratio = outcome["spent"], outcome["ratios"]["plain_cpu"]["median"]
+        told = (f"{100 * found[kind]:.0f} %" for kind in kinds)
+        lines.append((outcome["row"], _width(outcome), *told, f"{ratio:.2f} → {spent.bound(found, ratio):.2f}"))
+    text = ("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) for cells in lines)
+    return "\n".join(["Where ours takes its time:", *(line.rstrip() for line in text)]) if with_shares else ""
+
+
 def told(outcome: Outcome) -> str:
     """A row that is no pair of calls, on one line: the demo by stage, or a row of the runtime."""
     if "failed" in outcome:
@@ -105,6 +121,10 @@ def told(outcome: Outcome) -> str:
     return (
         f"demo, wall seconds: {outcome['seconds']:.1f} in all; until the first stage {outcome['start']:.1f}, {stages}"
     )
+
+
+def _width(outcome: Outcome) -> str:
+    return str(outcome["width"] or "–") + " bf16" * (outcome.get("precision") == "bf16")
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -75,17 +75,27 @@ class DistributionMatching:
         self.momentum, self.discrimination = momentum, discrimination
         _, height, width = network.shape
         self.rows, self.columns = (enlargers(side, factor).to(network.device) for side in (height, width))
-        whole: Callable[[StepInputs], Stepped] = maybe_compiled(
-            network.compile_matching, self.reference_step, kind="match"
-        )
-        mean: Callable[..., Tensor] = maybe_compiled(network.compile_matching, self.means, kind="mean")
-        self.step = whole if micro is None else partial(self.step_in_pieces, micro, whole)
+        compile_it = network.compile_matching
+        whole: Callable[[StepInputs], Stepped] = maybe_compiled(compile_it, self.reference_step, kind="match")
+        mean: Callable[..., Tensor] = maybe_compiled(compile_it, self.means, kind="mean")
+        taken: Callable[[StepInputs], Stepped] = self.step_by_class if self.reads_by_class else whole
+        self.step = taken if micro is None else partial(self.step_in_pieces, micro, whole)
         self.mean = mean if micro is None else partial(self.means_in_pieces, micro)
+        # Of the real images of a class, and what is left of a step when those of all classes are known.
+        self._real: Callable[..., Tensor] = maybe_compiled(compile_it, self.features, kind="read class")
+        self._toward: Callable[..., Stepped] = maybe_compiled(compile_it, self.step_toward, kind="match rest")
         # Of a piece of a batch.
-        self._given: Callable[..., Tensor] = maybe_compiled(network.compile_matching, self.shown, kind="read piece")
-        self._along: Callable[..., Tensor] = maybe_compiled(
-            network.compile_matching, grad(self._part), kind="mean piece"
-        )
+        self._given: Callable[..., Tensor] = maybe_compiled(compile_it, self.shown, kind="read piece")
+        self._along: Callable[..., Tensor] = maybe_compiled(compile_it, grad(self._part), kind="mean piece")
+
+    @property
+    def reads_by_class(self) -> bool:
+        """Whether real images, of which no gradient is asked for, are shown class by class, as published codes do.
+
+        A CPU is no slower so, and holds one class's for all. A GPU takes all at once, and so does batch normalisation,
+        which couples them.
+        """
+        return self.network.device == "cpu" and self.network.model.norm != "batch"
 
     def nothing(self, flat: Tensor) -> Tensor:
         """What earlier segments add where a segment stands alone: a scalar 0."""
@@ -162,9 +172,19 @@ class DistributionMatching:
 
     def reference_step(self, inputs: StepInputs) -> Stepped:
         """One step for one class (dm), or for K classes at once; ``step`` is this, compiled if asked for."""
+        return self.step_toward(inputs, self.features(inputs.flat, inputs.images, inputs.draws))
+
+    def step_by_class(self, inputs: StepInputs) -> Stepped:
+        """``reference_step``, the real images of one class at once, where there are several."""
+        of_class = inputs.images.reshape(-1, *inputs.images.shape[-4:])
+        own = _by_class(inputs.draws, len(of_class))
+        real = [self._real(inputs.flat, images, draws) for images, draws in zip(of_class, own, strict=True)]
+        return self._toward(inputs, stack(real).view(*inputs.images.shape[:-3], -1))
+
+    def step_toward(self, inputs: StepInputs, real: Tensor) -> Stepped:
+        """One step toward real features (..., b, D)."""
         flat, draws = inputs.flat, inputs.draws
         _, share = inputs.settings.unbind()
-        real = self.features(flat, inputs.images, draws)
 
         def apart(pixels: Tensor) -> Tensor:
             return self.distance(real, share * self.means(flat, pixels, inputs.label, draws) + inputs.earlier)

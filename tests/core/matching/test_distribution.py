@@ -155,6 +155,26 @@ def test_one_draw_for_all_classes_is_that_draw_for_each() -> None:
 
 
 @pytest.mark.parametrize("compared", COMPARED)
+@pytest.mark.parametrize("draws", [1, 3])
+def test_real_images_are_shown_class_by_class(compared: str, draws: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU never shows the network the real images of two classes at once, and comes to what it does with all."""
+    network = network_of()
+    inputs = in_double(inputs_of(network, compared, (3,), 0.5))
+    inputs = inputs._replace(draws=inputs.draws[:draws])
+    matching = DistributionMatching(network, compared, ALL, 2, 0.5)
+    expected, shown = matching.reference_step(inputs), list[int]()
+
+    def watched(flat: Tensor, seen: Tensor) -> Tensor:
+        shown.append(len(seen))
+        return DistributionMatching.shown(matching, flat, seen)
+
+    monkeypatch.setattr(matching, "shown", watched)
+    assert_same(matching.step(inputs), expected)
+    assert shown == [5, 5, 5, 3 * 3 * 4]
+    assert not DistributionMatching(network_of("batch"), compared, ALL, 2, 0.5).reads_by_class
+
+
+@pytest.mark.parametrize("compared", COMPARED)
 @pytest.mark.parametrize("norm", ["instance", "batch", "group", "none"])
 @pytest.mark.parametrize("strategy", ["none", *AUGMENTATIONS, ALL])
 def test_equal_batches_are_no_distance_apart(compared: str, norm: str, strategy: str) -> None:
