@@ -552,7 +552,7 @@ class ArchRecipe(Section):
     cutmix: Share | None = Field(None, description="As cutmix of evaluate; unset: the same.")
 
 
-Compiles = Literal[True, False, "trainings"] | None
+Compiles = Literal[True, False, "trainings", "graphs"] | None
 """Which steps are compiled, once it is decided."""
 
 
@@ -588,11 +588,12 @@ class Runtime(Section):
         description="host:port of a running Ray cluster; unset: a Ray of the run's own, on this machine.",
         json_schema_extra=NOT_IN_RESULT,
     )
-    compile: Literal[True, False, "trainings", "auto"] | None = Field(
+    compile: Literal[True, False, "trainings", "graphs", "auto"] | None = Field(
         None,
         description="Compile the steps instead of running them eagerly; trainings, those of networks alone and not of "
-        "matching; auto, what gains more by it in this run than it takes; unset: where networks are large, however few "
-        "steps they are trained for.",
+        "matching; graphs, and capture each as a CUDA graph that is replayed, with runtime.device cuda alone; auto, "
+        "what gains more by it in this run than it takes; unset: where networks are large, however few steps they are "
+        "trained for.",
     )
     precision: Literal["float32", "bf16", "auto"] = Field(
         "float32",

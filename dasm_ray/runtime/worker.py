@@ -918,6 +918,7 @@ class Worker:
         real, config = job.real, job.config
         compile_it, precision = config.runtime.compiles, config.runtime.precision
         multiply_as(precision, job.device)
+        compiled.capture(compile_it == "graphs")
         key = repr((config.model, config.data, real.digest, job.device, compile_it, precision, job.whitening))
         if key not in self._networks:
             arrays = {} if job.whitening is None else self._fetch(job.whitening)

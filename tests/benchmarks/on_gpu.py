@@ -1,4 +1,4 @@
-"""What the loops of core take on a GPU, by the clock: each form of each loop, eager and compiled, float32 and bf16.
+"""What the loops of core take on a GPU, by the clock: each loop eager, compiled and captured, in float32 and bf16.
 
     python tests/benchmarks/on_gpu.py [--width 128] [--json gpu.json] [--minutes 8] [--device cuda] [--quick]
 
@@ -28,6 +28,7 @@ from dasm_ray.core.matching.lane import walk_lane
 from dasm_ray.core.matching.round import Assignment, RoundInputs, distil_round, matching_of
 from dasm_ray.core.matching.setstate import SetState, whole
 from dasm_ray.core.matching.trajectory import Student
+from dasm_ray.core.networks import compiled
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.reading import accuracy
 from dasm_ray.core.networks.samples import RealSamples
@@ -36,7 +37,7 @@ from dasm_ray.core.seed import torch_generator
 
 CLASSES, MEAN, STD = 10, (0.5, 0.45, 0.4), (0.25, 0.3, 0.2)
 DSA = "color_crop_cutout_flip_scale_rotate"
-FORMS = tuple((compile, precision) for compile in (False, True) for precision in ("float32", "bf16"))
+FORMS = tuple((steps, precision) for steps in ("eager", "compiled", "captured") for precision in ("float32", "bf16"))
 
 Loop = Callable[[], int]
 """Does its work once; how many images it worked on."""
@@ -45,16 +46,17 @@ Loop = Callable[[], int]
 class Problem:
     """Images, and a network of one form."""
 
-    def __init__(self, width: int, quick: bool, device: str, compile: bool, precision: str) -> None:
+    def __init__(self, width: int, quick: bool, device: str, steps: str, precision: str) -> None:
         size, self.each = (8, 40) if quick else (32, 1000)
         self.quick = quick
         self.shape = (3, size, size)
         levels = np.random.default_rng(0).integers(0, 256, (CLASSES, self.each, *self.shape), dtype=np.uint8)
         self.blocks = Blocks(list(levels))
         multiply_as(precision, device)
+        compiled.capture(steps == "captured")
         model = Model(width=width, depth=1 if quick else 3)
         self.network = Network(
-            model, self.shape, CLASSES, MEAN, STD, device=device, compile=compile, precision=precision
+            model, self.shape, CLASSES, MEAN, STD, device=device, compile=steps != "eager", precision=precision
         )
         self.flat = self.network.initial(torch_generator("gpu"))
 
@@ -199,13 +201,13 @@ def main(arguments: list[str]) -> int:
         record = kept
     for width in map(int, given.width.split(",")):
         for name, build in LOOPS.items():
-            for compile, precision in FORMS:
-                key = f"{name}/{width}/{'compiled' if compile else 'eager'}/{precision}"
+            for steps, precision in FORMS:
+                key = f"{name}/{width}/{steps}/{precision}"
                 if key not in record["rows"]:
                     if time.monotonic() > end:
                         print(f"The minutes are over; the same command goes on with {key}.")
                         return 3
-                    problem = Problem(width, given.quick, given.device, compile, precision)
+                    problem = Problem(width, given.quick, given.device, steps, precision)
                     record["rows"][key] = measured(build(problem), given.device)
                     aside = given.json.with_name(f".{given.json.name}.tmp")
                     aside.write_text(json.dumps(record, indent=1), encoding="utf-8")

@@ -579,8 +579,8 @@ def test_what_a_recipe_leaves_to_each_run_is_unset_where_several_share_experts()
 
 
 def test_steps_are_compiled_by_a_word_or_a_yes_or_a_no() -> None:
-    for said in (True, False, None, "trainings", "auto"):
-        found = parse_config({"runtime": {"compile": said}}).runtime.compile
+    for said in (True, False, None, "trainings", "graphs", "auto"):
+        found = parse_config({"runtime": {"compile": said, "device": "cuda"}}).runtime.compile
         assert (found, type(found)) == (said, type(said))
-    with pytest.raises(ConfigError, match=r"runtime\.compile: 'maybe' must be True, False, 'trainings' or 'auto'"):
+    with pytest.raises(ConfigError, match=r"'maybe' must be True, False, 'trainings', 'graphs' or 'auto'"):
         parse_config({"runtime": {"compile": "maybe"}})

@@ -219,6 +219,7 @@ IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("no distilled row", {"evaluate": {"rows": ["random"]}}, "evaluate.rows: must hold at least distilled and random"),
     ("no random row", {"evaluate": {"rows": ["distilled"]}}, "evaluate.rows: must hold at least distilled and random"),
+    ("graphs on a processor", {"runtime": {"compile": "graphs"}}, "runtime.compile: graphs are captured on GPUs"),
     ("one GPU and a half", {"runtime": {"gpus_per_worker": 1.5}}, "runtime.gpus_per_worker: 1.5 is neither"),
 ]
 

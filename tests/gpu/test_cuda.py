@@ -26,6 +26,7 @@ from dasm_ray.core.matching.gradient import GradientMatching
 from dasm_ray.core.matching.round import Assignment, Loop, RoundInputs, distil_round, matching_of
 from dasm_ray.core.matching.step import StepInputs
 from dasm_ray.core.matching.trajectory import Student, adjoint, planned
+from dasm_ray.core.networks import compiled
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.samples import RealSamples
 from dasm_ray.core.networks.training import train
@@ -175,6 +176,15 @@ def a_round(compile: bool) -> bytes:
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_round_of_the_recipe_gives_the_same_bytes_again(compile: bool) -> None:
     assert a_round(compile) == a_round(compile)
+
+
+def test_a_captured_round_gives_the_bytes_of_a_compiled_one() -> None:
+    expected = a_round(compile=True)
+    compiled.capture(True)
+    try:
+        assert a_round(compile=True) == expected
+    finally:
+        compiled.capture(False)
 
 
 RECIPE = TrainRecipe(epochs=1, batch=32, augment=STRATEGY, cutmix=0.5)

@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 Result = TypeVar("Result")
 
@@ -36,6 +38,17 @@ turn: Callable[[First], contextlib.AbstractContextManager[None]] = _at_once
 """Around a step's first call at each shape. Whoever has several processes on a machine puts one here that lets one
 compile while the others wait for what it leaves on disk."""
 
+captures = False
+"""Whether steps that are made from now on are captured as CUDA graphs, so that a device gets them as a whole and not
+kernel by kernel. A processor has none, and is asked for none."""
+
+
+def capture(is_asked: bool) -> None:
+    """Whether the steps that this process makes from now on are captured."""
+    global captures
+    captures = is_asked
+
+
 SHAPES = 256
 """Steps of different shape that one process may compile; beyond, the compiler would silently run eagerly."""
 
@@ -55,9 +68,10 @@ class Compiled(Generic[Result]):
         torch._dynamo.config.accumulated_recompile_limit = SHAPES
         self._eager = eager or fast
         self._kind, self._known = kind, set[tuple[object, ...]]()
-        self._call: Callable[..., Result] = torch.compile(
-            fast, fullgraph=True, dynamic=False, options={"post_grad_custom_pre_pass": LeanConvolutions()}
-        )
+        options: dict[str, bool | Callable[..., None]] = {"post_grad_custom_pre_pass": LeanConvolutions()}
+        options |= {"triton.cudagraphs": True} if captures else {}
+        call = torch.compile(fast, fullgraph=True, dynamic=False, options={**options})
+        self._call: Callable[..., Result] = partial(_replayed, call) if captures else call
 
     def __call__(self, *inputs: object) -> Result:
         shape = tuple(_shapes(inputs))
@@ -79,6 +93,13 @@ class Compiled(Generic[Result]):
         self._call = self._eager
         fallbacks.append(f"the compiler cannot build a step, so it runs eagerly and slower: {cause}")
         return result
+
+
+def _replayed(call: Callable[..., Result], *inputs: object) -> Result:
+    """What a captured step gives, in memory of its own: the next replay writes where this one wrote."""
+    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+    found: Result = tree_map_only(Tensor, Tensor.clone, call(*inputs))
+    return found
 
 
 def _shapes(inputs: Iterable[object]) -> Iterator[object]:

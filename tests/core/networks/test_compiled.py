@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -114,6 +115,47 @@ def test_more_shapes_may_be_compiled_than_a_run_has() -> None:
     Compiled(untraceable)
     assert torch._dynamo.config.recompile_limit >= compiled.SHAPES
     assert torch._dynamo.config.accumulated_recompile_limit >= compiled.SHAPES
+
+
+@pytest.fixture
+def capturing() -> Iterator[None]:
+    compiled.capture(True)
+    yield
+    compiled.capture(False)
+
+
+def test_captured_steps_ask_for_graphs_and_are_plain_ones_on_a_processor(
+    capturing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A processor has no graphs: torch leaves them out, and the numbers are those of any compiled step."""
+    asked, compile = list[dict[str, object]](), torch.compile
+
+    def watched(fast: Callable[[Tensor], Tensor], **given: Any) -> Callable[[Tensor], Tensor]:
+        asked.append(given["options"])
+        return compile(fast, **given)
+
+    monkeypatch.setattr(torch, "compile", watched)
+    step, x = Compiled(lambda x: x.sin() * 2), torch.linspace(0, 1, 7)
+    torch.testing.assert_close(step(x), x.sin() * 2)
+    compiled.capture(False)
+    Compiled(lambda x: x)
+    assert [each.get("triton.cudagraphs") for each in asked] == [True, None]
+    assert compiled.fallbacks == []
+
+
+def test_what_a_captured_step_gave_is_not_written_over_by_the_next(
+    capturing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph writes where it wrote before: here a step that does so in the compiler's place."""
+    place = torch.empty(2)
+
+    def compile(fast: Callable[[Tensor], Tensor], **_: object) -> Callable[[Tensor], tuple[Tensor]]:
+        return lambda x: (place.copy_(fast(x)),)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    step = Compiled(lambda x: x + 1)
+    (first,), (second,) = step(torch.zeros(2)), step(torch.ones(2))
+    assert (first.tolist(), second.tolist()) == ([1, 1], [2, 2])
 
 
 def test_importing_what_compiles_does_not_load_the_compiler() -> None:
