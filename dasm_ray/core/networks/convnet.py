@@ -101,10 +101,15 @@ class Conv2d(nn.Conv2d):
     ``inside`` None: nothing is rounded. torch.bfloat16: images and weights are, and so is what comes out, as are their
     gradients on the way back. A processor without such arithmetic takes the rounded values as float32
     (``is_imitated``): the same products, added up in another order, and no faster.
+
+    ``is_centred``: an instance normalisation follows, which takes any bias off again. Then none is added to what was
+    rounded: it would be a sum over all images in each derivative, for a gradient of 0. Without rounding it is added, as
+    in the published codes.
     """
 
     inside: torch.dtype | None = None
     is_imitated = False
+    is_centred = False
 
     def forward(self, x: Tensor) -> Tensor:  # (n, C, h, w)
         return self.convolved(x, self.weight)
@@ -117,14 +122,15 @@ class Conv2d(nn.Conv2d):
         if self.is_imitated:
             images, weights = images.to(x.dtype), weights.to(x.dtype)
         out = F.conv2d(images, weights, None, self.stride, self.padding).to(self.inside).to(x.dtype)
-        return out if self.bias is None else out + self.bias.view(1, -1, 1, 1)
+        return out if self.bias is None or self.is_centred else out + self.bias.view(1, -1, 1, 1)
 
 
 class Convolution(Conv2d):
     """3x3 fields, the size kept."""
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, is_centred: bool = False) -> None:
         super().__init__(channels, width, 3, padding=1)
+        self.is_centred = is_centred
 
     def forward(self, x: Tensor) -> Tensor:  # (n, C, h, w)
         return self.convolved(x, channels_last(self.weight))
@@ -135,7 +141,10 @@ class ConvNet(nn.Module):
 
     def __init__(self, channels: int, size: tuple[int, int], classes: int, width: int, depth: int, norm: str) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(Convolution(channels if block == 0 else width, width) for block in range(depth))
+        is_centred = norm == "instance"
+        self.convs = nn.ModuleList(
+            Convolution(channels if block == 0 else width, width, is_centred) for block in range(depth)
+        )
         self.norms = nn.ModuleList(Norm(norm, width) if norm != "none" else nn.Identity() for _ in range(depth))
         self.linear = nn.Linear(width * (size[0] >> depth) * (size[1] >> depth), classes)
 

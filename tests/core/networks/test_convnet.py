@@ -181,6 +181,35 @@ def test_gradients_of_bfloat16_point_where_those_of_float32_do(width: int) -> No
         assert F.cosine_similarity(one, other, dim=0) > 0.99
 
 
+@pytest.mark.parametrize("norm", ["instance", "group", "batch", "none"])
+def test_a_bias_that_is_taken_off_again_is_not_added_to_what_was_rounded(norm: str) -> None:
+    """Of what instance normalisation sees the mean goes; with the others a bias tells, and has a gradient."""
+    model = Model(width=8, depth=2, norm=norm)  # type: ignore[arg-type]
+    network = Network(model, (3, 8, 8), 4, (0.5,) * 3, (0.25,) * 3, compile=False, precision="bf16")
+    images = torch.randn(6, 3, 8, 8, generator=torch_generator(1))
+    flat = network.initial(torch_generator(0)).requires_grad_()
+    names = [name for name, _ in network.module.named_parameters()]
+    (gradient,) = torch.autograd.grad(network.logits(flat, images).square().sum(), flat)
+    slopes = dict(zip(names, torch.split(gradient, network.layout.sizes), strict=True))
+    biased = torch.split(flat.detach().clone(), network.layout.sizes)
+    for name, part in zip(names, biased, strict=True):
+        part += 0.5 * (name.startswith("convs") and name.endswith("bias"))
+    moved = network.logits(torch.cat(biased), images)
+    assert torch.equal(moved, network.logits(flat, images)) == (norm == "instance")
+    assert bool((slopes["convs.0.bias"] == 0).all()) == (norm == "instance")
+    assert bool((slopes["convs.1.weight"] != 0).any())
+
+
+def test_without_rounding_a_bias_is_added_as_published_codes_do() -> None:
+    network = Network(Model(width=8, depth=2), (3, 8, 8), 4, (0.5,) * 3, (0.25,) * 3, compile=False)
+    images, flat = torch.randn(2, 3, 8, 8, generator=torch_generator(1)), network.initial(torch_generator(0))
+    first = network.module.convs[0]  # type: ignore[index,union-attr]
+    values = network.layout.unflatten(flat)
+    weight, bias = values["convs.0.weight"], values["convs.0.bias"] + 1
+    found = torch.func.functional_call(first, {"weight": weight, "bias": bias}, (images,))  # type: ignore[arg-type]
+    torch.testing.assert_close(found, F.conv2d(images, weight, bias, padding=1))
+
+
 def test_float32_is_as_without_the_key() -> None:
     one, other = (
         Network(Model(width=8), (3, 32, 32), 10, (0.5,) * 3, (0.25,) * 3, compile=False, **given)
