@@ -19,6 +19,7 @@ class Ledger:
         self.lost = 0
         self._waiting: deque[str] = deque()
         self._given: set[str] = set()
+        self._open: set[str] = set()
         self._losses: Counter[str] = Counter()
 
     @property
@@ -34,7 +35,7 @@ class Ledger:
     @property
     def open(self) -> int:
         """Tasks that are not done."""
-        return self.waiting + self.given
+        return len(self._open)
 
     def losses(self, name: str) -> int:
         """How often an open task was lost so far."""
@@ -42,7 +43,8 @@ class Ledger:
 
     def add(self, name: str) -> None:
         """Puts a task at the end of the line. A name may come again only after its task is done."""
-        assert name not in {*self._given, *self._waiting}, f"{name} is open already"
+        assert name not in self._open, f"{name} is open already"
+        self._open.add(name)
         self._waiting.append(name)
 
     def give(self) -> str | None:
@@ -56,6 +58,7 @@ class Ledger:
     def finish(self, name: str) -> None:
         """A worker has answered."""
         self._given.remove(name)
+        self._open.remove(name)
         self._losses.pop(name, None)
         self.done += 1
 

@@ -249,6 +249,8 @@ class Pool:
         self._tasks: dict[str, Task] = {}
         self._shared: dict[int, tuple[weakref.ref[Shared], ObjectRef]] = {}
         self._workers: list[_Worker] = []
+        self._idle: dict[int, _Worker] = {}
+        """Those that have started and have no task, by number: looking at all at each answer costs a task's time."""
         self._answers: SimpleQueue[tuple[_Worker, ObjectRef, Future[object] | None]] = SimpleQueue()
         """Whose answer has come, and the answer, as Ray tells it: to ask for all at each costs more than most tasks."""
         self._draining: dict[str, float] = {}
@@ -324,6 +326,7 @@ class Pool:
             if ray_lives:
                 self._dismiss(worker.actor)
         self._workers.clear()
+        self._idle.clear()
         self._alive = 0
         self._shared.clear()
 
@@ -359,13 +362,12 @@ class Pool:
 
         A greeting costs the driver as much as a task: one that has answered a moment ago is known to live.
         """
-        for worker in self._workers:
-            if not self._ledger.waiting:
-                return
-            if worker.node is None or worker.task or worker.node in self._draining:
+        for worker in list(self._idle.values()) if self._ledger.waiting else []:
+            if worker.node in self._draining:
                 continue
-            name = self._ledger.give()
-            assert name is not None
+            if (name := self._ledger.give()) is None:
+                return
+            del self._idle[worker.number]
             task = self._tasks[name]
             worker.is_fresh &= time.monotonic() - worker.since < TICK_SECONDS
             if not worker.is_fresh:
@@ -421,6 +423,7 @@ class Pool:
         try:
             worker.node = ray.get(worker.greeting, timeout=self._task_seconds)
             worker.since, worker.is_fresh = time.monotonic(), True
+            self._idle[worker.number] = worker
             self._alive += 1
         except RayError as error:
             self._remove(worker)
@@ -455,6 +458,7 @@ class Pool:
         self._ledger.finish(worker.task.name)
         del self._tasks[worker.task.name]
         worker.task, worker.refs, worker.since, worker.is_fresh = None, [], time.monotonic(), True
+        self._idle[worker.number] = worker
 
     def _lose(self, worker: _Worker, loss: Loss) -> None:
         """Gives the worker's task back, counted as lost if the worker was there when it came."""
@@ -475,6 +479,7 @@ class Pool:
         """Kills, since a worker that does not answer may still live, and hold a GPU."""
         self._dismiss(worker.actor)
         self._workers.remove(worker)
+        self._idle.pop(worker.number, None)
         self._alive -= worker.node is not None
         worker.is_gone = True
 
