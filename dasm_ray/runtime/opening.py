@@ -136,8 +136,8 @@ def open_checked(config: RunConfig) -> Source:
 def with_precision(config: RunConfig, look: Look | None = None) -> RunConfig:
     """The configuration with ``runtime.precision: auto`` as this machine decides it; it is kept so.
 
-    bf16 where workers here multiply it and the first block is large enough to be waited for. Raises ConfigError for
-    work that is done on other machines.
+    bf16 where workers here multiply it and the first block is large enough to be waited for, but not for trajectories,
+    whose sets it made worse (docs/benchmarks.md). Raises ConfigError for work that is done on other machines.
     """
     if config.runtime.precision != "auto":
         return config
@@ -149,7 +149,8 @@ def with_precision(config: RunConfig, look: Look | None = None) -> RunConfig:
     _, height, width = (look or _looked_at_once(config))().shape
     runtime = config.runtime
     by_gpu = runtime.device != "cpu" and runtime.gpus_per_worker != 0
-    gains = config.model.width * height * width >= WORTH_ROUNDING and computes_bf16(by_gpu)
+    is_large = config.model.width * height * width >= WORTH_ROUNDING
+    gains = is_large and not config.is_trajectory and computes_bf16(by_gpu)
     precision = "bf16" if gains else "float32"
     return config.model_copy(update={"runtime": runtime.model_copy(update={"precision": precision})})
 

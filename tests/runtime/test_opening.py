@@ -135,6 +135,15 @@ def test_auto_is_bf16_where_it_is_computed_and_the_network_is_large(
     assert with_precision(config).model_copy(update={"runtime": config.runtime}) == config, "nothing else is changed"
 
 
+@pytest.mark.parametrize("name", ["mtt", "datm"])
+def test_auto_is_float32_for_trajectories(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(opening, "computes_bf16", lambda by_gpu: True)
+    config = parse_config({**AUTO, "matcher": {"name": name}})
+    assert with_precision(config).runtime.precision == "float32"
+    said = parse_config({"runtime": {"precision": "bf16"}, "matcher": {"name": name}})
+    assert with_precision(said).runtime.precision == "bf16", "who asks for it has it"
+
+
 @pytest.mark.parametrize(
     ("runtime", "by_gpu"), [({}, True), ({"device": "cpu"}, False), ({"gpus_per_worker": 0}, False)]
 )
