@@ -73,12 +73,18 @@ def scale(images: Tensor, draws: Tensor) -> Tensor:
 
 
 def rotate(images: Tensor, draws: Tensor) -> Tensor:
-    """Turned by up to 15 degrees about the centre, bilinearly; what comes in is 0."""
+    """Turned by up to 15 degrees about the centre, bilinearly; what comes in is 0.
+
+    Images that share a draw are turned as channels of one image, whose places are found once: the same bits, in half of
+    the time.
+    """
+    shape = images.shape
+    images = images.reshape(1, -1, *shape[2:]) if len(draws) == 1 else images
     angle = (draws[:, 10] - 0.5) * 2 * ROTATE * (torch.pi / 180)
     sine, cosine, zero = angle.sin(), angle.cos(), torch.zeros_like(angle)
     matrices = torch.stack([torch.stack([cosine, -sine, zero], 1), torch.stack([sine, cosine, zero], 1)], 1)
     grid = F.affine_grid(matrices.expand(len(images), 2, 3), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid.to(images.dtype), align_corners=False)
+    return F.grid_sample(images, grid.to(images.dtype), align_corners=False).view(shape)
 
 
 AUGMENT = {"color": color, "crop": crop, "cutout": cutout, "flip": flip, "scale": scale, "rotate": rotate}
