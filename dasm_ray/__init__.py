@@ -13,11 +13,14 @@ report       a run, or several, as one HTML page
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-__version__ = version("dasm-ray")
+try:
+    __version__ = version("dasm-ray")
+except PackageNotFoundError:  # a checkout on the path, not installed
+    __version__ = "0+checkout"
 __all__ = ["audit", "compare", "distill", "evaluate", "incremental", "load", "load_config", "report"]
 
 if TYPE_CHECKING:

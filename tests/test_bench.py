@@ -201,7 +201,7 @@ def test_loops_are_timed_on_a_device_and_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On the processor, at sizes that say nothing."""
-    monkeypatch.setattr(on_gpu, "FORMS", (("eager", "float32"),))
+    monkeypatch.setattr(on_gpu, "FORMS", ("eager/float32",))
     file = tmp_path / "gpu.json"
 
     def run(*options: str) -> int:

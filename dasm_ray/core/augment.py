@@ -10,6 +10,10 @@ What must stay true: all randomness is in the draw, and an augmentation that is 
 
 from __future__ import annotations
 
+import math
+from itertools import product
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -81,13 +85,78 @@ def rotate(images: Tensor, draws: Tensor) -> Tensor:
     shape = images.shape
     images = images.reshape(1, -1, *shape[2:]) if len(draws) == 1 else images
     angle = (draws[:, 10] - 0.5) * 2 * ROTATE * (torch.pi / 180)
-    sine, cosine, zero = angle.sin(), angle.cos(), torch.zeros_like(angle)
-    matrices = torch.stack([torch.stack([cosine, -sine, zero], 1), torch.stack([sine, cosine, zero], 1)], 1)
-    grid = F.affine_grid(matrices.expand(len(images), 2, 3), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid.to(images.dtype), align_corners=False).view(shape)
+    turn = _turned if images.device.type == "cpu" else Turned.apply
+    turned: Tensor = turn(images, angle)
+    return turned.view(shape)
 
 
 AUGMENT = {"color": color, "crop": crop, "cutout": cutout, "flip": flip, "scale": scale, "rotate": rotate}
+
+
+def _turned(images: Tensor, angle: Tensor) -> Tensor:
+    """``images`` (n, C, H, W) turned by ``angle`` (1 or n), in radians."""
+    sine, cosine, zero = angle.sin(), angle.cos(), torch.zeros_like(angle)
+    matrices = torch.stack([torch.stack([cosine, -sine, zero], 1), torch.stack([sine, cosine, zero], 1)], 1)
+    grid = F.affine_grid(matrices.expand(len(images), 2, 3), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid.to(images.dtype), align_corners=False)
+
+
+class Turned(torch.autograd.Function):
+    """``_turned``, its gradient added up in one order: the same bits again, also on a GPU.
+
+    torch's own gradient there lets each pixel of the result add to those it was taken from, in whatever order threads
+    come. Here each pixel of an image looks up who took from it; the processor has one order and keeps torch's.
+    """
+
+    @staticmethod
+    def forward(images: Tensor, angle: Tensor) -> Tensor:
+        """As a module's: ``_turned``."""
+        return _turned(images, angle)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        """Keeps what the gradient needs: no image."""
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        """The gradient by images; angles have none."""
+        return _taken(slope, ctx.saved_tensors[0].to(slope.dtype)), None
+
+
+def _taken(slope: Tensor, angle: Tensor) -> Tensor:
+    """The gradient by images of what ``slope`` (n, C, H, W) is the gradient by, their images turned by ``angle``.
+
+    Who took from a pixel lies about where the pixel itself is turned to, no further than a pixel's square, turned,
+    reaches. What each took is the share that bilinear sampling gives.
+    """
+    height, width = slope.shape[-2:]
+    sine, cosine = angle.sin()[:, None, None], angle.cos()[:, None, None]
+    row = torch.arange(height, device=slope.device, dtype=slope.dtype)[None, :, None]
+    column = torch.arange(width, device=slope.device, dtype=slope.dtype)[None, None, :]
+
+    def turned(row: Tensor, column: Tensor, sine: Tensor) -> tuple[Tensor, Tensor]:
+        """Where a place is taken from, as rows and columns; with the other sign of ``sine``, who takes from it."""
+        x, y = (2 * column + 1) / width - 1, (2 * row + 1) / height - 1
+        return ((sine * x + cosine * y + 1) * height - 1) / 2, ((cosine * x - sine * y + 1) * width - 1) / 2
+
+    flat, total = slope.flatten(2), torch.zeros_like(slope)
+    middle, centre = (place.round() for place in turned(row, column, -sine))
+    for down, across in product(_reach(height, width), _reach(width, height)):
+        taker, aside = middle + down, centre + across
+        found, beside = turned(taker, aside, sine)
+        share = (1 - (found - row).abs()).clamp_min(0) * (1 - (beside - column).abs()).clamp_min(0)
+        is_inside = (taker >= 0) & (taker < height) & (aside >= 0) & (aside < width)
+        place = (taker.clamp(0, height - 1) * width + aside.clamp(0, width - 1)).long().flatten(1)[:, None]
+        took = flat.gather(2, place.expand(*flat.shape[:2], -1)).view(slope.shape)
+        total = total + took * torch.where(is_inside, share, 0)[:, None]
+    return total
+
+
+def _reach(size: int, other: int) -> range:
+    """How far from the rounded middle, along an axis of ``size``, a pixel's square reaches when it is turned."""
+    far = int(1 + math.sin(math.radians(ROTATE)) * size / other + 0.5)
+    return range(-far, far + 1)
 
 
 def _apart(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -10,14 +10,13 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dasm_ray.runtime.machine import read_machine
+from dasm_ray.runtime.machine import installed, read_machine
 
 SECONDS = 60.0
 """A node that says nothing for so long is reported as silent."""
@@ -40,11 +39,7 @@ def look() -> dict[str, str | float]:
     """This machine, in plain values: versions as text, room in GiB."""
     machine = read_machine()
     facts: dict[str, str | float] = {"python": platform.python_version()}
-    for package in ("ray", "torch", "torchvision", "dasm-ray"):
-        try:
-            facts[package] = version(package)
-        except PackageNotFoundError:
-            facts[package] = "missing"
+    facts |= {package: installed(package) for package in ("ray", "torch", "torchvision", "dasm-ray")}
     facts["cuda"] = _cuda()
     facts |= {"cores": machine.cores, "GPUs": machine.gpus, "memory": round(machine.memory / GIB, 1)}
     facts |= {"/dev/shm": round(machine.shm / GIB, 1), "disk": round(shutil.disk_usage(_temporary()).free / GIB, 1)}

@@ -12,6 +12,7 @@ import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from dasm_ray.errors import ResourceError
@@ -28,6 +29,14 @@ in the object store, and a copy of these and one sum more in the worker that add
 CGROUPS = Path("/sys/fs/cgroup")
 CPU = Path("/proc/cpuinfo")
 OWN_CGROUPS = Path("/proc/self/cgroup")
+
+
+def installed(package: str) -> str:
+    """The version of a package that is installed here; "missing" for none, and for a checkout on the path."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
 
 
 @dataclass(frozen=True)

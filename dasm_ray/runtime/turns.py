@@ -15,7 +15,6 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 import filelock
@@ -29,7 +28,7 @@ from dasm_ray.core.networks import compiled
 from dasm_ray.core.networks.compiled import First
 from dasm_ray.errors import RunDirError
 from dasm_ray.runtime import watchdog
-from dasm_ray.runtime.machine import processor
+from dasm_ray.runtime.machine import installed, processor
 from dasm_ray.store.datasets.blockcache import cache_folder
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
@@ -54,7 +53,7 @@ def begin() -> None:
 
 def _folder() -> Path | None:
     """The folder of these versions; None where there is no place for it."""
-    versions = hashlib.sha256(repr((torch.__version__, version("dasm-ray"), processor())).encode()).hexdigest()[:16]
+    versions = hashlib.sha256(repr((torch.__version__, installed("dasm-ray"), processor())).encode()).hexdigest()[:16]
     named = os.environ.get(VARIABLE)
     if named:
         return Path(named) / "dasm_ray" / versions

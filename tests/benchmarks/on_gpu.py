@@ -1,6 +1,7 @@
 """What the loops of core take on a GPU, by the clock: each loop eager, compiled and captured, in float32 and bf16.
 
-    python tests/benchmarks/on_gpu.py [--width 128] [--json gpu.json] [--minutes 8] [--device cuda] [--quick]
+    python tests/benchmarks/on_gpu.py [--width 128] [--rows lane,reading] [--forms eager/bf16,captured/bf16]
+                                      [--json gpu.json] [--minutes 8] [--device cuda] [--quick]
 
 Needs no Ray. What must stay true: a clock is read when the device has done its work; what a row has given is in the
 file before the next begins, and a file of another device or torch is not gone on with.
@@ -13,7 +14,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ from dasm_ray.core.seed import torch_generator
 
 CLASSES, MEAN, STD = 10, (0.5, 0.45, 0.4), (0.25, 0.3, 0.2)
 DSA = "color_crop_cutout_flip_scale_rotate"
-FORMS = tuple((steps, precision) for steps in ("eager", "compiled", "captured") for precision in ("float32", "bf16"))
+FORMS = tuple(
+    f"{steps}/{precision}" for steps in ("eager", "compiled", "captured") for precision in ("float32", "bf16")
+)
 
 Loop = Callable[[], int]
 """Does its work once; how many images it worked on."""
@@ -181,10 +184,25 @@ def about(device: str, quick: bool) -> dict[str, Any]:
     return {"device": name, "torch": torch.__version__, "quick": quick}
 
 
+def named(among: Iterable[str]) -> Callable[[str], list[str]]:
+    """Reads some of these names, which commas part."""
+
+    def read(text: str) -> list[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in among:
+                raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(among)}")
+        return names
+
+    return read
+
+
 def main(arguments: list[str]) -> int:
     """Measures until all is done or the minutes are over: then 3, and the same command goes on."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--width", default="32,128", help="of the ConvNet; several, with commas")
+    parser.add_argument("--rows", type=named(LOOPS), default=list(LOOPS), help=f"some of {','.join(LOOPS)}")
+    parser.add_argument("--forms", type=named(FORMS), default=list(FORMS), help=f"some of {','.join(FORMS)}")
     parser.add_argument("--json", type=Path, default=Path("gpu.json"), help="where figures are, and are gone on with")
     parser.add_argument("--minutes", type=float, default=8, help="after which no further row is begun")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
@@ -200,15 +218,15 @@ def main(arguments: list[str]) -> int:
             sys.exit(f"{given.json} has figures of another device, torch or size: name another file by --json")
         record = kept
     for width in map(int, given.width.split(",")):
-        for name, build in LOOPS.items():
-            for steps, precision in FORMS:
-                key = f"{name}/{width}/{steps}/{precision}"
+        for name in given.rows:
+            for form in given.forms:
+                key = f"{name}/{width}/{form}"
                 if key not in record["rows"]:
                     if time.monotonic() > end:
                         print(f"The minutes are over; the same command goes on with {key}.")
                         return 3
-                    problem = Problem(width, given.quick, given.device, steps, precision)
-                    record["rows"][key] = measured(build(problem), given.device)
+                    problem = Problem(width, given.quick, given.device, *form.split("/"))
+                    record["rows"][key] = measured(LOOPS[name](problem), given.device)
                     aside = given.json.with_name(f".{given.json.name}.tmp")
                     aside.write_text(json.dumps(record, indent=1), encoding="utf-8")
                     aside.replace(given.json)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dasm_ray.config import keys
-from dasm_ray.core.augment import AUGMENT, DRAWS, augment, cutmix, draw
+from dasm_ray.core.augment import AUGMENT, DRAWS, ROTATE, Turned, _turned, augment, cutmix, draw
 
 LAST = 1 - 2**-24
 """The largest number that a uniform float32 draw can give."""
@@ -305,3 +305,26 @@ def test_augmentation_leaves_its_input_and_the_global_generator_alone() -> None:
     assert torch.equal(images, before[0])
     assert torch.equal(draws, before[1])
     assert torch.equal(torch.random.get_rng_state(), before[2])
+
+
+# --- the gradient of a rotation, by who took from a pixel -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 28, 28), (3, 9, 22), (2, 30, 7)])
+def test_a_rotation_whose_gradient_is_gathered_has_that_of_torch(shape: tuple[int, ...], compile: bool) -> None:
+    """What a GPU uses so that it adds up in one order; torch's own is exact on the processor."""
+    count, angles = 23, torch.linspace(-ROTATE, ROTATE, 23, dtype=torch.float64).deg2rad()
+    images, slope = (images_of(count, shape, seed).double() for seed in (0, 1))
+
+    def gradient(turn: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        def by_images(images: Tensor, angles: Tensor, slope: Tensor) -> Tensor:
+            return torch.func.grad(lambda images: (turn(images, angles) * slope).sum())(images)
+
+        return by_images
+
+    expected = gradient(_turned)(images, angles, slope)
+    found = gradient(Turned.apply)
+    found = torch.compile(found, fullgraph=True, dynamic=False) if compile else found
+    assert torch.equal(Turned.apply(images, angles), _turned(images, angles))
+    torch.testing.assert_close(found(images, angles, slope), expected, rtol=0, atol=1e-12)

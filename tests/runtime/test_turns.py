@@ -87,7 +87,7 @@ def test_what_is_compiled_is_kept_by_versions(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("DASM_RAY_CACHE", str(tmp_path))
     folders = set()
     for release in ("1.0", "1.0", "1.1"):
-        monkeypatch.setattr(turns, "version", {"dasm-ray": release}.get)
+        monkeypatch.setattr(turns, "installed", {"dasm-ray": release}.get)
         turns.begin()
         folders.add(Path(turns.os.environ.pop(VARIABLE)))
     assert len(folders) == 2
