@@ -5,6 +5,7 @@
     python tests/benchmarks/scale.py second [classes images side] a second command on the same set
     python tests/benchmarks/scale.py nodes [classes images side]  bytes that each of three nodes fetches
     python tests/benchmarks/scale.py killed [classes images side] a whole run on four nodes, one killed in the middle
+    python tests/benchmarks/scale.py large [images side]  memory of a whole run on a set larger than its object store
     python tests/benchmarks/scale.py fetched [classes rounds]     bytes that the driver fetches a task of a round
     python tests/benchmarks/scale.py evaluate [images side]       memory of one training on a set of factor 2
     python tests/benchmarks/scale.py artifact [images side]       memory of writing a set
@@ -369,6 +370,66 @@ def killed(classes: int = 40, images: int = 8000, side: int = 32) -> Figures:
             "fetched by each MiB": fetched[1:],
             "seconds": [round(alone_in), round(seconds)],
         }
+
+
+def large(images: int = 20_000, side: int = 224) -> Figures:
+    """Anonymous memory of the driver and two workers through a whole `distill`, beside an object store of 1 GB.
+
+    Each step takes few images, so what grows with the set shows. Mapped files, such as the images, are not counted.
+    """
+    from ray.cluster_utils import Cluster
+
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
+        at = Path(folder)
+        write_images(at / "set", 10, images, side)
+        recipe: dict[str, Any] = recipe_of(at / "set")
+        recipe["model"]["depth"] = 5
+        recipe["experts"] = {"count": 2, "epochs": 1, "batch": 16}
+        recipe["matcher"] = {"rounds": 4, "networks": 2, "batch_real": 8, "snapshots": [[0, 1]]}
+        recipe["evaluate"] |= {"epochs": 2, "rows": ["distilled", "random"], "seeds": 2}
+        (at / "recipe.yaml").write_text(json.dumps(recipe))
+        os.environ["DASM_RAY_CACHE"] = str(at / "cache")
+        store = {"object_store_memory": 10**9, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **store})
+        try:
+            began = time.monotonic()
+            process = distilling(at, "large", "--workers", "2", "--address", cluster.address)
+            most = {"driver": 0, "workers": 0, "in all": 0}
+            while process.poll() is None:
+                driver = anonymous(process.pid)
+                nodes = [each for each in psutil.Process().children(recursive=True) if each.pid != process.pid]
+                workers = sum(anonymous(each.pid) for each in nodes if is_worker(each))
+                for name, now in {"driver": driver, "workers": workers, "in all": driver + workers}.items():
+                    most[name] = max(most[name], now)
+                time.sleep(0.5)
+            ended(process)
+            seconds = time.monotonic() - began
+        finally:
+            cluster.shutdown()
+        return {
+            "images": images,
+            "decoded MiB": (images * 3 * side * side) >> 20,
+            **{f"{name}, MiB at most": bytes_ >> 20 for name, bytes_ in most.items()},
+            "digest": digest_of(at / "large"),
+            "seconds": round(seconds),
+        }
+
+
+def anonymous(pid: int) -> int:
+    """Bytes of memory that are a process's own and no file's; 0 when it has ended."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Anonymous:"):
+                return int(line.split()[1]) << 10
+    return 0
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """Whether it is one of Ray's workers; one that has begun no task counts as well."""
+    with contextlib.suppress(psutil.Error):
+        return any(part.startswith("ray::") for part in process.cmdline())
+    return False
 
 
 def recipe_of(data: Path) -> dict[str, Any]:
@@ -759,6 +820,7 @@ ROWS: dict[str, Callable[..., Figures]] = {
     "second": second,
     "nodes": nodes,
     "killed": killed,
+    "large": large,
     "fetched": fetched,
     "evaluate": evaluate,
     "artifact": artifact,

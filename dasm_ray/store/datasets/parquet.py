@@ -41,6 +41,8 @@ LABEL_COLUMNS = ("label", "labels", "fine_label")
 SUFFIX = ".parquet"
 READERS_AT_ONCE = 8
 """Files whose footers and labels are read side by side: what takes time is waiting, in an object store."""
+AT_ONCE = 4 << 20
+"""Bytes, as stored, of the rows that are in memory at once; one row is, however large."""
 
 
 def open_parquet(data: Data) -> Source:
@@ -423,12 +425,23 @@ def read_parquet(shard: Shard) -> Rows:
     with _readable(f"{place}: rows {shard.first} to {shard.last - 1}"), place.open() as source:
         file = pq.ParquetFile(source)
         groups, row = _groups_of(file.metadata, shard)
-        for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=list(shard.columns)):
+        size = _rows_at_once(file.metadata, groups)
+        for batch in file.iter_batches(batch_size=size, row_groups=groups, columns=list(shard.columns)):
+            if row >= shard.last:
+                return
             images, labels = (batch.column(batch.schema.get_field_index(name)).to_pylist() for name in shard.columns)
             for image, label in zip(images, labels, strict=True):
                 if shard.first <= row < shard.last:
                     yield f"{place}: row {row}", image["bytes"] if isinstance(image, dict) else image, label
                 row += 1
+
+
+def _rows_at_once(metadata: pq.FileMetaData, groups: Sequence[int]) -> int:
+    """So many that some MB of images are in memory: large ones are taken a few at a time."""
+    of = [metadata.row_group(group) for group in groups]
+    rows, size = sum(group.num_rows for group in of), sum(group.total_byte_size for group in of)
+    at_once: int = AT_ONCE * rows // max(size, 1)
+    return max(1, min(256, at_once))
 
 
 def _groups_of(metadata: pq.FileMetaData, shard: Shard) -> tuple[list[int], int]:

@@ -34,8 +34,10 @@ def test_parquet_keeps_pixels_labels_names_and_order(tmp_path):
     assert np.all((keys >= 0) & (keys < 1))
 
 
-def test_shards_cut_across_row_groups_and_files(tmp_path, monkeypatch):
+@pytest.mark.parametrize("at_once", [1, 4 << 20])
+def test_shards_cut_across_row_groups_and_files(tmp_path, monkeypatch, at_once):
     monkeypatch.setattr(parquet_module, "SHARD_ROWS", 7)
+    monkeypatch.setattr(parquet_module, "AT_ONCE", at_once)
     for file, (first, last) in enumerate([(0, 20), (20, 33)]):
         images = [png(i, height=2, width=2) for i in range(first, last)]
         write(
