@@ -5,7 +5,8 @@
     python tests/benchmarks/scale.py second [classes images side] a second command on the same set
     python tests/benchmarks/scale.py nodes [classes images side]  bytes that each of three nodes fetches
     python tests/benchmarks/scale.py killed [classes images side] a whole run on four nodes, one killed in the middle
-    python tests/benchmarks/scale.py large [images side]  memory of a whole run on a set larger than its object store
+    python tests/benchmarks/scale.py large [images side workers]  memory of a run on a set larger than its object store
+    python tests/benchmarks/scale.py photos [images side workers] three classes of large images: seconds, memory
     python tests/benchmarks/scale.py fetched [classes rounds]     bytes that the driver fetches a task of a round
     python tests/benchmarks/scale.py evaluate [images side]       memory of one training on a set of factor 2
     python tests/benchmarks/scale.py artifact [images side]       memory of writing a set
@@ -372,48 +373,76 @@ def killed(classes: int = 40, images: int = 8000, side: int = 32) -> Figures:
         }
 
 
-def large(images: int = 20_000, side: int = 224) -> Figures:
-    """Anonymous memory of the driver and two workers through a whole `distill`, beside an object store of 1 GB.
+def large(images: int = 20_000, side: int = 224, workers: int = 2) -> Figures:
+    """Anonymous memory of the driver and its workers through a whole `distill`, beside an object store of 1 GB.
 
     Each step takes few images, so what grows with the set shows. Mapped files, such as the images, are not counted.
     """
+    recipe = recipe_of(Path("unset")) | {
+        "model": {"width": 8, "depth": 5},
+        "experts": {"count": 2, "epochs": 1, "batch": 4},
+        "matcher": {"rounds": 4, "networks": 2, "batch_real": 8, "snapshots": [[0, 1]]},
+        "evaluate": {"epochs": 2, "full_epochs": 1, "seeds": 2, "rows": ["distilled", "random"]},
+    }
+    size = {"images": images, "decoded MiB": (images * 3 * side * side) >> 20}
+    return size | watched(recipe, 10, images, side, workers)
+
+
+def photos(images: int = 300, side: int = 224, workers: int = 2) -> Figures:
+    """Three classes of large images in tiles of a third, from the set to the table: seconds, and memory of a worker."""
+    training = {"batch": 16, "augment": "color_crop_flip"}
+    recipe = recipe_of(Path("unset")) | {
+        "model": {"width": 16, "depth": 5},
+        "synthetic": {"ipc": 4, "segments": 2, "factor": 3},
+        "experts": {"count": 2, "epochs": 10} | training,
+        "matcher": {"rounds": 4, "networks": 3, "batch_real": 32, "micro": 8, "snapshots": [[0, 10]]},
+        "evaluate": {"epochs": 30, "full_epochs": 10, "seeds": 2, "rows": ["distilled", "initial", "random"]}
+        | training,
+    }
+    return {"images": images} | watched(recipe, 3, images, side, workers)
+
+
+def watched(recipe: dict[str, Any], classes: int, images: int, side: int, workers: int) -> Figures:
+    """A whole `distill` on a local cluster with a store of 1 GB: most memory at a time, seconds, digest."""
     from ray.cluster_utils import Cluster
 
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
         at = Path(folder)
-        write_images(at / "set", 10, images, side)
-        recipe: dict[str, Any] = recipe_of(at / "set")
-        recipe["model"]["depth"] = 5
-        recipe["experts"] = {"count": 2, "epochs": 1, "batch": 16}
-        recipe["matcher"] = {"rounds": 4, "networks": 2, "batch_real": 8, "snapshots": [[0, 1]]}
-        recipe["evaluate"] |= {"epochs": 2, "rows": ["distilled", "random"], "seeds": 2}
+        write_images(at / "set", classes, images, side)
+        recipe = recipe | {"data": recipe["data"] | {"path": str(at / "set")}}
         (at / "recipe.yaml").write_text(json.dumps(recipe))
         os.environ["DASM_RAY_CACHE"] = str(at / "cache")
         store = {"object_store_memory": 10**9, "include_dashboard": False}
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **store})
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": workers, **store})
         try:
             began = time.monotonic()
-            process = distilling(at, "large", "--workers", "2", "--address", cluster.address)
-            most = {"driver": 0, "workers": 0, "in all": 0}
-            while process.poll() is None:
-                driver = anonymous(process.pid)
-                nodes = [each for each in psutil.Process().children(recursive=True) if each.pid != process.pid]
-                workers = sum(anonymous(each.pid) for each in nodes if is_worker(each))
-                for name, now in {"driver": driver, "workers": workers, "in all": driver + workers}.items():
-                    most[name] = max(most[name], now)
-                time.sleep(0.5)
+            process = distilling(at, "watched", "--workers", str(workers), "--address", cluster.address)
+            most = memory_until_ended(process)
             ended(process)
             seconds = time.monotonic() - began
         finally:
             cluster.shutdown()
         return {
-            "images": images,
-            "decoded MiB": (images * 3 * side * side) >> 20,
+            "workers": workers,
             **{f"{name}, MiB at most": bytes_ >> 20 for name, bytes_ in most.items()},
-            "digest": digest_of(at / "large"),
+            "digest": digest_of(at / "watched"),
             "seconds": round(seconds),
         }
+
+
+def memory_until_ended(process: subprocess.Popen[str]) -> dict[str, int]:
+    """Bytes of anonymous memory at most of a driver, of one worker, of all workers and of all together."""
+    most = {"driver": 0, "a worker": 0, "workers": 0, "in all": 0}
+    while process.poll() is None:
+        driver = anonymous(process.pid)
+        nodes = [each for each in psutil.Process().children(recursive=True) if each.pid != process.pid]
+        workers = [anonymous(each.pid) for each in nodes if is_worker(each)]
+        now = {"driver": driver, "a worker": max(workers, default=0), "workers": sum(workers)}
+        for name, bytes_ in {**now, "in all": driver + sum(workers)}.items():
+            most[name] = max(most[name], bytes_)
+        time.sleep(0.5)
+    return most
 
 
 def anonymous(pid: int) -> int:
@@ -821,6 +850,7 @@ ROWS: dict[str, Callable[..., Figures]] = {
     "nodes": nodes,
     "killed": killed,
     "large": large,
+    "photos": photos,
     "fetched": fetched,
     "evaluate": evaluate,
     "artifact": artifact,

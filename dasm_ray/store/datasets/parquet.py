@@ -421,6 +421,14 @@ def _per_class(tables: Sequence[_Table], classes: int) -> tuple[int, ...]:
 
 def read_parquet(shard: Shard) -> Rows:
     """The rows of a shard, read from the row groups that hold them, a few at a time."""
+    try:
+        yield from _rows(shard)
+    finally:
+        # Arrow keeps what a column's pages took, which may be a row group twice over, for as long as the process lives.
+        pa.default_memory_pool().release_unused()
+
+
+def _rows(shard: Shard) -> Rows:
     place = Place(shard.path)
     with _readable(f"{place}: rows {shard.first} to {shard.last - 1}"), place.open() as source:
         file = pq.ParquetFile(source)
