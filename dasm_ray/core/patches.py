@@ -22,7 +22,7 @@ from dasm_ray.core.blocks import Blocks
 from dasm_ray.core.decode import decode, enlargers, pack
 from dasm_ray.core.device import sent
 from dasm_ray.core.networks.network import Network
-from dasm_ray.core.networks.reading import read_all, statistics_of
+from dasm_ray.core.networks.reading import filled, read_all, statistics_of
 from dasm_ray.core.networks.samples import Samples
 from dasm_ray.core.selection import CROPS
 
@@ -88,8 +88,8 @@ def drawn_crops(
 def losses_of(network: Network, flat: Tensor, real: Samples, crops: Crops, batch: int) -> NDArray[np.float64]:
     """An expert's cross-entropy in nats for each crop and its class: (n, CROPS); ``real`` gives its statistics."""
     read = read_all(network, flat, statistics_of(network, flat, real), crops, batch)
-    losses = [F.cross_entropy(logits.double(), labels, reduction="none") for logits, _, labels in read]
-    return torch.cat(losses).cpu().numpy().reshape(-1, CROPS)
+    losses = ((F.cross_entropy(logits.double(), labels, reduction="none"),) for logits, _, labels in read)
+    return filled(losses, len(crops))[0].cpu().numpy().reshape(-1, CROPS)
 
 
 def packed(crops: Crops, chosen: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from dasm_ray.core.blocks import Blocks
 from dasm_ray.core.difficulty import SCORES, forgetting
 from dasm_ray.core.networks.network import Network
-from dasm_ray.core.networks.reading import read_all, statistics_of
+from dasm_ray.core.networks.reading import filled, read_all, statistics_of
 from dasm_ray.core.networks.samples import RealSamples
 
 
@@ -84,8 +84,10 @@ def static_range(
 def features_of(network: Network, blocks: Blocks, flat: Tensor, label: int, batch: int) -> NDArray[np.float32]:
     """The last hidden layer (n_c, d) of all images of one class."""
     first = int(blocks.starts[label])
-    readings = _read(network, blocks, [flat], first, first + int(blocks.counts[label]), batch)
-    found: NDArray[np.float32] = torch.cat([features for ((_, features),), _ in readings]).cpu().numpy()
+    count = int(blocks.counts[label])
+    readings = _read(network, blocks, [flat], first, first + count, batch)
+    (features,) = filled(((features,) for ((_, features),), _ in readings), count)
+    found: NDArray[np.float32] = features.cpu().numpy()
     return found
 
 
@@ -103,8 +105,9 @@ def _scored(
     batch: int,
 ) -> Scored:
     """Score and errors of [first, last) by ``judged``; of a batch nothing else is kept, so memory is one batch's."""
-    parts = [judged(readings, labels) for readings, labels in _read(network, blocks, flats, first, last, batch)]
-    return Scored(*(torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)))
+    read = _read(network, blocks, flats, first, last, batch)
+    columns = filled((judged(readings, labels) for readings, labels in read), last - first)
+    return Scored(*(column.cpu().numpy() for column in columns))
 
 
 def _read(

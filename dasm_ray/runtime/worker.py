@@ -35,7 +35,7 @@ from dasm_ray.core.networks import compiled
 from dasm_ray.core.networks.evaluate import Labels, Outcome, evaluate_on, synthetic_samples
 from dasm_ray.core.networks.expert import Trajectory, continued, expert_labels, spread, train_expert
 from dasm_ray.core.networks.network import Network
-from dasm_ray.core.networks.reading import mean_loss, read_all, statistics_of
+from dasm_ray.core.networks.reading import filled, mean_loss, read_all, statistics_of
 from dasm_ray.core.networks.samples import RealSamples, Relabelled, Samples, TensorSamples, held
 from dasm_ray.core.networks.training import Watch, steps_for, train
 from dasm_ray.core.patches import drawn_crops, losses_of, packed
@@ -689,8 +689,8 @@ class Worker:
         statistics = statistics_of(network, flat, real)
 
         def features(samples: RealSamples) -> tuple[NDArray[np.float32], Indices]:
-            read = [(seen, labels) for _, seen, labels in read_all(network, flat, statistics, samples)]
-            seen, labels = (torch.cat(column).cpu().numpy() for column in zip(*read, strict=True))
+            read = ((seen, labels) for _, seen, labels in read_all(network, flat, statistics, samples))
+            seen, labels = (column.cpu().numpy() for column in filled(read, len(samples)))
             return seen, labels
 
         seen, truth = features(self._real(network, job, "val"))
@@ -756,8 +756,9 @@ class Worker:
         statistics = statistics_of(network, flat, samples)
 
         def sure_of(split: str) -> NDArray[np.float32]:
-            read = read_all(network, flat, statistics, self._real(network, job, split))
-            found = torch.cat([log_odds(logits, labels) for logits, _, labels in read])
+            samples = self._real(network, job, split)
+            read = read_all(network, flat, statistics, samples)
+            (found,) = filled(((log_odds(logits, labels),) for logits, _, labels in read), len(samples))
             if not found.isfinite().all():
                 raise watch.failed(f"by step {steps}, on the {split} images")
             return found.float().cpu().numpy()
@@ -808,7 +809,7 @@ class Worker:
 
         def features(samples: Samples) -> torch.Tensor:
             read = read_all(network, flat, statistics, samples, batch)
-            return torch.cat([seen.flatten(1) for _, seen, _ in read]).double()
+            return filled(((seen.flatten(1),) for _, seen, _ in read), len(samples))[0].double()
 
         indices = np.arange(first, last)
         passing = [(indices, features(RealSamples(network, self._blocks(job, split), indices)))]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dasm_ray.config.keys import Experts
 from dasm_ray.core.networks.network import Network
-from dasm_ray.core.networks.reading import accuracy, mean_loss, read_all, statistics_of
+from dasm_ray.core.networks.reading import accuracy, filled, mean_loss, read_all, statistics_of
 from dasm_ray.core.networks.samples import RealSamples, Samples
 from dasm_ray.core.networks.training import Watch, train
 
@@ -128,8 +128,7 @@ def expert_labels(
     everyone = torch.zeros_like(total)
     for flat in experts:
         readings = read_all(network, flat, statistics_of(network, flat, real), samples)
-        read = [(logits, labels) for logits, _, labels in readings]
-        logits, labels = (torch.cat(column) for column in zip(*read, strict=True))
+        logits, labels = filled(((logits, labels) for logits, _, labels in readings), len(samples))
         is_right = (logits.argmax(1) == labels).float()[:, None]
         total, right, everyone = total + is_right * logits, right + is_right, everyone + logits
     return torch.where(right > 0, total / right.clamp_min(1), everyone / len(experts))

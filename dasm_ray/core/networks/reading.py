@@ -6,7 +6,7 @@ What must stay true: every sample is read once, in batches that fit the network;
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -65,31 +65,46 @@ def read_all(
         yield logits[:kept], features[:kept], labels[:kept]
 
 
+def filled(parts: Iterable[tuple[Tensor, ...]], count: int) -> tuple[Tensor, ...]:
+    """Columns of ``count`` rows out of parts of them, in order: each part is written to its place as it comes.
+
+    Parts that are kept until the last lie between the large blocks that a network takes and frees at every batch, which
+    then do not fit any more where they were: memory would grow by some MB a batch.
+    """
+    columns: tuple[Tensor, ...] = ()
+    first = 0
+    for part in parts:
+        columns = columns or tuple(each.new_empty(count, *each.shape[1:]) for each in part)
+        for column, each in zip(columns, part, strict=True):
+            column[first : first + len(each)] = each
+        first += len(part[0])
+    assert first == count, f"{first} rows of {count}"
+    return columns
+
+
 def accuracy(network: Network, flat: Tensor, statistics: dict[str, Tensor], samples: Samples) -> float:
     """Share of samples whose largest logit is their label's; NaN where some logit is no finite number.
 
     The largest of several NaN is the first by convention, so such a network would seem to answer class 0.
     """
-    found = [
-        torch.where(logits.isfinite().all(), (logits.argmax(1) == labels).sum(), -1)
-        for logits, _, labels in read_all(network, flat, statistics, samples)
-    ]
-    right = torch.stack(found).tolist()  # the one wait for the device
-    return math.nan if min(right) < 0 else sum(right) / len(samples)
+    found = torch.zeros(2, dtype=torch.int64, device=flat.device)  # right ones, and batches that are not of numbers
+    for logits, _, labels in read_all(network, flat, statistics, samples):
+        found += torch.stack([(logits.argmax(1) == labels).sum(), ~logits.isfinite().all()])
+    right, odd = found.tolist()  # the one wait for the device
+    return math.nan if odd else right / len(samples)
 
 
 def right(network: Network, flat: Tensor, statistics: dict[str, Tensor], samples: Samples) -> NDArray[np.bool_]:
     """Of which samples the largest logit is the label's: bool (N,), in their order."""
-    parts = [logits.argmax(1) == labels for logits, _, labels in read_all(network, flat, statistics, samples)]
-    found: NDArray[np.bool_] = torch.cat(parts).cpu().numpy()
-    return found
+    read = read_all(network, flat, statistics, samples)
+    (found,) = filled(((logits.argmax(1) == labels,) for logits, _, labels in read), len(samples))
+    answers: NDArray[np.bool_] = found.cpu().numpy()
+    return answers
 
 
 def mean_loss(network: Network, flat: Tensor, statistics: dict[str, Tensor], samples: Samples) -> float:
     """Mean cross-entropy in nats of samples as they are, without augmentation."""
-    sums = [
-        F.cross_entropy(logits.double(), labels, reduction="sum")
-        for logits, _, labels in read_all(network, flat, statistics, samples)
-    ]
-    total: float = sum(torch.stack(sums).tolist())  # the one wait for the device
-    return total / len(samples)
+    total = torch.zeros((), dtype=torch.float64, device=flat.device)
+    for logits, _, labels in read_all(network, flat, statistics, samples):
+        total += F.cross_entropy(logits.double(), labels, reduction="sum")
+    return total.item() / len(samples)  # the one wait for the device

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +24,7 @@ from dasm_ray.core.networks.reading import (
     STATISTICS_SAMPLES,
     accuracy,
     fewest_pixels,
+    filled,
     mean_loss,
     read_all,
     statistics_of,
@@ -94,6 +99,66 @@ def test_as_many_are_read_at_once_as_fit(width: int, side: int, device: str, bat
     network = toy_network(width=width)
     network.shape, network.device = (3, side, side), device
     assert network.read_at_once(batch) == expected
+
+
+def test_parts_of_columns_are_put_together_in_order() -> None:
+    numbers, truths = torch.rand(7, 3, generator=generator()).double(), torch.rand(7, generator=generator()) < 0.5
+    parts = [(numbers[first : first + 3], truths[first : first + 3]) for first in (0, 3, 6)]
+    found = filled(iter(parts), 7)
+    for column, whole in zip(found, (numbers, truths), strict=True):
+        assert column.dtype == whole.dtype
+        assert torch.equal(column, whole)
+    with pytest.raises(AssertionError, match="6 rows of 7"):
+        filled(iter(parts[:2]), 7)
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists(), reason="this system does not tell what memory is whose"
+)
+def test_what_a_reading_takes_does_not_grow_with_its_batches() -> None:
+    """In a process of its own, whose C library keeps what is freed, as a worker's does."""
+    kept = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
+    done = subprocess.run(
+        [sys.executable, "-c", READING], env=kept, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    )
+    few, many = map(int, done.stdout.split())
+    assert many < few + (128 << 20), f"{few >> 20} MiB after 6 batches, {many >> 20} after 40"
+
+
+READING = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path.cwd().parent))
+import numpy as np
+import torch
+from toy import generator
+
+from dasm_ray.config.keys import Model
+from dasm_ray.core.blocks import Blocks
+from dasm_ray.core.networks.network import Network
+from dasm_ray.core.networks.reading import accuracy, mean_loss, right
+from dasm_ray.core.networks.samples import RealSamples
+
+torch.set_num_threads(1)
+# So large that they are read some at a time, as many as a CPU's caches hold.
+network = Network(Model(width=2, depth=2), (3, 448, 448), 4, (0.5,) * 3, (0.2,) * 3, "cpu", False)
+at_once, flat = network.read_at_once(500), network.initial(generator())
+blocks = Blocks([np.zeros((1, 3, 448, 448), dtype=np.uint8)] * 4)
+
+
+def taken(batches):
+    samples = RealSamples(network, blocks, np.arange(batches * at_once) % len(blocks))
+    accuracy(network, flat, {}, samples)
+    mean_loss(network, flat, {}, samples)
+    right(network, flat, {}, samples)
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1]) << 10
+
+
+print(taken(6), taken(40))
+"""
 
 
 def test_accuracy_is_the_share_of_right_answers() -> None:
