@@ -158,7 +158,8 @@ def _digest(*parts: NDArray[np.generic] | int | None) -> str:
     """16 hex digits over arrays and numbers."""
     total = hashlib.sha256()
     for part in parts:
-        total.update(b"none" if part is None else np.ascontiguousarray(part).tobytes() + repr(np.shape(part)).encode())
+        total.update(b"none" if part is None else np.ascontiguousarray(part).data)
+        total.update(b"" if part is None else repr(np.shape(part)).encode())
     return total.hexdigest()[:16]
 
 

@@ -23,7 +23,7 @@ from dasm_ray.report.chronicle import Chronicle, chronicle
 from dasm_ray.report.neighbours import Levels, Nearest, is_too_much, nearest
 from dasm_ray.report.table import Row, from_json
 from dasm_ray.store import tensors
-from dasm_ray.store.artifact import Artifact, digest, read_artifact
+from dasm_ray.store.artifact import Artifact, as_levels, digest, read_artifact
 from dasm_ray.store.checked import read_checked_json
 from dasm_ray.store.checkpoints import Scores, read_scores, segment_pixels
 from dasm_ray.store.datasets.catalogue import open_source
@@ -31,6 +31,7 @@ from dasm_ray.store.description import DESCRIPTION, read_description
 from dasm_ray.store.events import read_events
 from dasm_ray.store.findings import COMPARISON, STUDY, STUDY_COLUMNS, SWEEP, TRAININGS, find, read_trainings
 from dasm_ray.store.place import Place
+from dasm_ray.store.room import room
 from dasm_ray.store.rundir import RECORD, RunDir
 
 BINS = 40
@@ -331,14 +332,14 @@ def _pictures(run: Gathered) -> Pictures | None:
 
 
 def _of_set(run: Gathered, artifact: Artifact) -> Pictures:
-    images = _levels(artifact.visible())
+    images = artifact.levels()
     kept = [_kept(run, segment, "initial") for segment in range(run.config.synthetic.segments)]
     whole = [part for part in kept if part is not None]
     starts = None
     if len(whole) == len(kept) and kept:
-        together = np.concatenate(whole, axis=1).reshape(-1, *whole[0].shape[2:])
+        together = _side_by_side(whole)
         if together.shape == artifact.pixels.shape:  # by class, then segment, as the set is
-            starts = _levels(replace(artifact, pixels=together).visible())
+            starts = replace(artifact, pixels=together).levels()
     if starts is None:
         run.remarks.append("Where the images started is not kept in this run directory.")
     return Pictures(images, artifact.labels, artifact.segments.astype(np.int64), starts)
@@ -359,11 +360,16 @@ def pictures_so_far(run: Gathered) -> Pictures | None:
         numbers += [segment] * pixels.shape[1]
     if not now:
         return None
-    images, initial = (np.concatenate(parts, axis=1) for parts in (now, starts))
-    classes, many = images.shape[:2]
+    classes, many = len(now[0]), len(numbers)
     labels, segments = np.repeat(np.arange(classes), many), np.tile(np.array(numbers, np.int64), classes)
-    flat = (classes * many, *images.shape[2:])
-    return Pictures(_levels(images.reshape(flat)), labels, segments, _levels(initial.reshape(flat)))
+    return Pictures(as_levels(_side_by_side(now)), labels, segments, as_levels(_side_by_side(starts)))
+
+
+def _side_by_side(segments: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Segments (K, m, C, H, W) as images (N, C, H, W), by class, then segment."""
+    together = room((len(segments[0]), sum(each.shape[1] for each in segments), *segments[0].shape[2:]), np.float32)
+    np.concatenate(segments, axis=1, out=together)
+    return together.reshape(-1, *together.shape[2:])
 
 
 def _kept(run: Gathered, segment: int, name: str) -> NDArray[np.float32] | None:
@@ -372,10 +378,6 @@ def _kept(run: Gathered, segment: int, name: str) -> NDArray[np.float32] | None:
     except ArtifactError as error:
         run.remarks.append(str(error))
         return None
-
-
-def _levels(pictures: NDArray[np.float32]) -> Levels:
-    return np.rint(np.clip(pictures, 0, 1) * 255).astype(np.uint8)
 
 
 def _nearest(run: Gathered, pictures: Pictures) -> Nearest | None:

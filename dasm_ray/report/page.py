@@ -58,8 +58,8 @@ def _rounded(values: tuple[float, ...]) -> str:
 
 def draw_sheet(artifact: Artifact, most: int = 20) -> bytes:
     """A PNG of at most ``most`` stored images a class, a row a class."""
-    pictures = np.rint(artifact.visible() * 255).astype(np.uint8)
-    return draw_rows([pictures[artifact.labels == label][:most] for label in range(len(artifact.class_names))])
+    rows = [np.flatnonzero(artifact.labels == label)[:most] for label in range(len(artifact.class_names))]
+    return draw_rows(np.split(artifact.levels(np.concatenate(rows)), np.cumsum([len(row) for row in rows])[:-1]))
 
 
 MOST_CLASSES, MOST_IMAGES, MOST_PIXELS = 20, 200, 4_000_000
@@ -68,8 +68,9 @@ MOST_CLASSES, MOST_IMAGES, MOST_PIXELS = 20, 200, 4_000_000
 
 def draw_few(artifact: Artifact) -> tuple[bytes, int]:
     """A PNG of some images of every class, or of the first ones where there are many; and of how many classes."""
-    levels, classes = np.rint(artifact.visible() * 255).astype(np.uint8), len(artifact.class_names)
-    return draw_classes(levels, artifact.labels, classes), min(classes, MOST_CLASSES)
+    shown = min(len(artifact.class_names), MOST_CLASSES)
+    rows = np.flatnonzero(artifact.labels < shown)
+    return draw_classes(artifact.levels(rows), artifact.labels[rows], shown), shown
 
 
 def draw_classes(levels: NDArray[np.uint8], labels: NDArray[np.int64], classes: int) -> bytes:

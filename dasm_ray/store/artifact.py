@@ -88,6 +88,20 @@ class Artifact:
         pictures: np.ndarray = np.clip(flat.reshape(self.pixels.shape) * std + mean, 0, 1).astype(np.float32)
         return pictures
 
+    def levels(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """Some of the images, by their places, or all, as pictures of 8 bits: (n, C, H, W) uint8."""
+        part = self if rows is None else replace(self, pixels=self.pixels[rows])
+        return as_levels(part.visible())
+
+
+def as_levels(pictures: np.ndarray) -> np.ndarray:
+    """Pictures (n, ...) in [0, 1], where they are not cut off, as levels of 8 bits: a part of them after another."""
+    levels, first = np.empty(pictures.shape, np.uint8), 0
+    for part in _parts(pictures):
+        levels[first : first + len(part)] = np.rint(np.clip(part, 0, 1) * 255)
+        first += len(part)
+    return levels
+
 
 ARRAYS = ("pixels", "labels", "segments", "soft_labels", "whitening_mean", "whitening_matrix")
 """The parts of an artifact that its digest covers byte by byte."""

@@ -11,7 +11,7 @@ group's file holds all that the next round needs.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from dasm_ray.store import parquetfile, tensors
 from dasm_ray.store.place import Place
+from dasm_ray.store.room import room
 
 COLUMNS = {
     "label": np.int64,
@@ -164,10 +165,20 @@ def segment_pixels(place: Place, segment: int, classes: int, name: str) -> np.nd
     """
     start = f"segment_{segment:03d}_group_"
     names = [found for found in place.names() if found.startswith(start)]
-    parts = [part[name] for part in (tensors.read(place / found)[0] for found in names) if name in part]
-    if not parts and name == "initial" and (place / start_name(segment)).exists():
-        parts = [tensors.read(place / start_name(segment))[0]["initial"]]
-    whole = [part for part in parts if part.ndim == 5 and part.shape[1:] == parts[0].shape[1:]]
-    if not whole or sum(map(len, whole)) != classes:
-        return None
-    return np.concatenate(whole)
+    whole = _whole((tensors.read(place / found)[0] for found in names), classes, name)
+    if whole is None and name == "initial" and (place / start_name(segment)).exists():
+        whole = _whole([tensors.read(place / start_name(segment))[0]], classes, name)
+    return whole
+
+
+def _whole(groups: Iterable[Mapping[str, np.ndarray]], classes: int, name: str) -> np.ndarray | None:
+    """An array of all classes out of those of groups, one of which is in memory at a time; None unless they fit."""
+    whole, first = None, 0
+    for part in (group[name] for group in groups if name in group):
+        if whole is None and part.ndim == 5:
+            whole = room((classes, *part.shape[1:]), np.float32)
+        if whole is None or part.shape[1:] != whole.shape[1:] or first + len(part) > classes:
+            return None
+        whole[first : first + len(part)] = part
+        first += len(part)
+    return whole if first == classes else None
