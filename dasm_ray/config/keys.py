@@ -220,6 +220,10 @@ class OwnModel(Model):
     code: StrictStr = Field(description="what stands for its code in digests")
 
 
+CHOSEN_STARTS = ("loop", "cover")
+"""Values of synthetic.init by which the images that a segment starts from are chosen, not drawn."""
+
+
 class Synthetic(Section):
     """The shape of the synthetic set."""
 
@@ -235,11 +239,11 @@ class Synthetic(Section):
         "large.",
         json_schema_extra=ONLY_IF_SET,
     )
-    init: Literal["mix", "real", "noise", "loop"] = Field(
+    init: Literal["mix", "real", "noise", "loop", "cover"] = Field(
         "mix",
         description="What images start from: mix, f times f downsized real images of the window; real, one real "
         "image; noise; loop, as mix but chosen: the images nearest to k-means centres, then what probes "
-        "get wrong and experts right, easiest first.",
+        "get wrong and experts right, easiest first; cover, as loop, but of those what is nearest to their centres.",
     )
     group_size: Count | None = Field(
         None, description="Classes that one task works on; unset: half of them, and five at most."
@@ -724,7 +728,7 @@ class RunConfig(Section):
     @property
     def start_factor(self) -> int:
         """A slot starts as so many times so many real images."""
-        return self.synthetic.factor if self.synthetic.init in ("mix", "loop") else 1
+        return self.synthetic.factor if self.synthetic.init in ("mix", *CHOSEN_STARTS) else 1
 
     @property
     def base(self) -> BaseMatcher:

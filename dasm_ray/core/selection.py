@@ -125,11 +125,13 @@ def loop(
     frontier: Indices,
     static: Scores,
     generator: np.random.Generator,
+    covers: bool = False,
 ) -> Indices:
     """``count`` unused samples of a class to start a segment from: the frontier's easiest, then what covers the target.
 
     ``features`` (n, d) and the ``static`` score (n,) of one class; ``target``, ``used`` and ``frontier`` are
-    within-class indices. First come the unused ones of the frontier, easiest first; where that is not enough, those
+    within-class indices. First come the unused ones of the frontier, easiest first, or, where it ``covers`` and has
+    more of them, those nearest to ``count`` k-means centres of it; where that is not enough, those
     nearest to as many k-means centres of the unused rest of the target; where that is used up too, what else is unused,
     easiest first. In the order chosen. DataError where fewer than ``count`` are unused.
     """
@@ -137,7 +139,11 @@ def loop(
     unused = ~np.isin(order, used)
     _refuse_small(int(np.count_nonzero(unused)), count)
     is_frontier, is_target = np.isin(order, frontier), np.isin(order, target)
-    first = order[unused & is_frontier][:count]
+    first = order[unused & is_frontier]
+    if covers and len(first) > count:
+        first = np.sort(first)
+        first = first[k_means(features[first], count, generator)]
+    first = first[:count]
     rest = np.sort(order[unused & ~is_frontier & is_target])
     covering = min(count - len(first), len(rest))
     second = rest[k_means(features[rest], covering, generator)] if covering else rest[:0]

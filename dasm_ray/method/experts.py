@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dasm_ray.config.keys import CHOSEN_STARTS
 from dasm_ray.core.networks.training import steps_for
 from dasm_ray.method.run import Run, run_all
 from dasm_ray.method.sets import Pixels
@@ -67,7 +68,7 @@ def _say_if_weak(run: Run, accuracy: float) -> None:
     config, least = run.config, max(GOOD, ABOVE_CHANCE / run.classes)
     uses = {
         "windows": config.window.policy == "frontier",
-        "starts": config.synthetic.init == "loop",
+        "starts": config.synthetic.init in CHOSEN_STARTS,
         "real batches": config.matcher.frontier_share > 0,
         "soft labels": config.learns_labels,
     }

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dasm_ray.config.digests import digest_of, result_keys
+from dasm_ray.config.keys import CHOSEN_STARTS
 from dasm_ray.core.scoring import shard_ranges
 from dasm_ray.core.window import window
 from dasm_ray.errors import NonFinite
@@ -74,7 +75,7 @@ def target_of(run: Run, segment: int, scores: Scores) -> Target:
 
 
 def _needs_frontier(run: Run) -> bool:
-    return run.config.synthetic.init == "loop" or run.config.matcher.frontier_share > 0
+    return run.config.synthetic.init in CHOSEN_STARTS or run.config.matcher.frontier_share > 0
 
 
 def window_of(run: Run, scores: Scores) -> list[Indices]:

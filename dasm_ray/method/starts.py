@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dasm_ray.config.keys import CHOSEN_STARTS
 from dasm_ray.method.experts import Experts, soft_labels
 from dasm_ray.method.run import Run, run_all
 from dasm_ray.method.sets import Held, Images, Indices, Segment, Segments, Target, labels_of, stored
@@ -26,7 +27,8 @@ def start_of(
     frozen: Segments,
 ) -> tuple[Segment, list[Indices]]:
     """A segment before its first round, and the within-class indices of all real images that started one by now."""
-    chosen = _chosen(run, segment, scores, target, used, experts) if run.config.synthetic.init == "loop" else None
+    is_chosen = run.config.synthetic.init in CHOSEN_STARTS
+    chosen = _chosen(run, segment, scores, target, used, experts) if is_chosen else None
     begun = _begun(run, segment, target, used, chosen)
 
     def again() -> list[ObjectRef]:
@@ -66,7 +68,7 @@ def _begun(run: Run, segment: int, target: Target, used: list[Indices], chosen: 
 def _chosen(
     run: Run, segment: int, scores: Scores, target: Target, used: list[Indices], experts: Experts
 ) -> list[Indices]:
-    """What a segment starts from by the loop, class by class: the frontier's easiest, then what covers the target."""
+    """What a segment starts from by choice, class by class: images of the frontier, then what covers the target."""
     known = [
         ClassStanding(*each, scores.static[scores.label == label])
         for label, each in enumerate(zip(target.window, used, target.frontier, strict=True))

@@ -472,14 +472,14 @@ class Worker:
     def choose_start(
         self, job: Job, segment: int, label: int, expert: tuple[ObjectRef], known: ClassStanding
     ) -> Indices:
-        """Within-class indices (m f^2,) of what a segment of one class starts from, where the loop chooses it."""
+        """Within-class indices (m f^2,) of what a segment of one class starts from, where it is chosen."""
         config = job.config
         features = self._expert_features(job, label, expert)
         count, generator = (
             config.sizes[segment] * config.start_factor**2,
             numpy_generator(config.seed, "loop", segment, label),
         )
-        return selection.loop(features, count, *known, generator)
+        return selection.loop(features, count, *known, generator, covers=config.synthetic.init == "cover")
 
     def label_softly(self, job: Job, experts: tuple[ObjectRef, ...], training: Stored | Chosen) -> NDArray[np.float32]:
         """Soft labels by the experts' last snapshots for the images of a training: logits (N, K).

@@ -19,7 +19,7 @@ from dasm_ray.config.parsing import parse_config
 from dasm_ray.config.plain_yaml import read_mapping
 from dasm_ray.errors import ConfigError
 
-INITS = ("mix", "loop", "real", "noise")
+INITS = ("mix", "loop", "cover", "real", "noise")
 
 # --- fields ------------------------------------------------------------------------------------------------------
 
@@ -77,7 +77,7 @@ def test_the_depth_grows_with_the_images_of_a_class(ipc: int, factor: int, depth
 
 def test_a_slot_starts_from_as_many_real_images_as_its_init_packs() -> None:
     factors = {init: parse_config({"synthetic": {"factor": 2, "init": init}}).start_factor for init in INITS}
-    assert factors == {"mix": 2, "loop": 2, "real": 1, "noise": 1}
+    assert factors == {"mix": 2, "loop": 2, "cover": 2, "real": 1, "noise": 1}
 
 
 def test_another_network_has_the_recipe_that_networks_says_and_the_norm_that_it_takes() -> None:

@@ -363,6 +363,19 @@ def test_the_loop_takes_the_frontiers_easiest_then_the_centres_then_the_rest(see
     assert not set(chosen) & set(used.tolist())
 
 
+@pytest.mark.parametrize("count", [2, 5])
+def test_a_start_that_covers_takes_what_is_nearest_to_the_frontiers_centres(count: int) -> None:
+    """All of the frontier where it has no more, as the loop does."""
+    features, static = integer_features(3, 20, 3), np.arange(20)[::-1].copy()
+    target, used, frontier = np.arange(20), np.array([2, 11]), np.array([1, 2, 5, 8])
+    chosen = loop(features, count, target, used, frontier, static, numpy_generator(1), covers=True)
+    left = np.array([1, 5, 8])
+    if count < len(left):
+        assert chosen.tolist() == left[k_means(features[left], count, numpy_generator(1))].tolist()
+    else:
+        assert chosen.tolist() == loop(features, count, target, used, frontier, static, numpy_generator(1)).tolist()
+
+
 def test_the_loop_refuses_a_class_that_is_used_up() -> None:
     features, none = integer_features(0, 5, 2), np.empty(0, np.int64)
     with pytest.raises(DataError, match="a class has 3 images, fewer than the 4 to pick"):

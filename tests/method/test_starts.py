@@ -90,6 +90,25 @@ def test_later_segments_start_from_what_every_probe_misses_and_experts_know(
     assert seen > 50, "probes that know little of digits miss many"
 
 
+def test_a_start_that_covers_is_nearest_to_the_centres_of_what_every_probe_misses(
+    digits: RealRefs, looped: tuple[Run, WatchedPool, Path], tmp_path: Path
+) -> None:
+    _, easiest, _ = looped
+    run, pool = run_of(digits, tmp_path, synthetic=LOOP | {"init": "cover"})
+    scores, others = scores_of(run, 1), 0
+    assert scores.missed is not None
+    for label in range(10):
+        mine = scores.label == label
+        first, chosen = (pool.chosen[f"choice for segment {number}, class {label}"] for number in (1, 2))
+        assert first == easiest.chosen[f"choice for segment 1, class {label}"]
+        frontier = set(np.flatnonzero(scores.missed[mine] & scores.known[mine]).tolist()) - set(first)
+        assert len(set(chosen) & frontier) == min(16, len(frontier))
+        others += len(frontier) > 16 and sorted(chosen) != sorted(
+            easiest.chosen[f"choice for segment 2, class {label}"]
+        )
+    assert others > 0, "some class has more in its frontier than the segment takes"
+
+
 def test_no_image_starts_twice_and_a_start_is_found_again(
     digits: RealRefs, looped: tuple[Run, WatchedPool, Path]
 ) -> None:
