@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -101,6 +101,14 @@ def _turned(images: Tensor, angle: Tensor) -> Tensor:
     return F.grid_sample(images, grid.to(images.dtype), align_corners=False)
 
 
+class _Kept(Protocol):
+    """What torch gives a function to keep tensors in for its gradient."""
+
+    saved_tensors: tuple[Tensor, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
 class Turned(torch.autograd.Function):
     """``_turned``, its gradient added up in one order: the same bits again, also on a GPU.
 
@@ -114,12 +122,12 @@ class Turned(torch.autograd.Function):
         return _turned(images, angle)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: _Kept, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         """Keeps what the gradient needs: no image."""
         ctx.save_for_backward(inputs[1])
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Kept, slope: Tensor) -> tuple[Tensor, None]:
         """The gradient by images; angles have none."""
         return _taken(slope, ctx.saved_tensors[0].to(slope.dtype)), None
 
