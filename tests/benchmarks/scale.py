@@ -390,11 +390,12 @@ def large(images: int = 20_000, side: int = 224, workers: int = 2) -> Figures:
 
 def photos(images: int = 300, side: int = 224, workers: int = 2) -> Figures:
     """Three classes of large images in tiles of a third, from the set to the table: seconds, and memory of a worker."""
-    training = {"batch": 16, "augment": "color_crop_flip"}
+    training = {"batch": 8, "augment": "color_crop_flip"}
     recipe = recipe_of(Path("unset")) | {
         "model": {"width": 16, "depth": 5},
         "synthetic": {"ipc": 4, "segments": 2, "factor": 3},
         "experts": {"count": 2, "epochs": 10} | training,
+        "probe": {"epochs": 20} | training,
         "matcher": {"rounds": 4, "networks": 3, "batch_real": 32, "micro": 8, "snapshots": [[0, 10]]},
         "evaluate": {"epochs": 30, "full_epochs": 10, "seeds": 2, "rows": ["distilled", "initial", "random"]}
         | training,
