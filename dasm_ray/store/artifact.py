@@ -219,6 +219,7 @@ def _write_whitening(file: Place, artifact: Artifact) -> None:
         tensors.write(file, {"mean": artifact.whitening_mean, "matrix": artifact.whitening_matrix}, {})
 
 
+@parquetfile.returned()
 def _write_parquet(folder: Place, artifact: Artifact) -> dict[str, str]:
     """Writes the rows as one or more files, removes those of an older set; returns names and SHA-256 of the files."""
     rows = len(artifact.labels)
@@ -376,6 +377,7 @@ def space(artifact: Artifact) -> str:
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
+@parquetfile.returned()
 def read_artifact(place: Place) -> Artifact:
     """The set in folder ``place``; ArtifactError if it is missing, damaged, unsound or of a later version.
 

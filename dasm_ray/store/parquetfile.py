@@ -6,6 +6,9 @@ that Python lent it, and one that does so while the interpreter ends takes the w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +16,19 @@ import pyarrow.parquet as pq
 from dasm_ray.store.place import Place
 
 
+@contextmanager
+def returned() -> Iterator[None]:
+    """What Arrow takes and lets go in here goes back to the system; Arrow would keep it while the process lives.
+
+    Pages of a set of images take some hundred MB, of which a driver that then waits for days has no use.
+    """
+    try:
+        yield
+    finally:
+        pa.default_memory_pool().release_unused()
+
+
+@returned()
 def write(place: Place, table: pa.Table) -> None:
     """Writes ``table`` as one Parquet file, in the stead of an older one."""
     sink = pa.BufferOutputStream()
@@ -20,6 +36,7 @@ def write(place: Place, table: pa.Table) -> None:
     place.write_bytes(sink.getvalue().to_pybytes())
 
 
+@returned()
 def read(data: bytes) -> pa.Table:
     """The table of a Parquet file whose bytes are ``data``; OSError or pa.ArrowException if they are none."""
     return opened(data).read(use_threads=False)

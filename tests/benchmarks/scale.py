@@ -72,20 +72,23 @@ Figures = dict[str, Any]
 
 
 def write_images(folder: Path, classes: int, images: int, side: int) -> Data:
-    """A Parquet set of so many images of noise, in the order of a shuffle, as bitmaps: reading them costs little."""
+    """A Parquet set of so many images of noise, in the order of a shuffle, as bitmaps: reading them costs little.
+
+    Row groups have 100 rows, as the `datasets` library writes them for images.
+    """
     draw = np.random.Generator(np.random.PCG64(0))
     labels = draw.permutation(np.arange(images) % classes)
     folder.mkdir(parents=True, exist_ok=True)
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     schema = pa.schema([("image", kind), ("label", pa.int64())])
     with pq.ParquetWriter(folder / "train.parquet", schema, compression="none") as writer:
-        for first in range(0, images, 1000):
+        for first in range(0, images, 100):
             rows = []
-            for _ in labels[first : first + 1000]:
+            for _ in labels[first : first + 100]:
                 out = io.BytesIO()
                 Image.fromarray(draw.integers(0, 256, (side, side, 3), np.uint8)).save(out, "BMP")
                 rows.append({"bytes": out.getvalue(), "path": "x.bmp"})
-            writer.write_table(pa.table([pa.array(rows, kind), labels[first : first + 1000]], schema=schema))
+            writer.write_table(pa.table([pa.array(rows, kind), labels[first : first + 100]], schema=schema))
     # One image in ten is held out as validation, one in five as test, by its content.
     return Data(name="parquet", path=str(folder), val_share=0.1, test_share=0.2)
 
@@ -381,8 +384,9 @@ def large(images: int = 20_000, side: int = 224, workers: int = 2) -> Figures:
     recipe = recipe_of(Path("unset")) | {
         "model": {"width": 8, "depth": 5},
         "experts": {"count": 2, "epochs": 1, "batch": 4},
-        "matcher": {"rounds": 4, "networks": 2, "batch_real": 8, "snapshots": [[0, 1]]},
-        "evaluate": {"epochs": 2, "full_epochs": 1, "seeds": 2, "rows": ["distilled", "random"]},
+        "matcher": {"rounds": 4, "networks": 2, "batch_real": 8, "micro": 4, "snapshots": [[0, 1]]},
+        "probe": {"epochs": 20, "batch": 4},
+        "evaluate": {"epochs": 2, "full_epochs": 1, "batch": 4, "seeds": 2, "rows": ["distilled", "random"]},
     }
     size = {"images": images, "decoded MiB": (images * 3 * side * side) >> 20}
     return size | watched(recipe, 10, images, side, workers)

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from dasm_ray.config.keys import Data
 from dasm_ray.config.shown import escaped
 from dasm_ray.errors import DataError, RunDirError
+from dasm_ray.store import parquetfile
 from dasm_ray.store.datasets.found import Found, LeftOut, SplitFound
 from dasm_ray.store.datasets.listing import Listing, is_hidden, list_one_level
 from dasm_ray.store.datasets.pixels import first_line
@@ -421,11 +422,8 @@ def _per_class(tables: Sequence[_Table], classes: int) -> tuple[int, ...]:
 
 def read_parquet(shard: Shard) -> Rows:
     """The rows of a shard, read from the row groups that hold them, a few at a time."""
-    try:
+    with parquetfile.returned():  # a column's pages may be a row group twice over
         yield from _rows(shard)
-    finally:
-        # Arrow keeps what a column's pages took, which may be a row group twice over, for as long as the process lives.
-        pa.default_memory_pool().release_unused()
 
 
 def _rows(shard: Shard) -> Rows:
