@@ -377,7 +377,6 @@ def space(artifact: Artifact) -> str:
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-@parquetfile.returned()
 def read_artifact(place: Place) -> Artifact:
     """The set in folder ``place``; ArtifactError if it is missing, damaged, unsound or of a later version.
 
@@ -385,8 +384,7 @@ def read_artifact(place: Place) -> Artifact:
     """
     described, plain = read_description(place)
     try:
-        files = _opened(place / "data", described)
-        artifact = _assemble(described, plain, files, _read_whitening(place / WHITENING, described))
+        artifact = _read(place, described, plain)
         _check(artifact)
         stamp = digest(artifact)
     except RunDirError as error:
@@ -396,6 +394,13 @@ def read_artifact(place: Place) -> Artifact:
     if stamp != described.digest:
         raise damaged(place, f"its content does not have the digest {described.digest}")
     return artifact
+
+
+@parquetfile.returned()
+def _read(place: Place, described: Description, plain: Values) -> Artifact:
+    """The set as its files have it; their bytes are let go before anybody looks at it."""
+    whitening = _read_whitening(place / WHITENING, described)
+    return _assemble(described, plain, _opened(place / "data", described), whitening)
 
 
 def _read_whitening(file: Place, described: Description) -> dict[str, np.ndarray]:
