@@ -18,7 +18,7 @@ from dasm_ray.config.digests import config_digest, digest_of
 from dasm_ray.config.keys import Model, RunConfig
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.config.selections import SELECTIONS
-from dasm_ray.config.shown import escaped
+from dasm_ray.config.shown import escaped, several
 from dasm_ray.config.space import Sweep
 from dasm_ray.config.study import Study
 from dasm_ray.errors import ArtifactError, ConfigError, RunFailure
@@ -222,7 +222,7 @@ def estimate(config: RunConfig) -> list[str]:
         whole = replace(run, config=run.config.for_classes(run.classes))
         found, workers = measured(whole), run.session.workers
     lines = [
-        f"{stage.name:24} {clock_text(stage.wall(workers))} on {workers} worker{'s' * (workers > 1)}, "
+        f"{stage.name:24} {clock_text(stage.wall(workers))} on {several(workers, 'workers')}, "
         f"{clock_text(stage.seconds)} of work in {stage.tasks} parallel tasks"
         for stage in found.stages
     ]
@@ -519,8 +519,9 @@ def tested_by(run: Run) -> int:
 def _title(config: RunConfig, network: str | None = None) -> str:
     synthetic, seeds = config.synthetic, config.evaluate.seeds
     return (
-        f"{config.data.name}, {synthetic.ipc} images a class (factor {synthetic.factor}), {config.matcher.name} in "
-        f"{synthetic.segments} segment{'s' * (synthetic.segments > 1)}, {config.window.policy} windows; {seeds} seeds"
+        f"{config.data.name}, {several(synthetic.ipc, 'images')} a class (factor {synthetic.factor}), "
+        f"{config.matcher.name} in {several(synthetic.segments, 'segments')}, {config.window.policy} windows; "
+        f"{several(seeds, 'seeds')}"
         f"{'' if network is None else f', {escaped(network, 100)}'}"
     )
 

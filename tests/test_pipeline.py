@@ -175,7 +175,7 @@ def test_a_comparison_that_was_killed_computes_only_what_is_missing(recipes: lis
     by_set = {(line["set"], line["labels"]): line["bytes"] for line in lines if line["ipc"] == 1}
     assert by_set["random", "hard"] == 10 * 64 + 10
     assert by_set["small", "soft"] == 10 * 64 * 4 + 10 * 10 * 4
-    assert "convnet, 1 images a class" in out
+    assert "convnet, 1 image a class" in out
     assert (run / "table.md").read_text().count("±") >= len(rows)
 
 

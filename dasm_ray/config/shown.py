@@ -1,4 +1,5 @@
-"""What a terminal, a log or a kept file may be given of a text: no secret, and nothing that moves a cursor.
+"""What a terminal, a log or a kept file may be given of a text: no secret, and nothing that moves a cursor; and how
+many of a thing there are, in words.
 
 What must stay true: a text that `secret_in` finds nothing in holds nothing that `masked` would hide, and the other way
 round; `escaped` changes no other text that can be printed as it is.
@@ -95,3 +96,8 @@ def _is_odd(character: str) -> bool:
 
 def _written(character: str) -> str:
     return character.encode("unicode_escape").decode()
+
+
+def several(count: int, things: str) -> str:
+    """So many ``things``, a word whose plural has an s: 1 seed, 3 seeds."""
+    return f"{count} {things if count != 1 else things.removesuffix('s')}"

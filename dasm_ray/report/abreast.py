@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from dasm_ray.config.shown import escaped
+from dasm_ray.config.shown import escaped, several
 from dasm_ray.plain import Tree
 from dasm_ray.report import differences, figures
 from dasm_ray.report.gathered import Gathered, gather, runs_in, table_of
@@ -97,7 +97,7 @@ def _differences(places: Sequence[Place]) -> Iterator[Tree]:
             arms = [arm for arm in found["arms"] if arm["ipc"] == ipc]
             drawn = [(arm["arm"], gain) for arm in arms if (gain := arm["differences"].get("validation"))]
             if drawn:
-                title = f"Points over {escaped(found['against'], 60)} at {ipc} images a class"
+                title = f"Points over {escaped(found['against'], 60)} at {several(ipc, 'images')} a class"
                 says = (
                     "Validation accuracy, pairs at one distillation seed. A bar is two standard errors to either side."
                 )

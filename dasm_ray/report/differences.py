@@ -16,6 +16,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from dasm_ray.config.shown import several
 from dasm_ray.config.study import Screened, Study
 from dasm_ray.core.paired import BySeed, Mean, main_effects, paired, pooled
 from dasm_ray.plain import Tree
@@ -182,7 +183,8 @@ def _of_unlike_work(study: Study, known: Sequence[Tried]) -> Iterator[str]:
         work = {tried.arm: tried.class_steps for tried in known if tried.ipc == ipc and tried.class_steps}
         unlike = [name for name, steps in work.items() if study.against in work and steps != work[study.against]]
         if unlike:
-            yield f"At {ipc} images a class not as many class-steps as {study.against}: {', '.join(unlike)}."
+            size = several(ipc, "images")
+            yield f"At {size} a class not as many class-steps as {study.against}: {', '.join(unlike)}."
 
 
 # --- drawing -----------------------------------------------------------------------------------------------------
@@ -197,7 +199,7 @@ def tables(found: Tree) -> dict[str, Lines]:
     """The tables of a summary by their titles: of each size accuracies and costs, and the effects at last."""
     drawn: dict[str, Lines] = {}
     for ipc in dict.fromkeys(arm["ipc"] for arm in found["arms"]):
-        arms, size = [arm for arm in found["arms"] if arm["ipc"] == ipc], f"{ipc} images a class"
+        arms, size = [arm for arm in found["arms"] if arm["ipc"] == ipc], f"{several(ipc, 'images')} a class"
         drawn[size] = _accuracies(found, arms, SPLITS)
         if any(arm[measure] is not None for arm in arms for measure in BY_THIRD):
             drawn[f"{size}, validation images by difficulty"] = _accuracies(found, arms, BY_THIRD)

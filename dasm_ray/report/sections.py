@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from dasm_ray.config.digests import config_digest, result_keys
-from dasm_ray.config.shown import escaped
+from dasm_ray.config.shown import escaped, several
 from dasm_ray.plain import Plain, Tree, Values
 from dasm_ray.report import audited, figures
 from dasm_ray.report.gallery import gallery
@@ -105,8 +105,8 @@ def _tiles(run: Gathered) -> Iterator[Tree]:
     if made and real:
         yield {"value": f"{real / made:.3g}×", "label": "fewer images", "note": f"{number(made)} for {number(real)}"}
     if log.seconds:
-        crew = f"{log.workers} workers, " if log.workers > 1 else ""
-        yield {"value": duration(log.seconds), "label": "of work", "note": f"{crew}{log.losses} tasks lost"}
+        crew = f"{several(log.workers, 'workers')}, " if log.workers > 1 else ""
+        yield {"value": duration(log.seconds), "label": "of work", "note": f"{crew}{several(log.losses, 'tasks')} lost"}
 
 
 def _tiles_of_accuracy(run: Gathered) -> Iterator[Tree]:
@@ -130,12 +130,12 @@ def _settings(run: Gathered) -> Iterator[tuple[str, str]]:
     synthetic, model, many = config.synthetic, config.model, config.synthetic.segments
     tiles = f", {synthetic.factor**2} tiles each" if synthetic.factor > 1 else ""
     yield "real images", config.data.name
-    yield "synthetic", f"{synthetic.ipc} images a class{tiles}, in {many} segment{'s' * (many > 1)}"
-    yield "base matcher", f"{config.matcher.name}, {config.matcher.rounds} rounds a segment"
+    yield "synthetic", f"{several(synthetic.ipc, 'images')} a class{tiles}, in {several(many, 'segments')}"
+    yield "base matcher", f"{config.matcher.name}, {several(config.matcher.rounds, 'rounds')} a segment"
     yield "windows", config.window.policy
     yield "network", f"{config.network_name}, width {model.width}" + (f", depth {model.depth}" if model.depth else "")
-    yield "experts", f"{config.experts.count}, {config.experts.epochs} epochs each"
-    yield "evaluation", f"{config.evaluate.seeds} seeds, {config.evaluate.epochs} epochs"
+    yield "experts", f"{config.experts.count}, {several(config.experts.epochs, 'epochs')} each"
+    yield "evaluation", f"{several(config.evaluate.seeds, 'seeds')}, {several(config.evaluate.epochs, 'epochs')}"
     yield "seed", str(config.seed)
 
 

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dasm_ray.config.selections import SELECTIONS
+from dasm_ray.config.shown import several
 from dasm_ray.plain import Tree
 
 HEADINGS = ("ipc", "network", "set", "labels", "seeds", "test", "validation", "IOR", "HLR", "ratio", "note")
@@ -100,7 +101,7 @@ def _against_the_chosen(made: Row, rows: Sequence[Row]) -> str:
         return ""
     gain, seeds = made.mean - best.mean, min(len(made.accuracies), len(best.accuracies))
     chosen, figures = selection_of(best), f"{100 * best.mean:.1f} against {100 * made.mean:.1f}"
-    where = _join(made.network, "" if made.ipc is None else f"{made.ipc} images a class")
+    where = _join(made.network, "" if made.ipc is None else f"{several(made.ipc, 'images')} a class")
     where = f" ({where})" if where else ""
     if gain <= 0:
         return f"{chosen} does at least as well as {made.name}{where}, {figures}: choosing takes seconds, so take it."
@@ -171,7 +172,7 @@ def told(row: Row) -> tuple[str, str]:
 def _groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows of one size and network, by what tells them apart; the full data stand with every size."""
     sizes = {(row.network, row.ipc): None for row in rows if row.name != "full"}
-    names = {key: _join(key[0], "" if key[1] is None else f"{key[1]} images a class") for key in sizes}
+    names = {key: _join(key[0], "" if key[1] is None else f"{several(key[1], 'images')} a class") for key in sizes}
     return {
         name: [row for row in rows if row.network == network and (row.ipc == ipc or row.name == "full")]
         for (network, ipc), name in names.items()

@@ -14,6 +14,7 @@ from functools import cached_property
 from dasm_ray.config.compared import Plan, at_size
 from dasm_ray.config.digests import digest_of
 from dasm_ray.config.keys import Evaluate, RunConfig
+from dasm_ray.config.shown import several
 from dasm_ray.core.networks.training import steps_for
 from dasm_ray.method.choices import choices, random_choice
 from dasm_ray.method.dasm import distil
@@ -117,7 +118,9 @@ class Comparison:
                 made = distil(of_its_own, train_experts(of_its_own))
                 write_artifact(place, distilled_set(of_its_own, made.segments))
         kept = read_artifact(place)
-        self._run.progress.note(f"{config.name} at {config.synthetic.ipc} images a class: digest {digest(kept)}")
+        self._run.progress.note(
+            f"{config.name} at {several(config.synthetic.ipc, 'images')} a class: digest {digest(kept)}"
+        )
         return images_of(kept), kept.factor
 
     @cached_property

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dasm_ray.config.shown import escaped, masked, odd_character, secret_in
+from dasm_ray.config.shown import escaped, masked, odd_character, secret_in, several
 
 SECRETS = {
     "key and secret": ("s3://KEY:SECRET@bucket/path", "s3://***@bucket/path"),
@@ -101,3 +101,7 @@ def test_what_is_long_is_cut_and_anything_can_be_shown() -> None:
     assert escaped("x" * 500, 10) == "xxxxxxxxxx ... (500 characters)"
     assert escaped(None) == "None"
     assert escaped(["\x1b"]) == r"['\x1b']"
+
+
+def test_one_thing_is_no_several() -> None:
+    assert [several(count, "images") for count in (0, 1, 2)] == ["0 images", "1 image", "2 images"]

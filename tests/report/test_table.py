@@ -160,9 +160,9 @@ def test_every_size_and_network_has_its_own_table_gains_and_full_row() -> None:
     assert [round(100 * (hlr(row, rows) or 0)) for row in rows] == [16, 36, 6, 12, 0, 40, 36, 0]
     text = drawn(rows, "toy")
     assert all(len(line) <= 80 for line in text.splitlines())
-    heads = [" ".join(line.split()) for line in text.splitlines() if "images a class" in line]
+    heads = [" ".join(line.split()) for line in text.splitlines() if " a class" in line]
     assert heads == [
-        "toy, convnet, 1 images a class", "toy, convnet, 10 images a class", "toy, mlp, 1 images a class"
+        "toy, convnet, 1 image a class", "toy, convnet, 10 images a class", "toy, mlp, 1 image a class"
     ]  # fmt: skip
     assert sum(line.split()[:1] == ["full"] for line in text.splitlines()) == 3
     assert "| 10 | convnet | idc |" in markdown(rows)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dasm_ray.config.keys import Data
-from dasm_ray.config.shown import escaped
+from dasm_ray.config.shown import escaped, several
 from dasm_ray.errors import DataError, RunDirError
 from dasm_ray.store import parquetfile
 from dasm_ray.store.datasets.found import Found, LeftOut, SplitFound
@@ -259,7 +259,7 @@ def _name(paths: Sequence[str]) -> str:
 
 def _count(files: Files) -> str:
     count = sum(map(len, files.splits.values()))
-    return f"{count} file{'s' * (count > 1)}"
+    return several(count, "files")
 
 
 def _what_else(place: Place) -> str:
