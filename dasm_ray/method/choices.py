@@ -18,7 +18,8 @@ from dasm_ray.method.experts import Experts
 from dasm_ray.method.run import Run, run_all
 from dasm_ray.method.scores import sharded
 from dasm_ray.method.sets import Choice, Held, Indices, Patched, Pixels, Segment, flattened
-from dasm_ray.runtime.pool import ObjectRef, task
+from dasm_ray.runtime.pool import task
+from dasm_ray.runtime.sharing import ObjectRef
 from dasm_ray.runtime.worker import Worker
 
 FEATURES, OF_CROPS = "features", "crops"

@@ -11,8 +11,9 @@ from dasm_ray.config.keys import CHOSEN_STARTS
 from dasm_ray.core.networks.training import steps_for
 from dasm_ray.method.run import Run, run_all
 from dasm_ray.method.sets import Pixels
-from dasm_ray.runtime.pool import Done, ObjectRef, Task, task
+from dasm_ray.runtime.pool import Done, Task, task
 from dasm_ray.runtime.progress import clock_text
+from dasm_ray.runtime.sharing import ObjectRef
 from dasm_ray.runtime.snapshots import SnapshotRef
 from dasm_ray.runtime.worker import Chosen, Stored, Worker
 from dasm_ray.store.rundir import remove_temporaries

@@ -10,7 +10,8 @@ from dasm_ray.config.keys import RunConfig
 from dasm_ray.method.experts import Experts
 from dasm_ray.method.run import Run, run_all
 from dasm_ray.method.sets import Segments, flattened
-from dasm_ray.runtime.pool import ObjectRef, task
+from dasm_ray.runtime.pool import task
+from dasm_ray.runtime.sharing import ObjectRef
 from dasm_ray.runtime.worker import Worker
 
 WALK = (0.0, 0.125, 0.25, 0.5, 1.0)

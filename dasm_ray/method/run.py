@@ -24,9 +24,10 @@ from dasm_ray.runtime.decoding import RealRefs, load_real
 from dasm_ray.runtime.metrics import Metrics
 from dasm_ray.runtime.opening import check_settled, open_checked, settled
 from dasm_ray.runtime.plan import GIB
-from dasm_ray.runtime.pool import Done, ObjectRef, Pool, Task, task
+from dasm_ray.runtime.pool import Done, Pool, Task, task
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.session import Session
+from dasm_ray.runtime.sharing import ObjectRef
 from dasm_ray.runtime.turns import Hearing
 from dasm_ray.runtime.worker import Answer, Job, Worker, environment
 from dasm_ray.store import tensors

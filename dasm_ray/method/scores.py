@@ -22,7 +22,8 @@ from dasm_ray.method.experts import Experts
 from dasm_ray.method.probes import Probes
 from dasm_ray.method.run import Run, run_all
 from dasm_ray.method.sets import Indices, Target
-from dasm_ray.runtime.pool import ObjectRef, task
+from dasm_ray.runtime.pool import task
+from dasm_ray.runtime.sharing import ObjectRef
 from dasm_ray.runtime.worker import Worker
 from dasm_ray.store import tensors
 from dasm_ray.store.checkpoints import Scores, read_scores, scores_name, write_scores

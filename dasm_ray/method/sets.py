@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from dasm_ray.config.digests import config_digest, result_keys
 from dasm_ray.method.run import Run
-from dasm_ray.runtime.pool import ObjectRef, Pool
+from dasm_ray.runtime.pool import Pool
+from dasm_ray.runtime.sharing import ObjectRef
 from dasm_ray.runtime.worker import Chosen, Stored
 from dasm_ray.store.artifact import Artifact
 from dasm_ray.store.checkpoints import KeptPixels

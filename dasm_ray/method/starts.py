@@ -12,7 +12,8 @@ from dasm_ray.method.experts import Experts, soft_labels
 from dasm_ray.method.run import Run, run_all
 from dasm_ray.method.sets import Held, Images, Indices, Segment, Segments, Target, labels_of, stored
 from dasm_ray.runtime.groups import groups_in
-from dasm_ray.runtime.pool import Done, ObjectRef, task
+from dasm_ray.runtime.pool import Done, task
+from dasm_ray.runtime.sharing import ObjectRef
 from dasm_ray.runtime.worker import ClassStanding, Worker
 from dasm_ray.store.checkpoints import Scores
 

@@ -10,7 +10,8 @@ import numpy as np
 from dasm_ray.config.digests import digest_of
 from dasm_ray.method.experts import Experts
 from dasm_ray.method.run import Run, run_all
-from dasm_ray.runtime.pool import ObjectRef, task
+from dasm_ray.runtime.pool import task
+from dasm_ray.runtime.sharing import ObjectRef
 from dasm_ray.runtime.worker import Worker
 from dasm_ray.store import tensors
 

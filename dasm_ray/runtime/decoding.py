@@ -29,8 +29,9 @@ from dasm_ray.plain import Tree, Values
 from dasm_ray.runtime import watchdog
 from dasm_ray.runtime.machine import check_whitening
 from dasm_ray.runtime.parts import on_node, this_node
-from dasm_ray.runtime.pool import ObjectRef, failure_of, loss_of
+from dasm_ray.runtime.pool import failure_of, loss_of
 from dasm_ray.runtime.progress import Progress
+from dasm_ray.runtime.sharing import ObjectRef
 from dasm_ray.store.datasets import sorting
 from dasm_ray.store.datasets.blockcache import BlockCache, Index, Kept, Making
 from dasm_ray.store.datasets.fingerprint import fingerprint

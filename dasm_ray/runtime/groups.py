@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.core.matching.round import Assignment
 from dasm_ray.errors import SessionError, TaskLost
-from dasm_ray.runtime.pool import Done, ObjectRef, Pool, task
+from dasm_ray.runtime.pool import Done, Pool, task
 from dasm_ray.runtime.progress import Progress
+from dasm_ray.runtime.sharing import ObjectRef
 from dasm_ray.runtime.sidebyside import LaneRound
 from dasm_ray.runtime.worker import GroupKept, Job, Keeping, RoundInputRefs, RoundMetrics, Worker, write_standing
 from dasm_ray.store.checkpoints import group_name, read_group

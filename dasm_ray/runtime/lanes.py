@@ -19,8 +19,9 @@ import numpy as np
 from dasm_ray.core.matching.lane import draw_from_bank, draw_start
 from dasm_ray.core.matching.setstate import Cut, Earlier, SetState, edges_of, joined
 from dasm_ray.errors import NonFinite, SessionError, TaskLost
-from dasm_ray.runtime.pool import Done, InputLost, ObjectRef, Pool, Task, task
+from dasm_ray.runtime.pool import Done, InputLost, Pool, Task, task
 from dasm_ray.runtime.progress import Progress
+from dasm_ray.runtime.sharing import ObjectRef
 from dasm_ray.runtime.worker import Job, Keeping, SetRefs, Worker
 from dasm_ray.store.checkpoints import read_group, write_group
 from dasm_ray.store.place import Place

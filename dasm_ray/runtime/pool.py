@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 import traceback
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -32,9 +31,7 @@ from ray.exceptions import (
 from dasm_ray.errors import DasmError, SessionError, TaskFailed
 from dasm_ray.runtime import watchdog
 from dasm_ray.runtime.ledger import Ledger
-
-ObjectRef = Any
-"""A reference to an object in the store, a ``ray.ObjectRef``."""
+from dasm_ray.runtime.sharing import Lending, Memory, ObjectRef, Remembered, do
 
 TICK_SECONDS = 1.0
 """Longest pause between looks at all workers: deadlines, nodes that drain, answers that nobody was told of."""
@@ -48,14 +45,6 @@ START_LIMIT_SECONDS = 300.0
 
 Parameters = ParamSpec("Parameters")
 Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-class Shared:
-    """Marks what many tasks are given, as one and the same object: it goes into the object store once.
-
-    A task that has it among its arguments carries a reference of a few bytes, whatever it holds, and each node fetches
-    it once.
-    """
 
 
 @dataclass(frozen=True)
@@ -186,13 +175,14 @@ class _Worker:
     is_fresh: bool = False
     is_gone: bool = False
     calls: dict[tuple[str, int], Any] = field(default_factory=dict)
+    remembers: Remembered = field(default_factory=Remembered)
 
-    def call(self, task: Task, args: list[object]) -> list[ObjectRef]:
+    def call(self, task: Task, memory: Memory, args: list[object]) -> list[ObjectRef]:
         """References to the outputs of a task that it begins."""
         key = task.method, task.outputs
         if key not in self.calls:
-            self.calls[key] = getattr(self.actor, task.method).options(num_returns=task.outputs)
-        refs = self.calls[key].remote(*args)
+            self.calls[key] = self.actor.__ray_call__.options(num_returns=task.outputs, name=task.method)
+        refs = self.calls[key].remote(do, task.method, memory, *args)
         return refs if task.outputs > 1 else [refs]
 
     @property
@@ -247,7 +237,7 @@ class Pool:
         self._hired = self._alive = 0
         self._ledger = Ledger(max_lost)
         self._tasks: dict[str, Task] = {}
-        self._shared: dict[int, tuple[weakref.ref[Shared], ObjectRef]] = {}
+        self._lending = Lending(self.put)
         self._workers: list[_Worker] = []
         self._idle: dict[int, _Worker] = {}
         """Those that have started and have no task, by number: looking at all at each answer costs a task's time."""
@@ -328,7 +318,7 @@ class Pool:
         self._workers.clear()
         self._idle.clear()
         self._alive = 0
-        self._shared.clear()
+        self._lending.clear()
 
     def _hire(self) -> Any:
         return self._remote.remote(*self._actor_args)
@@ -372,8 +362,7 @@ class Pool:
             worker.is_fresh &= time.monotonic() - worker.since < TICK_SECONDS
             if not worker.is_fresh:
                 worker.greeting = worker.actor.__ray_call__.remote(_node)
-            args = [self._reference(each) if isinstance(each, Shared) else each for each in task.args]
-            worker.refs = worker.call(task, args)
+            worker.refs = worker.call(task, *self._lending.arguments(task.args, worker.remembers))
             worker.task, worker.since = task, time.monotonic()
             self._await(worker)
 
@@ -382,13 +371,6 @@ class Pool:
         ref, answers = worker.awaited, self._answers
         assert ref is not None
         ref.future().add_done_callback(lambda answer: answers.put((worker, ref, answer)))
-
-    def _reference(self, value: Shared) -> ObjectRef:
-        """A reference to a value, put when it is first given, and let go with the value itself."""
-        key = id(value)
-        if key not in self._shared:
-            self._shared[key] = weakref.ref(value, lambda _: self._shared.pop(key, None)), self.put(value)
-        return self._shared[key][1]
 
     def _collect(self) -> Iterator[Done]:
         """Waits a moment for whatever comes first, and takes in all that is there by then."""
@@ -448,6 +430,7 @@ class Pool:
                 raise failure_of(task.name, error) from error
             self._lose(worker, loss)
             return None
+        worker.remembers.answered()
         self._finish(worker)
         self._false_starts = 0
         return Done(task, value, tuple(refs[1:]))

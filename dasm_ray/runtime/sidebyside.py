@@ -11,7 +11,8 @@ import numpy as np
 
 from dasm_ray.core.matching.parallel import Moment
 from dasm_ray.core.matching.round import Assignment
-from dasm_ray.runtime.pool import Done, ObjectRef, Task, task
+from dasm_ray.runtime.pool import Done, Task, task
+from dasm_ray.runtime.sharing import ObjectRef
 from dasm_ray.runtime.worker import GroupKept, Job, Keeping, LaneMetrics, RoundInputRefs, RoundMetrics, Worker
 
 

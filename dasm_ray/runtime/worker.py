@@ -47,7 +47,8 @@ from dasm_ray.errors import NonFinite, StorageError
 from dasm_ray.runtime import turns
 from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.runtime.parts import opened_here
-from dasm_ray.runtime.pool import ObjectRef, Shared, outputs
+from dasm_ray.runtime.pool import outputs
+from dasm_ray.runtime.sharing import ObjectRef, Shared
 from dasm_ray.runtime.snapshots import OnDisk, Reader, TrajectoryRef, lazily
 from dasm_ray.store import tensors
 from dasm_ray.store.checkpoints import not_finite, read_group, write_group
@@ -103,6 +104,11 @@ class Job(Shared):
     whitening: ObjectRef | None = None
     """Of a dict of arrays ``mean`` and ``matrix``; there wherever the configuration asks for whitening."""
 
+    @property
+    def lasts(self) -> bool:
+        """See Shared."""
+        return True
+
 
 @dataclass(frozen=True)
 class RoundInputRefs(Shared):
@@ -119,6 +125,11 @@ class RoundInputRefs(Shared):
     bank: tuple[ObjectRef, ...] = ()
     frontier: tuple[ObjectRef, ...] = ()
     """A class each."""
+
+    @property
+    def lasts(self) -> bool:
+        """Not where it is of one round: the states of all groups before it would stay in the store after it."""
+        return not self.current
 
 
 @dataclass(frozen=True)
@@ -138,6 +149,11 @@ class Keeping(Shared):
 
     place: Place
     key: str
+
+    @property
+    def lasts(self) -> bool:
+        """See Shared."""
+        return True
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from dasm_ray.method.choices import random_choice
 from dasm_ray.method.run import Run, run_all
 from dasm_ray.method.sets import Images, Indices, chosen, images_of, labels_of, stored
 from dasm_ray.plain import Tree
-from dasm_ray.runtime.pool import ObjectRef, Task, task
+from dasm_ray.runtime.pool import Task, task
+from dasm_ray.runtime.sharing import ObjectRef
 from dasm_ray.runtime.worker import Beside, Everything, Worker
 from dasm_ray.store.artifact import Artifact
 from dasm_ray.store.checkpoints import segment_pixels

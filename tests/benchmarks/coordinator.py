@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
-from inspect import signature
+from inspect import isawaitable, signature
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,16 +44,20 @@ SHAPE = (1, 1, 3, 32, 32)
 
 
 class Host:
-    """Answers for many workers at once."""
+    """Answers for many workers at once, each after a ``pause`` in seconds."""
 
-    async def __ray_call__(self, function: Any, *args: Any) -> Any:
-        return function(self, *args)
+    def __init__(self, pause: float) -> None:
+        self._pause = pause
 
-    async def distil(self, pause: float, *arguments: Any) -> tuple[RoundMetrics, Any]:
+    async def call(self, function: Any, *args: Any) -> Any:
+        answer = function(self, *args)
+        return await answer if isawaitable(answer) else answer
+
+    async def distil(self, *arguments: Any) -> tuple[RoundMetrics, Any]:
         _, where, _, state, *kept = arguments
         initial, keeping = kept or ((), None)  # the earlier version's coordinator keeps checkpoints itself
         pixels, velocity = state or (await initial[0], np.zeros(SHAPE, np.float32))
-        await asyncio.sleep(pause)
+        await asyncio.sleep(self._pause)
         if keeping is not None:
             from dasm_ray.runtime.worker import write_standing
 
@@ -69,34 +73,35 @@ class Simulated:
     sizes: list[int] = []  # noqa: RUF012
     """Of the first calls: bytes of their arguments."""
 
-    def __init__(self, host: Any, pause: float) -> None:
-        self.__ray_call__ = host.__ray_call__
-        self.distil = _Paused(host, pause)
+    def __init__(self, host: Any) -> None:
+        self.__ray_call__, self.distil = _Counted(host.call), _Counted(host.distil)
 
 
-class _Paused:
-    def __init__(self, host: Any, pause: float, returns: int = 1) -> None:
-        self._host, self._pause, self._returns = host, pause, returns
+class _Counted:
+    """A method of a host that counts what its calls carry; the first argument, what to run there, is not counted."""
 
-    def options(self, *, num_returns: int) -> _Paused:
-        return _Paused(self._host, self._pause, num_returns)
+    def __init__(self, method: Any) -> None:
+        self._method = method
+
+    def options(self, **settings: Any) -> _Counted:
+        return _Counted(self._method.options(**settings))
 
     def remote(self, *args: Any) -> Any:
-        if len(Simulated.sizes) < 20:
-            Simulated.sizes.append(bytes_of(args))
-        return self._host.distil.options(num_returns=self._returns).remote(self._pause, *args)
+        if len(args) > 1 and len(Simulated.sizes) < 20:
+            Simulated.sizes.append(bytes_of(args[1:]))
+        return self._method.remote(*args)
 
 
 class SimulatedPool(Pool):
     """A pool whose actors are simulated."""
 
-    def __init__(self, hosts: list[Any], pause: float, **settings: Any) -> None:
+    def __init__(self, hosts: list[Any], **settings: Any) -> None:
         super().__init__(Worker, (1,), num_cpus=1, num_gpus=0, **settings)
-        self._hosts, self._pause, self._hired = hosts, pause, 0
+        self._hosts, self._hired = hosts, 0
 
     def _hire(self) -> Simulated:
         self._hired += 1
-        return Simulated(self._hosts[self._hired % len(self._hosts)], self._pause)
+        return Simulated(self._hosts[self._hired % len(self._hosts)])
 
     def _dismiss(self, actor: Any) -> None:
         pass
@@ -123,7 +128,7 @@ class Cost(NamedTuple):
 
 
 def coordinated(
-    hosts: list[Any], job: Job, workers: int, pause: float, folder: str, kind: type[SimulatedPool] = SimulatedPool
+    hosts: list[Any], job: Job, workers: int, folder: str, kind: type[SimulatedPool] = SimulatedPool
 ) -> Cost:
     """All rounds by the coordinator, with a pool of some ``kind``."""
     settings: dict[str, Any] = {"count": workers, "max_lost": 1, "task_seconds": 600, "idle_seconds": 600}
@@ -132,7 +137,7 @@ def coordinated(
     inputs = RoundInputRefs(windows, ray.put(np.empty((workers, 0, *SHAPE[2:]), np.float32)), (), ())
     memory = psutil.Process().memory_info().rss
     progress = Progress(live=False)
-    with kind(hosts, pause, notice=print, **settings) as pool:
+    with kind(hosts, notice=print, **settings) as pool:
         starts = [pool.put(pixels[None]) for pixels in initial] if IS_KEPT_BY_WORKERS else initial
         run = SegmentRun(job, pool, progress, Place(folder), "key", 0, starts)
         progress.stage("distil", run.rounds_total)
@@ -145,7 +150,7 @@ def coordinated(
     return Cost(seconds, cpu, psutil.Process().memory_info().rss - memory)
 
 
-def alone(hosts: list[Any], workers: int, rounds: int, pause: float, folder: str) -> Cost:
+def alone(hosts: list[Any], workers: int, rounds: int, folder: str) -> Cost:
     """The same calls in the shortest loop, of tasks that carry nothing but their group's state; the last are kept."""
     waiting: dict[Any, tuple[int, int, Any]] = {}
     keeping, initial = Keeping(Place(folder), "key"), ray.put(np.zeros(SHAPE, np.float32))
@@ -154,7 +159,7 @@ def alone(hosts: list[Any], workers: int, rounds: int, pause: float, folder: str
     def give(number: int, round: int, state: Any) -> None:
         host = hosts[number % len(hosts)]
         kept = ((initial,), keeping) if round + 1 == rounds else ()
-        arguments = (pause, None, Assignment(0, number, round, (number,)), None, state, *kept)
+        arguments = (None, Assignment(0, number, round, (number,)), None, state, *kept)
         value, state = host.distil.options(num_returns=2).remote(*arguments)
         waiting[value] = (number, round, state)
 
@@ -173,11 +178,11 @@ def alone(hosts: list[Any], workers: int, rounds: int, pause: float, folder: str
     return Cost(seconds, cpu, psutil.Process().memory_info().rss - memory)
 
 
-def hosts_of(workers: int) -> list[Any]:
-    """Actors that answer for so many workers, started."""
+def hosts_of(workers: int, pause: float = 0) -> list[Any]:
+    """Actors that answer for so many workers, started, each task after a pause in seconds."""
     host = ray.remote(Host).options(num_cpus=0, max_concurrency=2 * workers)
-    hosts = [host.remote() for _ in range(HOSTS)]
-    ray.get([each.__ray_call__.remote(lambda _: None) for each in hosts])
+    hosts = [host.remote(pause) for _ in range(HOSTS)]
+    ray.get([each.call.remote(lambda _: None) for each in hosts])
     return hosts
 
 
@@ -191,10 +196,10 @@ def main(workers: int = 1000, rounds: int = 10, pause: float = 1.0) -> None:
         }
     )
     with Session.open(Runtime(workers=2, gpus_per_worker=0), print), tempfile.TemporaryDirectory() as folder:
-        hosts = hosts_of(workers)
+        hosts = hosts_of(workers, pause)
         job = Job(config, load_real(open_source(config.data), config.data, print), "cpu")
-        plain = alone(hosts, workers, rounds, pause, f"{folder}/alone")
-        ours = coordinated(hosts, job, workers, pause, f"{folder}/ours")
+        plain = alone(hosts, workers, rounds, f"{folder}/alone")
+        ours = coordinated(hosts, job, workers, f"{folder}/ours")
     tasks = workers * rounds
     print(
         f"{workers} workers, {tasks} tasks of {pause:g} s: Ray alone {tasks / plain.seconds:.0f} a second, coordinator "

@@ -112,8 +112,8 @@ def tasks(classes: int = 1000, total: int = 2000) -> Figures:
         if isinstance(real.splits, Mapping):  # the earlier version; a large set's blocks lie in the store
             blocks = {name: tuple(ray.put(block) for block in ray.get(list(of))) for name, of in real.splits.items()}
             real = replace(real, splits=blocks)
-        plain = alone(hosts, workers, rounds, 0, f"{folder}/alone")
-        ours = coordinated(hosts, Job(config, real, "cpu"), workers, 0, f"{folder}/segments")
+        plain = alone(hosts, workers, rounds, f"{folder}/alone")
+        ours = coordinated(hosts, Job(config, real, "cpu"), workers, f"{folder}/segments")
     count = workers * rounds
     return {
         "classes": classes,
@@ -139,7 +139,7 @@ def fetched(classes: int = 100, rounds: int = 5) -> Figures:
         data = write_images(Path(folder) / "set", classes, 12 * classes, 8)
         config = parse_config({**tree, "data": {"name": "parquet", "path": data.path}})
         real = load_real(open_source(config.data), config.data, quiet)
-        coordinated(hosts_of(classes), Job(config, real, "cpu"), classes, 0, f"{folder}/segments", Fetching)
+        coordinated(hosts_of(classes), Job(config, real, "cpu"), classes, f"{folder}/segments", Fetching)
     return {
         "classes": classes,
         "tasks": classes * rounds,

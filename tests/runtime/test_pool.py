@@ -19,9 +19,29 @@ from ray.exceptions import ActorDiedError, NodeDiedError, ObjectLostError, OutOf
 
 from dasm_ray.errors import DataError, NonFinite, SessionError, TaskFailed, TaskLost
 from dasm_ray.runtime import pool as pool_module
-from dasm_ray.runtime.pool import Done, InputLost, Pool, Shared, Task, failure_of, loss_of
+from dasm_ray.runtime.pool import Done, InputLost, Pool, Task, failure_of, loss_of
+from dasm_ray.runtime.sharing import Shared
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
+
+
+class Numbers(Shared):
+    """Many numbers for many tasks."""
+
+    def __init__(self, count: int) -> None:
+        self.numbers = list(range(count))
+        self.seen = 0
+
+    def sum(self) -> int:
+        return sum(self.numbers)
+
+
+class Lasting(Numbers):
+    """Numbers for all tasks."""
+
+    @property
+    def lasts(self) -> bool:
+        return True
 
 
 class Squarer:
@@ -77,8 +97,16 @@ class Squarer:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
         raise ValueError("no good\nsecond line")
 
+    def lose(self, _: Numbers) -> None:
+        self.fail("lost")
+
     def threads(self) -> str | None:
         return os.environ.get("OMP_NUM_THREADS")
+
+    def look(self, numbers: Numbers) -> tuple[int, int, list[int]]:
+        """The process, how often numbers came to it, and the counts of all that it remembers."""
+        numbers.seen += 1
+        return os.getpid(), numbers.seen, sorted(len(each.numbers) for each in self.__dict__["_remembered"].values())
 
     def pid(self) -> int:
         return os.getpid()
@@ -298,16 +326,6 @@ def test_of_several_outputs_only_the_first_is_fetched(make_pool: Callable[..., P
     assert values(pool.run([Task("total", "total", (done.refs[0],))])) == {"total": 800_000}
 
 
-class Numbers(Shared):
-    """Many numbers for many tasks."""
-
-    def __init__(self, count: int) -> None:
-        self.numbers = list(range(count))
-
-    def sum(self) -> int:
-        return sum(self.numbers)
-
-
 def test_what_many_tasks_are_given_is_put_once_and_let_go_with_it(
     make_pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,10 +335,40 @@ def test_what_many_tasks_are_given_is_put_once_and_let_go_with_it(
     tasks = [Task(f"total {n}", "total", (numbers if n % 2 else others,)) for n in range(6)]
     assert set(values(pool.run(tasks)).values()) == {sum(range(100_000)), 3}
     assert put == [Numbers, Numbers]
-    assert len(pool._shared) == 2
+    assert len(pool._lending) == 2
     tasks.clear()
     del numbers
-    assert len(pool._shared) == 1
+    assert len(pool._lending) == 1
+
+
+def test_what_lasts_is_remembered_by_each_worker_until_it_is_let_go(make_pool: Callable[..., Pool]) -> None:
+    pool, numbers, brief = make_pool(), Lasting(5), Numbers(3)
+    names = iter(range(100))
+
+    def look(at: Numbers) -> tuple[int, int, list[int]]:
+        (found,) = values(pool.run([Task(f"look {next(names)}", "look", (at,))])).values()
+        return found  # type: ignore[no-any-return]
+
+    pid = look(numbers)[0]
+    assert [look(numbers)[1:] for _ in range(3)] == [(2, [5]), (3, [5]), (4, [5])]
+    assert [look(brief)[1:] for _ in range(2)] == [(1, [5]), (1, [5])]  # it comes anew each time
+    others = Lasting(7)
+    assert look(others)[1:] == (1, [5, 7])
+    del numbers
+    assert look(others)[1:] == (2, [7])
+    os.kill(pid, signal.SIGKILL)
+    again = look(others)
+    assert again[0] != pid
+    assert again[1:] == (1, [7])  # a new worker is given it
+    assert look(others)[1:] == (2, [7])
+
+
+def test_what_came_with_a_task_that_failed_comes_again(make_pool: Callable[..., Pool]) -> None:
+    pool, numbers = make_pool(), Lasting(5)
+    (done,) = pool.run([Task("lost", "lose", (numbers,))])
+    assert done.error is not None
+    looks = [Task(f"look {number}", "look", (numbers,)) for number in range(2)]
+    assert [found[1:] for found in values(pool.run(looks)).values()] == [(1, [5]), (2, [5])]
 
 
 @pytest.mark.parametrize("told", [0, 2])
