@@ -460,9 +460,10 @@ def anonymous(pid: int) -> int:
 
 
 def is_worker(process: psutil.Process) -> bool:
-    """Whether it is one of Ray's workers; one that has begun no task counts as well."""
+    """Whether it is one of Ray's workers; one that has begun no task counts as well, Ray's own agents do not."""
     with contextlib.suppress(psutil.Error):
-        return any(part.startswith("ray::") for part in process.cmdline())
+        name = next((part for part in process.cmdline() if part.startswith("ray::")), "")
+        return bool(name) and not name.strip().endswith("Agent")
     return False
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dasm_ray.config.keys import Model
+from dasm_ray.core.heap import tidy
 from dasm_ray.core.networks.convnet import Norm
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.samples import Samples
@@ -57,12 +58,14 @@ def read_all(
     """
     batch = network.read_at_once(batch)
     is_one_shape = network.compile or network.device != "cpu"
+    tidy()
     for first in range(0, len(samples), batch):
         kept = min(batch, len(samples) - first)
         size = batch if is_one_shape else max(kept, min(batch, FEWEST))
         images, labels = samples.take(np.minimum(np.arange(first, first + size), len(samples) - 1))
         logits, features = network.read(flat, statistics, images)
         yield logits[:kept], features[:kept], labels[:kept]
+    tidy()
 
 
 def filled(parts: Iterable[tuple[Tensor, ...]], count: int) -> tuple[Tensor, ...]:
