@@ -129,7 +129,8 @@ def _lines(facts: Facts) -> Iterator[str]:
     yield f"evaluate: {{epochs: {of_set}, full_epochs: {full}, batch: 64, checkpoints: 3, augment: {augment}}}"
     yield "runtime:"
     yield "  compile: auto # only what gains more by it in a run of this length than it takes"
-    yield "  precision: auto # bf16 where this machine computes it"
+    if len(facts.per_class) > MANY_CLASSES:
+        yield "  precision: auto # bf16 where this machine computes it, which costs features nothing"
 
 
 def _matcher(facts: Facts, epochs: int, augment: str, segments: int) -> Iterator[str]:

@@ -602,8 +602,8 @@ class Runtime(Section):
     precision: Literal["float32", "bf16", "auto"] = Field(
         "float32",
         description="What convolutions take in: float32; bf16, inputs rounded to 8 bits of mantissa and added up in "
-        "float32; auto, bf16 where the machine computes so and the network is large enough to gain, and float32 for "
-        "trajectories, whose accuracy suffers.",
+        "float32; auto, bf16 where the machine computes so and the network is large enough to gain, for matchers of "
+        "features, and float32 for gradients and trajectories, whose accuracy suffers.",
         json_schema_extra=ONLY_IF_SET,
     )
     max_lost: Count = Field(

@@ -136,8 +136,9 @@ def open_checked(config: RunConfig) -> Source:
 def with_precision(config: RunConfig, look: Look | None = None) -> RunConfig:
     """The configuration with ``runtime.precision: auto`` as this machine decides it; it is kept so.
 
-    bf16 where workers here multiply it and the first block is large enough to be waited for, but not for trajectories,
-    whose sets it made worse (docs/benchmarks.md). Raises ConfigError for work that is done on other machines.
+    bf16 where workers here multiply it and the first block is large enough to be waited for, but for features alone:
+    what gradients and trajectories make it made worse (docs/benchmarks.md). Raises ConfigError for work that is done
+    on other machines.
     """
     if config.runtime.precision != "auto":
         return config
@@ -150,7 +151,7 @@ def with_precision(config: RunConfig, look: Look | None = None) -> RunConfig:
     runtime = config.runtime
     by_gpu = runtime.device != "cpu" and runtime.gpus_per_worker != 0
     is_large = config.model.width * height * width >= WORTH_ROUNDING
-    gains = is_large and not config.is_trajectory and computes_bf16(by_gpu)
+    gains = is_large and config.base.family == "distribution" and computes_bf16(by_gpu)
     precision = "bf16" if gains else "float32"
     return config.model_copy(update={"runtime": runtime.model_copy(update={"precision": precision})})
 

@@ -81,8 +81,9 @@ def test_many_classes_are_matched_by_distributions_and_grey_images_are_not_flipp
 
 
 def test_the_run_decides_about_the_compiler_and_few_synthetic_images_are_seen_more_often() -> None:
-    runtime = config_for(facts()).runtime
-    assert (runtime.compile, runtime.precision) == ("auto", "auto")
+    few, many = (config_for(facts(per_class=(400,) * classes)).runtime for classes in (3, 51))
+    assert (few.compile, few.precision) == ("auto", "float32")
+    assert (many.compile, many.precision) == ("auto", "auto")
     assert [config_for(facts(per_class=each)).evaluate.epochs for each in ((500, 400), (500, 40))] == [100, 200]
 
 

@@ -83,7 +83,8 @@ def test_the_set_is_looked_up_once_whatever_must_be_decided_by_it(
     monkeypatch.setattr(opening, "open_source", lambda data: looked.append(data.path) or by_itself(data))
     monkeypatch.setattr(opening, "computes_bf16", lambda by_gpu: True)
     runtime = {"device": "cpu", "precision": "auto", "compile": "auto"}
-    config = parse_config({**many(tmp_path / "set", 11).model_dump(), "model": {"width": 2048}, "runtime": runtime})
+    tree = many(tmp_path / "set", 11).model_dump() | {"matcher": {"name": "dm"}}
+    config = parse_config({**tree, "model": {"width": 2048}, "runtime": runtime})
     found = check_run(config, str(tmp_path / "run"))
     assert looked == [str(tmp_path / "set")]
     assert (found.runtime.precision, found.runtime.compile, found.synthetic.group_size) == ("bf16", "trainings", 5)
@@ -120,7 +121,7 @@ def test_neither_ray_nor_torch_is_waited_for() -> None:
 # --- precision ---------------------------------------------------------------------------------------------------
 
 
-AUTO = {"model": {"width": 256}, "runtime": {"precision": "auto"}}
+AUTO = {"model": {"width": 256}, "matcher": {"name": "dm"}, "runtime": {"precision": "auto"}}
 
 
 @pytest.mark.parametrize(
@@ -135,8 +136,8 @@ def test_auto_is_bf16_where_it_is_computed_and_the_network_is_large(
     assert with_precision(config).model_copy(update={"runtime": config.runtime}) == config, "nothing else is changed"
 
 
-@pytest.mark.parametrize("name", ["mtt", "datm"])
-def test_auto_is_float32_for_trajectories(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize("name", ["mtt", "datm", "dc", "dsa", "idc"])
+def test_auto_is_float32_for_trajectories_and_gradients(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(opening, "computes_bf16", lambda by_gpu: True)
     config = parse_config({**AUTO, "matcher": {"name": name}})
     assert with_precision(config).runtime.precision == "float32"
