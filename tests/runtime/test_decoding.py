@@ -21,7 +21,7 @@ from dasm_ray.errors import DataError, ResourceError, SessionError
 from dasm_ray.runtime import decoding as real_module
 from dasm_ray.runtime.decoding import SPLITS, RealRefs, load_real
 from dasm_ray.runtime.progress import Progress
-from dasm_ray.store.datasets import catalogue, folders
+from dasm_ray.store.datasets import catalogue, folders, shards
 from dasm_ray.store.datasets.blockcache import Making
 from dasm_ray.store.datasets.catalogue import open_source, rows_of
 from dasm_ray.store.datasets.shards import Source, decode, split_of
@@ -43,8 +43,8 @@ def one_by_one(data: Data) -> dict[str, list[list[np.ndarray]]]:
     """The same images in a plain loop, in one process."""
     source = open_source(data)
     lists: dict[str, list[list[np.ndarray]]] = {split: [[] for _ in source.class_names] for split in SPLITS}
-    for split, shards in source.shards.items():
-        for shard in shards:
+    for split, of_split in source.shards.items():
+        for shard in of_split:
             found = decode(shard, rows_of(shard), data)
             names = split_of(found.keys, source.cut) if split == "train" else [split] * len(shard)
             for image, label, name in zip(found.images, found.labels, names, strict=True):
@@ -119,6 +119,18 @@ def test_the_digest_does_not_know_the_shards(ray_session: object, mnist: Path) -
     cut = load_real(cut_anew(open_source(data), 390), data, lambda text: None)
     assert (cut.digest, cut.mean, cut.std) == (whole.digest, whole.mean, whole.std)
     assert_equal(fetched(cut), {split: [list(block) for block in of] for split, of in fetched(whole).items()})
+
+
+def test_images_too_large_for_a_shard_come_to_the_same_set(
+    ray_session: object, mnist: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Data(name="parquet", path=str(mnist))
+    whole = load(data)[0]
+    monkeypatch.setattr(shards, "SHARD_BYTES", 50 * 28 * 28)
+    source = open_source(data)
+    assert {len(shard) for shard in source.shards["train"][:-1]} == {50}
+    assert_equal(fetched(cut := load(data)[0]), one_by_one(data))
+    assert (cut.digest, cut.mean, cut.std) == (whole.digest, whole.mean, whole.std)
 
 
 def test_the_digest_knows_every_pixel(ray_session: object, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from dasm_ray.store.datasets.pixels import Raw, open_image, quietly, to_pixels
 from dasm_ray.store.datasets.splits import CALLED, Cut
 from dasm_ray.store.place import Place
 
-SHARD_ROWS = 2000
-"""Images of one shard: a task of seconds, and of 300 MB decoded for photographs of 224 x 224."""
+SHARD_ROWS, SHARD_BYTES = 2000, 1 << 26
+"""Images of one shard at most, and their pixels once their shape is known: a task of seconds, and 445 of 224 x 224."""
 
 ARRAY_ROWS = 16384
 """The same where the pixels need no decoding, and each shard opens the whole file."""
@@ -50,6 +51,23 @@ class Shard:
     def __len__(self) -> int:
         return self.last - self.first
 
+    def shaped(self, shape: tuple[int, int, int]) -> tuple[Shard, ...]:
+        """The same rows, which come out as (C, H, W), in parts of SHARD_BYTES where a part can be read alone."""
+        can_part, most = self.kind in ("parquet", "images"), max(1, SHARD_BYTES // math.prod(shape))
+        step = most if can_part else max(1, len(self))
+        return tuple(
+            dataclasses.replace(
+                self,
+                first=self.first + begin,
+                last=min(self.first + begin + step, self.last),
+                shape=shape,
+                path=self.files[begin] if self.files else self.path,
+                files=self.files[begin : begin + step],
+                labels=self.labels[begin : begin + step],
+            )
+            for begin in range(0, max(1, len(self)), step)
+        )
+
 
 @dataclass(frozen=True)
 class Source:
@@ -73,7 +91,7 @@ class Source:
     def with_shape(self, shape: tuple[int, int, int]) -> Source:
         """The same, all images of which come out as (C, H, W)."""
         shards = {
-            role: tuple(dataclasses.replace(shard, shape=shape) for shard in of_role)
+            role: tuple(part for shard in of_role for part in shard.shaped(shape))
             for role, of_role in self.shards.items()
         }
         return dataclasses.replace(self, shards=shards, found=dataclasses.replace(self.found, shape=shape))

@@ -8,7 +8,7 @@ from made import decode_all, encoded, parquet, pixels_of, table_of, write
 
 from dasm_ray.config.keys import Data
 from dasm_ray.errors import DataError
-from dasm_ray.store.datasets.shards import check_classes, check_counts, split_of
+from dasm_ray.store.datasets.shards import SHARD_BYTES, Shard, check_classes, check_counts, split_of
 from dasm_ray.store.datasets.splits import cut_of
 
 
@@ -20,6 +20,25 @@ def test_keys_depend_on_the_pixels_alone(tmp_path):
     assert keys[0] == keys[2] != keys[1]
     first = int.from_bytes(hashlib.sha256(grey.tobytes()).digest(), "big") / 2**256
     assert keys[0] == pytest.approx(first, abs=1e-15)
+
+
+def test_a_shard_is_cut_by_the_bytes_of_its_pixels_where_a_part_can_be_read_alone():
+    photo, rows = (3, 224, 224), SHARD_BYTES // (3 * 224 * 224)
+    whole = Shard("parquet", "train", "a.parquet", 2000, 4000, 7, columns=("image", "label"))
+    parts = whole.shaped(photo)
+    assert [(part.first, part.last) for part in parts] == [(n, min(n + rows, 4000)) for n in range(2000, 4000, rows)]
+    assert {(part.kind, part.path, part.shape, part.columns) for part in parts} == {
+        ("parquet", "a.parquet", photo, ("image", "label"))
+    }
+    files, labels = tuple(f"{n}.png" for n in range(900)), tuple(n % 7 for n in range(900))
+    parts = Shard("images", "test", "0.png", 4000, 4900, 7, files=files, labels=labels).shaped(photo)
+    assert [(len(part), part.path) for part in parts] == [(rows, "0.png"), (rows, f"{rows}.png"), (10, "890.png")]
+    assert sum((part.files for part in parts), ()) == files
+    assert sum((part.labels for part in parts), ()) == labels
+    assert len(whole.shaped((3, 32, 32))) == 1
+    assert len(parts[0].shaped((3, 9000, 9000))) == rows  # one image at a time, however large
+    # Each part would read the whole file.
+    assert len(Shard("stl10", "train", "", 0, 5000, 10).shaped((3, 500, 500))) == 1
 
 
 def test_splits_have_their_shares_and_the_test_split_does_not_move_with_val():
