@@ -42,11 +42,15 @@ class Whitening:
         return flat.view(images.shape)
 
 
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], whitening: Whitening | None) -> Tensor:
-    """Pixels (..., C, H, W) in [0, 1], or uint8, to zero mean and unit variance a channel; then whitened if so."""
-    is_own = images.dtype == torch.uint8  # a copy is needed anyway, and can be worked on in place
-    if is_own:
-        images = images.to(torch.float32).div_(255)
+def normalise(
+    images: Tensor, mean: Sequence[float], std: Sequence[float], whitening: Whitening | None, is_own: bool = False
+) -> Tensor:
+    """Pixels (..., C, H, W) in [0, 1], or uint8, to zero mean and unit variance a channel; then whitened if so.
+
+    ``is_own``: nobody else needs ``images``, which may be worked on in place.
+    """
+    if images.dtype == torch.uint8:  # a copy is needed anyway
+        images, is_own = images.to(torch.float32).div_(255), True
     means, stds = (numbers(v, images.device, images.dtype).view(-1, 1, 1) for v in (mean, std))
     images = images.sub_(means).div_(stds) if is_own else (images - means) / stds
     return images if whitening is None else whitening.apply(images)

@@ -66,6 +66,12 @@ def test_levels_are_normalised_as_the_pixels_that_they_stand_for() -> None:
     levels = torch.arange(24, dtype=torch.uint8).view(1, 2, 3, 4)
     mean, std = (0.1, 0.2), (0.3, 0.4)
     assert torch.equal(normalise(levels, mean, std, None), normalise(levels.float() / 255, mean, std, None))
+    before, pixels = levels.clone(), levels.float() / 255
+    kept = pixels.clone()
+    expected = normalise(pixels, mean, std, None)
+    assert torch.equal(pixels, kept)  # the caller's, which stay as they are
+    assert torch.equal(normalise(pixels, mean, std, None, is_own=True), expected)
+    assert torch.equal(levels, before)
 
 
 def test_a_constant_pixel_stays_finite() -> None:

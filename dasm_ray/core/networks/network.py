@@ -110,9 +110,12 @@ class Network:
         """Logits (n, K) of normalised ``images`` (n, C, H, W) at parameters ``flat`` (P,), as in training."""
         return apply(self.module, self.layout, flat, images)
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """Pixels in [0, 1], or uint8, (n, C, H, W), to zero mean and unit variance a channel; whitened where asked."""
-        return normalise(images, self.mean, self.std, self.whitening)
+    def normalise(self, images: Tensor, is_own: bool = False) -> Tensor:
+        """Pixels in [0, 1], or uint8, (n, C, H, W), to zero mean and unit variance a channel; whitened where asked.
+
+        ``is_own``: nobody else needs ``images``, which may be worked on in place.
+        """
+        return normalise(images, self.mean, self.std, self.whitening, is_own)
 
     def train_step(self, augment_by: str, is_flat: bool = False) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
         """One SGD step of fixed shape with augmentation and CutMix inside; ``is_flat``: towards a flat minimum (GSAM).

@@ -91,7 +91,7 @@ class StoredSamples:
         images = self.images.take(indices)
         images = sent(images, self.network.device) if self.images.device.type == "cpu" else images
         slots = sent(torch.from_numpy(indices // self.factor**2), self.network.device)
-        return images if self.is_normalised else self.network.normalise(images), self.labels[slots]
+        return images if self.is_normalised else self.network.normalise(images, is_own=True), self.labels[slots]
 
 
 @dataclass(frozen=True)
