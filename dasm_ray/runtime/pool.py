@@ -159,7 +159,7 @@ def _last_line(cause: BaseException) -> str:
 
 @dataclass(eq=False)
 class _Worker:
-    """An actor and what it is asked; ``greeting`` goes ahead of a task. ``since``: when it got or ended the last.
+    """An actor of a ``kind`` and its task; ``greeting`` goes ahead of one. ``since``: when it got or ended the last.
 
     ``is_fresh``: it has answered in this very reading of answers, so it need not be greeted. ``is_gone``: nothing more
     is expected of it. ``calls``: its methods by name and number of outputs, since Ray makes each anew when it is asked.
@@ -168,6 +168,7 @@ class _Worker:
     actor: Any
     greeting: ObjectRef
     number: int
+    kind: str
     node: str | None = None
     task: Task | None = None
     refs: list[ObjectRef] = field(default_factory=list)
@@ -181,7 +182,8 @@ class _Worker:
         """References to the outputs of a task that it begins."""
         key = task.method, task.outputs
         if key not in self.calls:
-            self.calls[key] = self.actor.__ray_call__.options(num_returns=task.outputs, name=task.method)
+            name = f"{self.kind}.{task.method}"  # as Ray names the call of a method, for whoever looks at what runs
+            self.calls[key] = self.actor.__ray_call__.options(num_returns=task.outputs, name=name)
         refs = self.calls[key].remote(do, task.method, memory, *args)
         return refs if task.outputs > 1 else [refs]
 
@@ -228,7 +230,7 @@ class Pool:
         if env:
             options["runtime_env"] = {"env_vars": dict(env)}
         self._remote = ray.remote(actor_class).options(**options)
-        self._actor_args = actor_args
+        self._actor_args, self._kind = actor_args, actor_class.__name__
         self._needs = f"{num_cpus:g} CPU and {num_gpus:g} GPU"
         self._count = count
         self._task_seconds = task_seconds
@@ -344,7 +346,7 @@ class Pool:
         while len(self._workers) < min(self._count, self._ledger.open):
             actor = self._hire()
             self._hired += 1
-            self._workers.append(_Worker(actor, actor.__ray_call__.remote(_node), self._hired))
+            self._workers.append(_Worker(actor, actor.__ray_call__.remote(_node), self._hired, self._kind))
             self._await(self._workers[-1])
 
     def _give(self) -> None:

@@ -97,6 +97,9 @@ class Squarer:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
         raise ValueError("no good\nsecond line")
 
+    def title(self) -> str:
+        return Path("/proc/self/cmdline").read_text()
+
     def lose(self, _: Numbers) -> None:
         self.fail("lost")
 
@@ -361,6 +364,11 @@ def test_what_lasts_is_remembered_by_each_worker_until_it_is_let_go(make_pool: C
     assert again[0] != pid
     assert again[1:] == (1, [7])  # a new worker is given it
     assert look(others)[1:] == (2, [7])
+
+
+def test_a_task_has_the_name_of_its_method_for_whoever_looks_at_what_runs(make_pool: Callable[..., Pool]) -> None:
+    (title,) = values(make_pool().run([Task("title", "title", ())])).values()
+    assert title.startswith("ray::Squarer.title")
 
 
 def test_what_came_with_a_task_that_failed_comes_again(make_pool: Callable[..., Pool]) -> None:
