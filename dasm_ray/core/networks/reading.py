@@ -56,16 +56,19 @@ def read_all(
     A batch has ``batch`` samples, or as many as the network reads at once. The last one is filled up by repeats of its
     last sample, which are cut off: where steps are compiled, for one shape, to a full batch, else to FEWEST.
     """
-    batch = network.read_at_once(batch)
+    asked, batch = batch, network.read_at_once(batch)
     is_one_shape = network.compile or network.device != "cpu"
-    tidy()
+    leaves_holes = batch < asked  # images so large that to touch pages anew, a tenth of a second, is nothing to them
+    if leaves_holes:
+        tidy()
     for first in range(0, len(samples), batch):
         kept = min(batch, len(samples) - first)
         size = batch if is_one_shape else max(kept, min(batch, FEWEST))
         images, labels = samples.take(np.minimum(np.arange(first, first + size), len(samples) - 1))
         logits, features = network.read(flat, statistics, images)
         yield logits[:kept], features[:kept], labels[:kept]
-    tidy()
+    if leaves_holes:
+        tidy()
 
 
 def filled(parts: Iterable[tuple[Tensor, ...]], count: int) -> tuple[Tensor, ...]:
