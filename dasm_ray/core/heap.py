@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
-from typing import Any
 
 HOLES_BYTES = 1 << 26
 """Holes of so many bytes, and of a third of what is in use, are worth the page faults when they are used again."""
@@ -34,7 +33,7 @@ def tidy() -> bool:
 
 
 @cache
-def _library() -> Any:
+def _library() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(None)
         library.mallinfo2.restype = _Figures

@@ -66,7 +66,7 @@ class _Lent(NamedTuple):
 class Lending:
     """The shared values of a pool, each put by ``put`` when it is first given, and let go with the value itself."""
 
-    def __init__(self, put: Callable[[Any], ObjectRef]) -> None:
+    def __init__(self, put: Callable[[object], ObjectRef]) -> None:
         self._put = put
         self._lent: dict[int, _Lent] = {}
         self._count = 0
@@ -110,7 +110,7 @@ class Lending:
         self._lasting -= {number}
 
 
-def do(actor: Any, method: str, memory: Memory, *args: Any) -> Any:
+def do(actor: object, method: str, memory: Memory, *args: object) -> object:
     """Runs in the worker: a task, whose lasting arguments are remembered when they come and found when they do not."""
     remembered, there = actor.__dict__.setdefault("_remembered", {}), list(args)
     for number in remembered.keys() - memory.lasting:
