@@ -44,8 +44,11 @@ WHITENING = "whitening.safetensors"
 FILE_BYTES = 1 << 27
 """About how many bytes of pixels one Parquet file holds."""
 
-PART_BYTES = 1 << 24
+PART_BYTES = 1 << 23
 """About how many bytes of pixels are checked, packed or unpacked at once."""
+
+POOL = pa.system_memory_pool()
+"""Gives memory back when it is done with, where arrow's own would keep as much again as a part takes."""
 
 COLUMNS = ["pixels", "label", "soft_label", "segment"]
 """Of the Parquet files, those that are read; the preview is for others."""
@@ -265,8 +268,9 @@ def _encode(artifact: Artifact, rows: range, sink: pa.NativeFile | str) -> None:
         writer = None
         for first in rows[::step]:
             table = _table(artifact, first, min(first + step, rows.stop))
-            writer = writer or own.enter_context(pq.ParquetWriter(sink, table.schema))
+            writer = writer or own.enter_context(pq.ParquetWriter(sink, table.schema, memory_pool=POOL))
             writer.write_table(table)
+            del table  # before the next is made
 
 
 def _table(artifact: Artifact, first: int, last: int) -> pa.Table:
