@@ -11,7 +11,9 @@ import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -33,6 +35,8 @@ STOPPED_BY: dict[int, int] = {signal.SIGTERM: 130}
 """The signals that a command stops at, besides Ctrl-C, and its exit code then."""
 if hasattr(signal, "SIGHUP"):
     STOPPED_BY[signal.SIGHUP] = 129  # the terminal was closed
+
+SAME_STOP_SECONDS = 2.0
 
 WORKERS = click.option("--workers", metavar="N", type=int, help="Most workers. The result does not depend on it.")
 ADDRESS = click.option("--address", metavar="HOST:PORT", help="A running Ray cluster. [default: RAY_ADDRESS or local]")
@@ -891,9 +895,14 @@ def _reporting_errors(how: str = "the same command goes on from the last checkpo
 
 def _stop(number: int, _: Any) -> NoReturn:
     """Stops as Ctrl-C does, so that checkpoints are written. A closed terminal says so more than once."""
-    if number != signal.SIGTERM:
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(number, partial(_stop_again, time.monotonic()) if number == signal.SIGTERM else signal.SIG_IGN)
     raise KeyboardInterrupt(STOPPED_BY[number])
+
+
+def _stop_again(since: float, number: int, _: Any) -> None:
+    """The same stop, where it comes at once: `timeout` ends a command, then its group. Later, an order to leave."""
+    if time.monotonic() - since > SAME_STOP_SECONDS:
+        raise KeyboardInterrupt(STOPPED_BY[number])
 
 
 def _code_of(stop: KeyboardInterrupt) -> int:

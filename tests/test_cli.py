@@ -736,10 +736,20 @@ NEEDS_SIGHUP = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs t
 
 @NEEDS_SIGHUP
 @pytest.mark.parametrize(
-    ("names", "code"), [(["SIGHUP"], 129), (["SIGHUP", "SIGHUP"], 129), (["SIGTERM"], 130), (["SIGINT"], 130)]
+    ("names", "code"),
+    [
+        (["SIGHUP"], 129),
+        (["SIGHUP", "SIGHUP"], 129),
+        (["SIGTERM"], 130),
+        (["SIGTERM", "SIGTERM"], 130),
+        (["SIGINT"], 130),
+    ],
 )
 def test_a_command_that_is_stopped_keeps_its_checkpoint(tmp_path: Path, names: list[str], code: int) -> None:
-    """A closed terminal is told by the shell and by the kernel; the second time must not cut the checkpoint short."""
+    """A closed terminal is told by the shell and by the kernel, and `timeout` ends a command and its group.
+
+    The second time must not cut the checkpoint short.
+    """
     found, stderr = stopped_by([getattr(signal, name) for name in names], tmp_path / "kept")
     assert found == code
     told_alone(stderr, "stopped; the same command goes on from the last checkpoint")
