@@ -248,7 +248,10 @@ def test_a_wrong_line_is_seen(line: str) -> None:
     [
         ("dasm-ray dist", ["plain,distill"]),
         ("dasm-ray distill dig", ["plain,digits"]),
-        ("dasm-ray study mnist", ["plain,mnist", "plain,mnist_confirm", "plain,mnist_screen"]),
+        (
+            "dasm-ray study mnist",
+            ["plain,mnist", "plain,mnist_confirm", "plain,mnist_lossless", "plain,mnist_screen"],
+        ),
         ("dasm-ray distill ./di", ["file,./di"]),
         ("dasm-ray inspect --p", ["plain,--png"]),
     ],
