@@ -148,12 +148,24 @@ def is_how(field: FieldInfo) -> bool:
 
 # --- what is wrong, in words -------------------------------------------------------------------------------------
 
+_KEYS = "must have keys below it, not be {given}"
+IN_WORDS = {
+    "missing": "is missing",
+    "tuple_type": "must be a list in brackets, not {given}",
+    "too_long": "must have at most {max_length} values, not {actual_length}",
+    "too_short": "must have at least {min_length} values, not {actual_length}",
+    "dict_type": _KEYS,
+    "model_type": _KEYS,
+    "model_attributes_type": _KEYS,
+}
+"""Findings of pydantic that it tells in the words of Python."""
+
 
 def sentences_of(error: pydantic.ValidationError, root: type[Section]) -> list[str]:
     """The findings about a ``root`` as sentences, of very many the first."""
     details = error.errors(include_url=False)
     more = [f"and {len(details) - MOST_SENTENCES} more of the kind"] if len(details) > MOST_SENTENCES else []
-    return [sentence_of(detail, root) for detail in details[:MOST_SENTENCES]] + more
+    return [*dict.fromkeys(sentence_of(detail, root) for detail in details[:MOST_SENTENCES]), *more]
 
 
 def sentence_of(detail: Plain, root: type[Section]) -> str:
@@ -169,8 +181,10 @@ def sentence_of(detail: Plain, root: type[Section]) -> str:
         near = difflib.get_close_matches(given.strip("'")[:100], _quoted(context["expected"]), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"{where}: {given} must be {context['expected']}{hint}"
-    if kind == "missing":
-        return f"{where}: is missing"
+    if kind == "missing" and isinstance(detail["loc"][-1], int):  # of a row of numbers, and its own place is no key
+        return f"{where.rpartition('.')[0]}: must have more values than {given}; `dasm-ray config` says which"
+    if kind in IN_WORDS:
+        return f"{where}: {IN_WORDS[kind].format(given=given, **context)}"
     message = escaped(detail["msg"].removeprefix("Value error, "), 400)
     return f"{where}: {message[0].lower()}{message[1:]}, not {given}"
 

@@ -67,7 +67,7 @@ CRAFTED: dict[str, tuple[dict[str, Any], str]] = {
         {"class_names": [None, "a", "b"]},
         r"class_names\.0: input should be a valid string",
     ),
-    "one text for class names": ({"class_names": "abc"}, "class_names: input should be a valid tuple"),
+    "one text for class names": ({"class_names": "abc"}, "class_names: must be a list in brackets"),
     "no class": ({"class_names": []}, "class_names: "),
     "ESC in a class name": (
         {"class_names": ["\x1b[2Jx", "b", "c"]},
@@ -82,7 +82,7 @@ CRAFTED: dict[str, tuple[dict[str, Any], str]] = {
     "a name without end": ({"class_names": ["a" * 5000, "b", "c"]}, r"class_names\.0: .*at most 1000 characters"),
     "recipe {}": ({"recipe": {}}, r"recipe\.model: is missing"),
     "no recipe": ({"recipe": "gone"}, "recipe: is missing"),
-    "a recipe that is a list": ({"recipe": [1]}, "recipe: input should be a valid dict"),
+    "a recipe that is a list": ({"recipe": [1]}, "recipe: must have keys below it"),
     "a recipe without training": ({"recipe": {"model": MODEL}}, r"recipe\.training: is missing"),
     "a rate that is none": ({"recipe": {"model": MODEL, "training": {"lr": "fast"}}}, r"recipe\.training\.lr: input"),
     "a network that there is not": (
@@ -116,10 +116,10 @@ CRAFTED: dict[str, tuple[dict[str, Any], str]] = {
     "one file of two": ({"files": dict.fromkeys(file_names(2)[:1], "0" * 64)}, "files: must be"),
     "more files than images": ({"files": dict.fromkeys(file_names(7), "0" * 64)}, "no more than there are images"),
     "no file": ({"files": {}}, "files: must be"),
-    "files as a list": ({"files": ["train-00000-of-00001.parquet"]}, "files: input should be a valid dict"),
+    "files as a list": ({"files": ["train-00000-of-00001.parquet"]}, "files: must have keys below it"),
     "a checksum that is none": ({"files": {"train-00000-of-00001.parquet": "0"}}, "files"),
     "a digest that is none": ({"digest": "../../../etc"}, "digest: "),
-    "a provenance that is text": ({"provenance": "mine"}, "provenance: input should be a valid dict"),
+    "a provenance that is text": ({"provenance": "mine"}, "provenance: must have keys below it"),
     "something else": ({"extra": 1}, "extra: there is no such key"),
     "something nearly right": ({"factors": 1}, "factors: there is no such key; did you mean 'factor'?"),
 }
