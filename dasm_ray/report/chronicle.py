@@ -55,6 +55,7 @@ class Chronicle:
     distances: dict[int, list[tuple[int, float]]] = field(default_factory=dict)  # by segment: rounds done, distance
     probes: list[float] = field(default_factory=list)  # shares in [0, 1] of the training images, in order
     losses: int = 0  # tasks lost and given again
+    workers: int = 0  # how many have done something, in the sitting that had most
     found: Tree = field(default_factory=dict)  # what the real images turned out to be
     resumed: list[float] = field(default_factory=list)  # when a later sitting began
     seconds: float = 0.0
@@ -68,11 +69,6 @@ class Chronicle:
             name = kind_of(stage.name)
             total[name] = total.get(name, 0.0) + stage.end - stage.start
         return total
-
-    @property
-    def workers(self) -> int:
-        """How many workers have done something."""
-        return len({work.worker for work in self.work})
 
 
 def kind_of(stage: str) -> str:
@@ -98,6 +94,7 @@ class _Reader:
         self._now = 0.0
         self._lost_before = 0
         self._workers_before = 0
+        self._at_work: set[int] = set()
         self._seen: set[str] = set()
 
     def take(self, event: Tree) -> None:
@@ -128,6 +125,7 @@ class _Reader:
             self.told.resumed.append(self._now)
             self._workers_before = max((work.worker for work in self.told.work), default=0)
             self._lost_before = self.told.losses
+            self._at_work.clear()
         self._offset = at - self._now
         self._seen.clear()
 
@@ -164,6 +162,8 @@ class _Reader:
     def _task(self, event: Tree) -> None:
         seconds = number(event.get("seconds")) or 0.0
         worker = self._workers_before + count(event, "worker")
+        self._at_work.add(worker)
+        self.told.workers = max(self.told.workers, len(self._at_work))
         began = max(0.0, self._now - seconds)
         self.told.work.append(Work(text(event, "task"), worker, began, self._now, text(event, "lost")))
 

@@ -45,6 +45,7 @@ def test_time_between_two_sittings_is_left_out_and_workers_are_others() -> None:
     told = chronicle([*SITTING, *later])
     assert (told.seconds, told.resumed, told.losses) == (10.0, [5.0], 2)
     assert [task.worker for task in told.work] == [1, 2, 3, 4]
+    assert told.workers == 2, "no more than two were there at once"
     assert told.stages[2] == Stage("data", "", 5.0, 7.0, 2, 2)
 
 
