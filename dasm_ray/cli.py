@@ -37,6 +37,7 @@ if hasattr(signal, "SIGHUP"):
     STOPPED_BY[signal.SIGHUP] = 129  # the terminal was closed
 
 SAME_STOP_SECONDS = 2.0
+"""A signal that comes again within these seconds is the same stop: `timeout` sends it to a command and to its group."""
 
 WORKERS = click.option("--workers", metavar="N", type=int, help="Most workers. The result does not depend on it.")
 ADDRESS = click.option("--address", metavar="HOST:PORT", help="A running Ray cluster. [default: RAY_ADDRESS or local]")
@@ -893,14 +894,14 @@ def _reporting_errors(how: str = "the same command goes on from the last checkpo
                 signal.signal(number, handler)
 
 
-def _stop(number: int, _: Any) -> NoReturn:
+def _stop(number: int, _: object) -> NoReturn:
     """Stops as Ctrl-C does, so that checkpoints are written. A closed terminal says so more than once."""
     signal.signal(number, partial(_stop_again, time.monotonic()) if number == signal.SIGTERM else signal.SIG_IGN)
     raise KeyboardInterrupt(STOPPED_BY[number])
 
 
-def _stop_again(since: float, number: int, _: Any) -> None:
-    """The same stop, where it comes at once: `timeout` ends a command, then its group. Later, an order to leave."""
+def _stop_again(since: float, number: int, _: object) -> None:
+    """The same stop, where it comes at once. Later, an order to leave whatever is being written."""
     if time.monotonic() - since > SAME_STOP_SECONDS:
         raise KeyboardInterrupt(STOPPED_BY[number])
 

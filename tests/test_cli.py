@@ -716,11 +716,11 @@ def inherited(hangup: signal.Handlers) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def stopped_by(signals: list[int], kept: Path, *, ignored: bool = False) -> tuple[int, str]:
+def stopped_by(signals: list[int], kept: Path, *, code: str = WAITS, ignored: bool = False) -> tuple[int, str]:
     """The exit code and stderr of a command at work that gets these signals."""
     with inherited(signal.SIG_IGN if ignored else signal.SIG_DFL):
         driver = subprocess.Popen(
-            [sys.executable, "-c", WAITS, str(kept)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", code, str(kept)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
     assert driver.stdout is not None
     assert driver.stdout.readline() == "ready\n"
@@ -754,6 +754,13 @@ def test_a_command_that_is_stopped_keeps_its_checkpoint(tmp_path: Path, names: l
     assert found == code
     told_alone(stderr, "stopped; the same command goes on from the last checkpoint")
     assert (tmp_path / "kept").read_text() == "checkpoint"
+
+
+def test_a_stop_that_is_asked_for_again_later_is_an_order_to_leave(tmp_path: Path) -> None:
+    slow = WAITS.replace("time.sleep(0.3)", "time.sleep(50)").replace("@cli", "cli.SAME_STOP_SECONDS = 0.01\n@cli", 1)
+    code, _ = stopped_by([signal.SIGTERM, signal.SIGTERM], tmp_path / "kept", code=slow)
+    assert code == 130
+    assert not (tmp_path / "kept").exists()
 
 
 @NEEDS_SIGHUP
