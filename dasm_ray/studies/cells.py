@@ -17,7 +17,7 @@ from dasm_ray.config.keys import RunConfig
 from dasm_ray.method.run import Run, run_all
 from dasm_ray.plain import Tree
 from dasm_ray.runtime.pool import Done, Task, task
-from dasm_ray.runtime.worker import Job, Training, Worker
+from dasm_ray.runtime.worker import Chosen, Job, Stored, Training, Worker
 from dasm_ray.store.checked import read_checked_json, write_checked_json
 from dasm_ray.store.place import Place
 
@@ -31,6 +31,9 @@ Accuracies = dict[tuple[str, str], list[float]]
 """Test accuracies in [0, 1], one a seed, by set and by what it was tried on."""
 
 RIGHT = "right"
+
+PAIRED = "each image of CutMix with its own label"
+"""Part of the key of trainings towards probabilities with CutMix, which 0.1.0 paired wrongly: those do not count."""
 
 OF_THE_TABLE = ("seeds", "rows", "epochs", "full_epochs")
 """Keys of ``evaluate`` that say which trainings there are and for how many steps; a cell has its own."""
@@ -108,7 +111,18 @@ def _key(cell: Cell) -> str:
     of_the_set = (cell.training.digest, cell.label, cell.steps, cell.classes, cell.reads_test)
     seed = config.evaluation_seed
     of_the_run = (result_keys(config.model), recipe, result_keys(config.data), seed, runtime, real.digest)
-    return digest_of(of_the_set, cell.seed, of_the_run)
+    paired = [PAIRED] if _is_soft(cell.training) and config.evaluate.cutmix > 0 else []
+    return digest_of(of_the_set, cell.seed, of_the_run, *paired)
+
+
+def _is_soft(training: Training) -> bool:
+    """Whether its labels are probabilities."""
+    match training:
+        case Stored(labels=labels):
+            return labels.ndim == 2
+        case Chosen(logits=logits):
+            return logits is not None
+    return False
 
 
 def evaluate_cells(run: Run, cells: Sequence[Cell]) -> list[Found]:

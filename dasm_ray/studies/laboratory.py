@@ -37,7 +37,7 @@ from dasm_ray.store.checked import read_checked_json, write_checked_json
 from dasm_ray.store.description import DESCRIPTION
 from dasm_ray.store.place import Place
 from dasm_ray.store.rundir import RECORD, RunDir
-from dasm_ray.studies.cells import Cell, Found, cells_for, evaluate_cells, right_in
+from dasm_ray.studies.cells import PAIRED, Cell, Found, cells_for, evaluate_cells, right_in
 from dasm_ray.studies.rows import TrainingOf, always, label_of
 
 WORK = "work.json"
@@ -119,7 +119,8 @@ class Laboratory:
         """The digest of all that the outcome of a unit depends on."""
         study, real, device = self._study, self._run.real, self._run.session.device
         asked = (unit.arm.source, unit.arm.labels, self._steps(unit), study.reads_test, self._reference(unit))
-        return digest_of(result_keys(unit.config), asked, real.digest, device)
+        paired = [PAIRED] if unit.arm.labels == "soft" and unit.config.evaluate.cutmix > 0 else []
+        return digest_of(result_keys(unit.config), asked, real.digest, device, *paired)
 
     def _reference(self, unit: Unit) -> str | None:
         """By whose scores the validation images are cut into thirds; None where they are not."""

@@ -16,6 +16,7 @@ from dasm_ray.method.run import Run
 from dasm_ray.method.sets import chosen
 from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.store.place import Place
+from dasm_ray.studies import cells
 from dasm_ray.studies.cells import Cell, accuracies_of, cells_for, evaluate_cells, right_in
 from dasm_ray.studies.rows import always
 
@@ -75,6 +76,19 @@ def test_the_file_is_named_by_all_that_the_outcome_depends_on_and_nothing_else(r
     assert name(under(evaluate={"seeds": 5})) == name()
     assert name(under(evaluate={"rows": ["distilled", "random"]})) == name()
     assert name(under(matcher={"lr_img": 0.5})) == name(), "how a set was made is nothing to a training on it"
+
+
+def test_soft_trainings_with_cutmix_by_other_pairs_are_not_found(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier version paired images with wrong probabilities, and its outcomes may lie in a cache."""
+    soft = always(chosen(np.arange(0, 200, 10), np.zeros((20, 10), np.float32)))
+    by_set = [(TRAINING, 0.5), (soft, 0.0), (soft, 0.5)]
+    runs = [(replace(run, config=small(evaluate={"cutmix": cutmix})), training) for training, cutmix in by_set]
+    now = [cells_of(of, tmp_path, training=training)[0].file for of, training in runs]
+    monkeypatch.setattr(cells, "PAIRED", "otherwise")
+    then = [cells_of(of, tmp_path, training=training)[0].file for of, training in runs]
+    assert [one == other for one, other in zip(now, then, strict=True)] == [True, True, False]
 
 
 def test_seeds_are_different_trainings(run: Run) -> None:

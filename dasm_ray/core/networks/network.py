@@ -133,7 +133,7 @@ class Network:
             logits = self.logits(flat, images)
             if kept is None:
                 return F.cross_entropy(logits, labels)
-            own, other = F.cross_entropy(logits, labels), F.cross_entropy(logits, labels.roll(1))
+            own, other = F.cross_entropy(logits, labels), F.cross_entropy(logits, labels.roll(1, 0))
             return kept * own + (1 - kept) * other
 
         def step(

@@ -43,10 +43,13 @@ def test_steps_are_those_of_sgd_with_momentum_and_weight_decay(norm: str) -> Non
         torch.testing.assert_close(flat, flat_of(network, module), rtol=1e-9, atol=1e-11)
 
 
-def test_a_mixed_step_mixes_the_losses_by_the_share_of_pixels() -> None:
+@pytest.mark.parametrize("is_soft", [False, True])
+def test_a_mixed_step_mixes_the_losses_by_the_share_of_pixels(is_soft: bool) -> None:
     network = toy_network()
     flat = network.initial(generator()).double()
     images, labels = batch_of(0)
+    if is_soft:  # no two rows are alike, even turned by some classes
+        labels = torch.rand(6, network.classes, generator=generator(), dtype=torch.float64).softmax(1)
     box = torch.tensor([0.75, 0.5, 0.5, 1.0])  # a field of 4x4 in the middle comes from the image before
     _, _, loss = network.train_step("none")(
         flat, torch.zeros_like(flat), images, labels, torch.zeros(6, DRAWS), box, torch.zeros(5, dtype=torch.float64)
