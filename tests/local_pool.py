@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,13 +81,16 @@ class LocalPool:
     def submit(self, task: Task) -> None:
         self._tasks.append(task)
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[Done]:
+    def run(self, tasks: Iterable[Task]) -> Generator[Done]:
         self._tasks.extend(tasks)
         return self.results()
 
-    def results(self) -> Iterator[Done]:
-        while self._tasks:
-            yield self._do(self._tasks.pop(0))
+    def results(self) -> Generator[Done]:
+        try:
+            while self._tasks:
+                yield self._do(self._tasks.pop(0))
+        finally:
+            self._tasks.clear()
 
     def _do(self, task: Task) -> Done:
         if task.name in self._lose:

@@ -120,11 +120,12 @@ class SegmentRun:
         try:
             while True:
                 self._give(self._groups, inputs)
-                for done in self._pool.results():
-                    group = self._take(done)
-                    self._progress.workers(self._pool.alive, self._pool.lost)
-                    if not self._losses:
-                        self._give(self._groups if self._is_coupled else [group], inputs)
+                with contextlib.closing(self._pool.results()) as results:
+                    for done in results:
+                        group = self._take(done)
+                        self._progress.workers(self._pool.alive, self._pool.lost)
+                        if not self._losses:
+                            self._give(self._groups if self._is_coupled else [group], inputs)
                 if not self._losses:
                     return len(self._groups)
                 inputs = self._go_back(renewed)

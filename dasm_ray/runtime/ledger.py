@@ -62,6 +62,11 @@ class Ledger:
         self._losses.pop(name, None)
         self.done += 1
 
+    def abandon(self) -> None:
+        """Forgets all tasks that are not done, and how often they were lost."""
+        for tasks in (self._waiting, self._given, self._open, self._losses):
+            tasks.clear()
+
     def put_back(self, name: str) -> None:
         """The worker was gone before it began: the task is first in line again, and nothing is counted."""
         self._given.remove(name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -285,14 +285,16 @@ class Pool:
         self._ledger.add(task.name)
         self._tasks[task.name] = task
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[Done]:
+    def run(self, tasks: Iterable[Task]) -> Generator[Done]:
         """Submits the tasks and yields their answers."""
         for task in tasks:
             self.submit(task)
         return self.results()
 
-    def results(self) -> Iterator[Done]:
+    def results(self) -> Generator[Done]:
         """Yields answers in the order in which tasks are completed, until none is open; more may come meanwhile.
+
+        Who leaves before the end, by an error or by closing it, leaves nothing behind for whoever comes next.
 
         Raises a DasmError that a task raised, TaskFailed for any other error of a task, TaskLost for a task that is
         lost too often, SessionError when no worker can be had, or when Ray itself has died.
@@ -300,15 +302,18 @@ class Pool:
         self._empty_since = None
         for worker in self._workers:
             worker.is_fresh = False
-        while self._ledger.open:
-            watchdog.check()
-            if time.monotonic() >= self._next_look:
-                self._next_look = time.monotonic() + TICK_SECONDS
-                self._look()
-            self._staff()
-            self._give()
-            yield from self._collect()
-            self._check_empty()
+        try:
+            while self._ledger.open:
+                watchdog.check()
+                if time.monotonic() >= self._next_look:
+                    self._next_look = time.monotonic() + TICK_SECONDS
+                    self._look()
+                self._staff()
+                self._give()
+                yield from self._collect()
+                self._check_empty()
+        finally:
+            self._abandon()
 
     def close(self) -> None:
         """Ends every worker, and with it what it was doing."""
@@ -321,6 +326,14 @@ class Pool:
         self._idle.clear()
         self._alive = 0
         self._lending.clear()
+
+    def _abandon(self) -> None:
+        """Forgets what is open, and ends the workers that are at it: they may be for hours, and nobody waits for it."""
+        at_work = [worker for worker in self._workers if worker.task]
+        for worker in at_work if watchdog.death() is None else []:
+            self._remove(worker)
+        self._ledger.abandon()
+        self._tasks.clear()
 
     def _hire(self) -> Any:
         return self._remote.remote(*self._actor_args)
@@ -429,6 +442,7 @@ class Pool:
                 return Done(task, None, error=InputLost(f"{task.name}: an object that it reads is gone"))
             loss = loss_of(error)
             if loss is None:
+                self._release(worker)
                 raise failure_of(task.name, error) from error
             self._lose(worker, loss)
             return None
@@ -442,6 +456,10 @@ class Pool:
         self._on_task(worker.task.name, worker.number, time.monotonic() - worker.since, "")
         self._ledger.finish(worker.task.name)
         del self._tasks[worker.task.name]
+        self._release(worker)
+
+    def _release(self, worker: _Worker) -> None:
+        """It has nothing to do any more."""
         worker.task, worker.refs, worker.since, worker.is_fresh = None, [], time.monotonic(), True
         self._idle[worker.number] = worker
 

@@ -6,6 +6,7 @@ configuration alone; a trial that is over is never begun again.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -124,7 +125,8 @@ def _make_shared(trials: Sequence[Trial], place: Place, session: Session, real: 
             of_its_own = replace(run, config=config, real=real[_data_key(config)])
             if not _is_made(of_its_own):
                 of_its_own = under(run, config, of_its_own.real)
-                static_scores(of_its_own, train_experts(of_its_own))
+                with contextlib.suppress(NonFinite):  # its trials find the same, and say so of themselves
+                    static_scores(of_its_own, train_experts(of_its_own))
 
 
 def _is_made(run: Run) -> bool:
