@@ -68,6 +68,8 @@ def _of_the_matcher(config: RunConfig) -> Iterator[str]:
     if len(base.states) > 1 and matcher.network not in base.states:
         others = " or ".join(str(network) for network in base.states if network is not None)
         yield f"matcher.network: {matcher.network} has no meaning for {name}; leave the key out or say {others}"
+    if base.compared == "convolutions" and config.model.arch == "mlp":
+        yield f"model.arch: mlp has no convolutions, and {name} compares their gradients alone; take another of the two"
     if matcher.augment == "none" and base.unaugmented is not None:
         other = base.unaugmented
         yield f"matcher.augment: {name} without augmentation is {other}; set matcher.name to {other}"

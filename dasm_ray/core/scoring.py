@@ -19,7 +19,7 @@ from dasm_ray.core.blocks import Blocks
 from dasm_ray.core.difficulty import SCORES, forgetting
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.reading import filled, read_all, statistics_of
-from dasm_ray.core.networks.samples import RealSamples
+from dasm_ray.core.networks.samples import RealSamples, Samples
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,12 @@ def static_range(
     first: int,
     last: int,
     batch: int,
+    training: Samples | None = None,
 ) -> Scored:
     """The static score, averaged over trajectories (E+1, P) and their first ``early`` epochs, and who errs at the end.
 
-    ``forgetting`` counts over whole trajectories instead.
+    ``forgetting`` counts over whole trajectories instead. ``training``: the images that the networks'
+    statistics are of, whichever are scored; unset: all of ``blocks``.
     """
     counted = len(experts[0]) - 1 if score == "forgetting" else early
     flats = [flat for snapshots in experts for flat in (*snapshots[1 : counted + 1], snapshots[-1])]
@@ -78,7 +80,7 @@ def static_range(
                 parts.extend(SCORES[score](logits, labels, features) for logits, features in epochs)
         return torch.stack(parts).mean(0), _wrong(ends, labels), _missed(ends, labels)
 
-    return _scored(judged, network, blocks, flats, first, last, batch)
+    return _scored(judged, network, blocks, flats, first, last, batch, training)
 
 
 def features_of(network: Network, blocks: Blocks, flat: Tensor, label: int, batch: int) -> NDArray[np.float32]:
@@ -103,18 +105,25 @@ def _scored(
     first: int,
     last: int,
     batch: int,
+    training: Samples | None = None,
 ) -> Scored:
     """Score and errors of [first, last) by ``judged``; of a batch nothing else is kept, so memory is one batch's."""
-    read = _read(network, blocks, flats, first, last, batch)
+    read = _read(network, blocks, flats, first, last, batch, training)
     columns = filled((judged(readings, labels) for readings, labels in read), last - first)
     return Scored(*(column.cpu().numpy() for column in columns))
 
 
 def _read(
-    network: Network, blocks: Blocks, flats: Sequence[Tensor], first: int, last: int, batch: int
+    network: Network,
+    blocks: Blocks,
+    flats: Sequence[Tensor],
+    first: int,
+    last: int,
+    batch: int,
+    training: Samples | None = None,
 ) -> Iterator[tuple[list[Reading], Tensor]]:
     """Batch by batch of [first, last): what each network makes of it, and its labels (n,)."""
-    everything, batch = RealSamples(network, blocks), network.read_at_once(batch)
+    everything, batch = RealSamples(network, blocks) if training is None else training, network.read_at_once(batch)
     statistics = [statistics_of(network, flat, everything) for flat in flats]
     for start in range(first, last, batch):
         samples = RealSamples(network, blocks, np.arange(start, min(start + batch, last)))

@@ -168,7 +168,7 @@ def patches(losses: Scores, count: int) -> Indices:
     best crops of all images, then the second best, and so on. RDED (Sun et al. 2024). DataError where there are fewer
     than ``count`` crops.
     """
-    _refuse_small(losses.size, count)
+    _refuse_small(losses.size, count, "crops of images")
     rank = losses.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
     return np.lexsort((losses.ravel(), rank.ravel()))[:count].astype(np.int64)
 
@@ -263,9 +263,9 @@ def ridge_accuracy(
     return float(np.mean((other @ x.T @ weights).argmax(axis=1) == truth))
 
 
-def _refuse_small(present: int, count: int) -> None:
+def _refuse_small(present: int, count: int, what: str = "images") -> None:
     if present < count:
-        raise DataError(f"a class has {present} images, fewer than the {count} to pick; lower synthetic.ipc")
+        raise DataError(f"a class has {present} {what}, fewer than the {count} to pick; lower synthetic.ipc")
 
 
 def _centred(features: Features, count: int) -> NDArray[np.float64]:

@@ -18,6 +18,7 @@ from dasm_ray.config.keys import RunConfig
 from dasm_ray.core.networks.convnet import default_depth
 from dasm_ray.core.networks.reading import fewest_pixels
 from dasm_ray.core.scoring import shard_ranges
+from dasm_ray.core.selection import CROPS
 from dasm_ray.errors import ConfigError, DataError, TaskLost, UserError
 from dasm_ray.plain import Plain, Tree, Values
 from dasm_ray.runtime.decoding import RealRefs, load_real
@@ -213,10 +214,23 @@ def check_against_data(config: RunConfig, real: RealRefs) -> None:
                 f"class {name!r}: has {count} training images, but synthetic.ipc {synthetic.ipc} at factor "
                 f"{synthetic.factor} starts from {wanted}; lower synthetic.ipc or leave the class out"
             )
+    if "patches" in config.evaluate.rows:
+        _check_patches(config, real)
     _check_batch_normalisation(config, real)
     for split in ("val", "test"):
         if not real.counts[split].sum():
             raise DataError(f"{config.data.name}: the {split} split is empty; raise data.{split}_share")
+
+
+def _check_patches(config: RunConfig, real: RealRefs) -> None:
+    """DataError where a class gives too few crops for the row of patches, which comes when all is distilled."""
+    packed = config.synthetic.ipc * config.synthetic.factor**2
+    for name, count in zip(real.class_names, real.counts["train"], strict=True):
+        if count * CROPS < packed:
+            raise DataError(
+                f"class {name!r}: has {count} training images, which give {count * CROPS} crops, but the row patches "
+                f"packs {packed}; leave patches out of evaluate.rows or lower synthetic.ipc"
+            )
 
 
 def _check_batch_normalisation(config: RunConfig, real: RealRefs) -> None:
@@ -256,16 +270,17 @@ def _images_a_step(config: RunConfig, images: int, classes: int) -> dict[str, in
 def run_all(run: Run, tasks: Sequence[Task], on_done: Callable[[Done], object] = lambda done: None) -> list[Done]:
     """Runs tasks to the end; answers in the order of the tasks. ``on_done`` hears each as it comes."""
     answers: dict[str, Done] = {}
-    for done in run.pool.run(tasks):
-        if done.error is not None:
-            raise TaskLost(
-                f"{done.task.name}: what it reads was lost with its node; run the same command again to go on"
-            )
-        answers[done.task.name] = done
-        if isinstance(done.value, Answer):
-            run.take_notices(done.value.notices)
-        run.progress.workers(run.pool.alive, run.pool.lost)
-        on_done(done)
+    with contextlib.closing(run.pool.run(tasks)) as results:  # at once, also where on_done raises
+        for done in results:
+            if done.error is not None:
+                raise TaskLost(
+                    f"{done.task.name}: what it reads was lost with its node; run the same command again to go on"
+                )
+            answers[done.task.name] = done
+            if isinstance(done.value, Answer):
+                run.take_notices(done.value.notices)
+            run.progress.workers(run.pool.alive, run.pool.lost)
+            on_done(done)
     return [answers[each.name] for each in tasks]
 
 

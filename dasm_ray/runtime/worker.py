@@ -458,8 +458,8 @@ class Worker:
         network, recipe = self._network(job), job.config.score
         on_device = partial(torch.tensor, device=job.device)
         trained = [lazily(on_device, snapshots) for snapshots in self._all(experts)]
-        blocks = self._blocks(job, split)
-        return static_range(network, blocks, trained, recipe.static, recipe.early, first, last, recipe.batch)
+        blocks, training = self._blocks(job, split), self._real(network, job, "train")
+        return static_range(network, blocks, trained, recipe.static, recipe.early, first, last, recipe.batch, training)
 
     # --- distillation --------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from dasm_ray.core.networks.training import steps_for
 from dasm_ray.core.seed import numpy_generator
+from dasm_ray.errors import DataError
 from dasm_ray.method.choices import random_choice
 from dasm_ray.method.run import Run
 from dasm_ray.method.sets import Indices, chosen, images_of, stored
@@ -26,6 +27,7 @@ def learn_incrementally(run: Run, artifact: Artifact, steps: int, folder: Place 
     classes so far. The order of classes follows from the run's seed. Keys: ("distilled" or "random", "4 classes").
     """
     order = numpy_generator(run.config.seed, "class order").permutation(run.classes)
+    _check_first_part(run, np.array_split(order, steps)[0])
     cells: list[tuple[tuple[str, str], Cell]] = []
     count = 0
     for part in np.array_split(order, steps):
@@ -39,6 +41,17 @@ def learn_incrementally(run: Run, artifact: Artifact, steps: int, folder: Place 
             )
             cells += [((name, f"{count} classes"), cell) for cell in made]
     return accuracies_of(run, cells)
+
+
+def _check_first_part(run: Run, classes: Indices) -> None:
+    """DataError where the first networks would be asked for no image: later ones are asked for those and more."""
+    for split in ("val", "test"):
+        if not run.real.counts[split][classes].sum():
+            names = ", ".join(repr(run.real.class_names[label]) for label in classes)
+            raise DataError(
+                f"{run.config.data.name}: the first part of the classes ({names}) has no image in the {split} split; "
+                f"lower --steps, or raise data.{split}_share"
+            )
 
 
 def _memories(run: Run, artifact: Artifact, known: Indices) -> dict[str, TrainingOf]:

@@ -29,6 +29,11 @@ IMPOSSIBLE: list[tuple[str, dict[str, Any], str]] = [
         {"synthetic": {"ipc": 10, "segments": 3, "sizes": [3, 3, 3]}},
         "synthetic.sizes: add up to 9 images a class, but synthetic.ipc is 10; make them agree",
     ),
+    (
+        "gradients of convolutions without any",
+        {"model": {"arch": "mlp", "norm": "none"}},
+        "model.arch: mlp has no convolutions, and idc compares their gradients alone; take another of the two",
+    ),
     ("batch and factor", {"synthetic": {"factor": 3}, "matcher": {"batch_syn": 8}}, "raise it to at least 9"),
     (
         "dc on experts",

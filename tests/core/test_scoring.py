@@ -122,6 +122,19 @@ def test_the_static_score_is_the_mean_over_experts_and_their_first_epochs(early:
     assert 0 < sum(wrong) < len(wrong) / 2, "at the end most are known"
 
 
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_the_static_score_of_a_held_out_image_does_not_depend_on_the_others(norm: str) -> None:
+    """Its normalisation is that of the training images, as where networks are evaluated."""
+    network = toy_network(norm)
+    experts, training = trajectories(network), RealSamples(network, toy_blocks())
+    few, many = (toy_blocks(counts, seed=1) for counts in ((2, 1, 1), (2, 9, 9)))
+    np.testing.assert_array_equal(few.take(np.arange(2)), many.take(np.arange(2)))
+    one, other = (
+        static_range(network, held_out, experts, "el2n", 2, 0, 2, BATCH, training).score for held_out in (few, many)
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
 def test_forgetting_counts_over_whole_trajectories() -> None:
     network = toy_network()
     experts = trajectories(network)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from dasm_ray.config.parsing import parse_config
 from dasm_ray.errors import ConfigError, DataError, NonFinite, TaskLost
 from dasm_ray.method.run import check_against_data, run_all, under, whitened
 from dasm_ray.runtime.decoding import RealRefs
-from dasm_ray.runtime.pool import task
+from dasm_ray.runtime.pool import Done, task
 from dasm_ray.runtime.worker import Worker
 from dasm_ray.store import tensors
 
@@ -79,6 +80,21 @@ def test_a_task_whose_input_is_lost_ends_the_command_with_what_to_do(digits: Rea
         run_all(run, [task("nap", Napping.nap, 0.0)])
 
 
+def test_what_ends_a_batch_leaves_nothing_of_it_for_the_next(digits: RealRefs, tmp_path: Path) -> None:
+    pool = LocalPool()
+    run = local_run(small(), tmp_path, digits, pool)
+
+    def diverges(done: Done) -> None:
+        raise NonFinite(f"{done.task.name}: the training diverged")
+
+    naps = [task(f"nap {number}", Napping.nap, 0.0) for number in range(3)]
+    with pytest.raises(NonFinite, match="nap 0") as caught:
+        run_all(run, naps, diverges)
+    assert caught.traceback, "the frames of the error are still there, and what they hold with them"
+    assert [done.task.name for done in run_all(run, naps[1:])] == ["nap 1", "nap 2"]
+    assert pool.done == ["nap 0", "nap 1", "nap 2"]
+
+
 def test_each_notice_is_said_once(digits: RealRefs, tmp_path: Path) -> None:
     run, said = local_run(small(), tmp_path, digits), []
     run.progress.note = said.append  # type: ignore[method-assign]
@@ -93,11 +109,19 @@ def test_each_notice_is_said_once(digits: RealRefs, tmp_path: Path) -> None:
         ({"model": {"depth": 4}}, ConfigError, "model.depth: 4 blocks halve 8 pixels to nothing; use at most 3"),
         ({"synthetic": {"factor": 9}}, ConfigError, "synthetic.factor: 9 tiles do not fit into 8 pixels"),
         ({"synthetic": {"ipc": 200}}, DataError, "has .* training images, but synthetic.ipc 200 at factor 1"),
+        (
+            {
+                "synthetic": {"ipc": 100, "factor": 3, "init": "real"},
+                "evaluate": {"rows": ["distilled", "random", "patches"]},
+            },
+            DataError,
+            "has .* training images, which give .* crops, but the row patches packs 900; leave patches out of evaluat",
+        ),
     ],
-    ids=["too deep", "too many tiles", "too many images"],
+    ids=["too deep", "too many tiles", "too many images", "too many crops"],
 )
 def test_what_only_the_images_show_is_refused(
-    digits: RealRefs, sections: dict[str, dict[str, int]], error: type[Exception], words: str
+    digits: RealRefs, sections: dict[str, dict[str, Any]], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
         check_against_data(small(**sections), digits)

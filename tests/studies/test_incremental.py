@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from local_pool import LocalPool, local_run, small
 
+from dasm_ray.errors import DataError
 from dasm_ray.method.sets import selected_set
 from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.store.place import Place
@@ -23,6 +26,16 @@ def test_classes_come_in_parts_and_both_memories_grow_alike(digits: RealRefs, tm
     before = len(run.pool.done)
     assert learn_incrementally(run, artifact, 3, Place(tmp_path / "cells")) == found
     assert len(run.pool.done) == before
+
+
+def test_a_first_part_that_nothing_can_be_asked_of_is_refused(digits: RealRefs, tmp_path: Path) -> None:
+    empty = np.where(np.arange(10) == 4, digits.counts["val"], 0)  # a class alone has validation images
+    run = local_run(small(), tmp_path, replace(digits, counts={**digits.counts, "val": empty}))
+    artifact = selected_set(run, np.zeros((20, 1, 8, 8), np.float32))
+    with pytest.raises(
+        DataError, match=r"digits: the first part of the classes \('\d'\) has no image in the val split"
+    ):
+        learn_incrementally(run, artifact, 10, None)
 
 
 def test_the_memory_holds_the_images_of_the_classes_so_far(digits: RealRefs, tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def spacing_for(steps: int, kept: int) -> int:
 
     If no distance is small enough, the one that needs the least memory, about the root of ``steps``.
     """
-    if steps <= kept:
+    if steps <= max(kept, 1):
         return 1
     need = {c: math.ceil(steps / c) + c for c in range(2, steps + 1)}
     return next((c for c, vectors in need.items() if vectors <= kept), min(need, key=lambda c: need[c]))
