@@ -19,15 +19,13 @@ import numpy as np
 from dasm_ray.config.keys import Data
 from dasm_ray.errors import DataError
 from dasm_ray.plain import Values
+from dasm_ray.store.datasets.blockcache import cache_folder
 from dasm_ray.store.datasets.found import Found, SplitFound
 from dasm_ray.store.datasets.parquet import parquet_files, source_of
 from dasm_ray.store.datasets.pixels import first_line
 from dasm_ray.store.datasets.shards import ARRAY_ROWS, Rows, Shard, Source, check_counts, cut_rows
 from dasm_ray.store.datasets.splits import cut_of
 from dasm_ray.store.place import Place
-
-CACHE = "~/.cache/dasm_ray/data"
-"""Where torchvision sets are looked for when `data.path` is unset."""
 
 DOWNLOAD_SECONDS = 30.0
 
@@ -107,8 +105,11 @@ TORCHVISION = {
 
 
 def open_torchvision(name: str, data: Data) -> Source:
-    """The set in Parquet under `data.path` if there is some, else in the files of torchvision."""
-    row, place = TORCHVISION[name], Place(data.path or CACHE)
+    """The set in Parquet under `data.path` if there is some, else in the files of torchvision.
+
+    `data.path` unset: torchvision's files in `data` of this machine's folder of caches.
+    """
+    row, place = TORCHVISION[name], Place(data.path) if data.path else cache_folder(None).parent / "data"
     files = None if data.path is None else parquet_files(place)
     if files is not None and (files.is_at_top or not (place / row.files).exists()):
         return source_of(files, data)

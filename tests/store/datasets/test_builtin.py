@@ -136,11 +136,13 @@ def test_a_missing_set_says_what_to_set(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_path_the_cache_is_looked_at(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(DataError, match=rf"mnist is not in {re.escape(str(tmp_path))}/\.cache"):
+@pytest.mark.parametrize(("variable", "below"), [("HOME", ".cache/dasm_ray/data"), ("DASM_RAY_CACHE", "data")])
+def test_without_a_path_the_cache_is_looked_at(tmp_path, monkeypatch, variable, below):
+    monkeypatch.delenv("DASM_RAY_CACHE", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    with pytest.raises(DataError, match=rf"mnist is not in {re.escape(str(tmp_path / below))} "):
         open_source(Data(name="mnist"))
-    write_mnist(tmp_path / ".cache" / "dasm_ray" / "data" / "MNIST" / "raw", 10, 10)
+    write_mnist(tmp_path / below / "MNIST" / "raw", 10, 10)
     assert open_source(Data(name="mnist")).shape == (1, 28, 28)
 
 
