@@ -354,7 +354,7 @@ class Matcher(Section):
     frontier_share: Share = Field(
         0.0,
         description="Share of a real batch that is drawn from the frontier: images that every probe gets wrong and "
-        "experts get right.",
+        "experts get right. The rest is drawn as if there were none.",
         json_schema_extra=ONLY_IF_SET,
     )
     strata: StrictBool = Field(

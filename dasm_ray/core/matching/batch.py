@@ -1,6 +1,7 @@
 """Which real images of a class a matching step is shown: any of a window, or one of each of its strata first.
 
-What must stay true: no image stands twice in a batch while the window has others.
+What must stay true: no image stands twice in what is drawn from a window while the window has others. A batch that is
+drawn from several, as from all windows so far or from the frontier first, may hold an image of both.
 """
 
 from __future__ import annotations
