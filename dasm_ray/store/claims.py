@@ -225,12 +225,23 @@ def _has_right_of_way(claim: Claim, place: Place, others: list[str]) -> bool:
 
 
 def _others(claim: Claim, place: Place) -> list[str]:
-    """Claims of others that are alive, by the storage's own clock: those of different machines differ."""
+    """Claims of others that are alive, by the storage's own clock: those of different machines differ.
+
+    Where the storage tells no times, by what each claim says of its last renewal; one that says nothing is alive.
+    """
     times = {name: when for name, when in place.times().items() if CLAIM.fullmatch(name)}
-    now = times.pop(claim.name, None)
-    if now is None:
-        now = max(times.values(), default=0.0)
-    return [name for name, when in times.items() if now - when < STALE_SECONDS]
+    if None in times.values():
+        times = {name: _renewed(place, name) for name in times}
+    own = times.pop(claim.name, None)
+    now = own if own is not None else max((when for when in times.values() if when is not None), default=0.0)
+    return [name for name, when in times.items() if when is None or now - when < STALE_SECONDS]
+
+
+def _renewed(place: Place, name: str) -> float | None:
+    """When a claim was last renewed, in seconds since 1970 by the clock of its driver; None where it does not say."""
+    with contextlib.suppress(ValueError):
+        return datetime.datetime.fromisoformat(str(_read(place, name).get("renewed"))).timestamp()
+    return None
 
 
 # --- who it is ---------------------------------------------------------------------------------------------------

@@ -7,12 +7,13 @@ leaves at most a hidden temporary file. A folder that was taken for a run is nev
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ from dasm_ray.config.shown import masked
 from dasm_ray.errors import RunDirError, StorageError
 from dasm_ray.plain import Plain
 from dasm_ray.store import retries, uris
+from dasm_ray.store.listed import Entry, entries
 
 T = TypeVar("T")
 
@@ -31,6 +33,9 @@ TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 LISTINGS = 20
 """Tries to list a folder in which files come and go meanwhile."""
+
+PIECE_BYTES = 1 << 22
+"""Of a file that is read only to tell whether it has changed, how many bytes are fetched at once."""
 
 FAULTS = (OSError, pa.ArrowException, NotImplementedError)
 """What file systems raise. Those of fsspec raise the errors of any client, all of which are caught."""
@@ -114,31 +119,42 @@ class Place:
     def children(self) -> list[tuple[str, bool]]:
         """The same names, each with whether it is a folder."""
         found = self._listing(recursive=False)
-        return sorted((name, _is_folder(info)) for name, info in found if not _is_temporary(name))
+        return sorted((name, entry.is_folder) for name, entry in found if not _is_temporary(name))
 
     def walk(self) -> tuple[list[str], list[str]]:
         """Sorted paths, relative to here, of all folders and of all files below this folder."""
-        below = [entry for entry in self._listing(recursive=True) if not _is_temporary(entry[0])]
-        folders, files = ([path for path, info in below if _is_folder(info) is kind] for kind in (True, False))
+        below = [found for found in self._listing(recursive=True) if not _is_temporary(found[0])]
+        folders, files = ([path for path, entry in below if entry.is_folder is kind] for kind in (True, False))
         return sorted(folders), sorted(files)
 
-    def times(self) -> dict[str, float]:
-        """When each file in this folder was last written, by the clock of the storage: name to seconds since 1970."""
-        return {name: _time(info) for name, info in self._listing(recursive=False) if not _is_folder(info)}
+    def times(self, *, recursive: bool = False) -> dict[str, float | None]:
+        """When each file in this folder, or below it, was last written: its path relative to here to seconds since 1970
+        by the clock of the storage; None where that tells no time."""
+        found = self._listing(recursive=recursive)
+        return {path: entry.time for path, entry in found if not entry.is_folder}
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every file below this folder, by its path relative to here."""
         below = self._listing(recursive=True)
-        return {path: info.size or 0 for path, info in below if not (_is_folder(info) or _is_temporary(path))}
+        return {path: entry.size for path, entry in below if not (entry.is_folder or _is_temporary(path))}
 
-    def stamps(self) -> dict[str, tuple[int, int]]:
-        """Bytes, and nanoseconds since 1970 when it was last written, of every file in this folder, by its name."""
-        found = self._listing(recursive=False)
-        return {name: (info.size or 0, info.mtime_ns or 0) for name, info in found if not _is_folder(info)}
+    def stamps(self, names: Collection[str]) -> dict[str, tuple[int, int | str]]:
+        """Bytes and version of those files in this folder that have these names, by name.
 
-    def temporaries(self) -> dict[str, float]:
+        The version is another one once a file was written anew: nanoseconds since 1970, or what else the storage tells.
+        Where it tells nothing, the file is read, and it is the SHA-256 of its bytes.
+        """
+        wanted = set(names)
+        found = [(name, entry) for name, entry in self._listing(recursive=False) if name in wanted]
+        return {
+            name: (entry.size, (self / name)._digest() if entry.version is None else entry.version)
+            for name, entry in found
+            if not entry.is_folder
+        }
+
+    def temporaries(self) -> dict[str, float | None]:
         """The files below this folder that are being written or that killed writers left: path to time as above."""
-        return {path: _time(info) for path, info in self._listing(recursive=True) if _is_temporary(path)}
+        return {path: time for path, time in self.times(recursive=True).items() if _is_temporary(path)}
 
     def make_dir(self) -> None:
         """Makes the folder, and its parents, if need be."""
@@ -254,19 +270,29 @@ class Place:
     def _type(self) -> fs.FileType:
         return self._do("be read", lambda: self._fs.get_file_info(self._at).type)
 
-    def _listing(self, *, recursive: bool) -> list[tuple[str, fs.FileInfo]]:
+    def _listing(self, *, recursive: bool) -> list[tuple[str, Entry]]:
         """What is in the folder, or below it, by its path relative to the folder; nothing where there is no folder."""
 
-        selector = fs.FileSelector(self._at, allow_not_found=True, recursive=recursive)
         start = len(self._at.rstrip("/")) + 1
 
-        def found() -> list[tuple[str, fs.FileInfo]]:
+        def found() -> list[tuple[str, Entry]]:
+            return [(entry.path[start:], entry) for entry in entries(self._fs, self._at, recursive=recursive)]
+
+        def patiently() -> list[tuple[str, Entry]]:
             for _ in range(LISTINGS):
                 with contextlib.suppress(FileNotFoundError):  # a file that went between being seen and being looked at
-                    return [(info.path[start:], info) for info in self._fs.get_file_info(selector)]
-            return [(info.path[start:], info) for info in self._fs.get_file_info(selector)]
+                    return found()
+            return found()
 
-        return self._do("be listed", found)
+        return self._do("be listed", patiently)
+
+    def _digest(self) -> str:
+        """SHA-256 (hex) of the file, which is read in pieces."""
+        total = hashlib.sha256()
+        with self.open() as file:
+            while piece := file.read(PIECE_BYTES):
+                total.update(piece)
+        return total.hexdigest()
 
     def _write(self, data: bytes | pa.Buffer) -> None:
         folder, _, name = self._at.rpartition("/")
@@ -373,11 +399,3 @@ def _flush_to_disk(path: str) -> None:
 
 def _is_temporary(path: str) -> bool:
     return TEMPORARY.fullmatch(path.rpartition("/")[2]) is not None
-
-
-def _is_folder(info: fs.FileInfo) -> bool:
-    return bool(info.type is fs.FileType.Directory)
-
-
-def _time(info: fs.FileInfo) -> float:
-    return float(info.mtime.timestamp()) if info.mtime is not None else 0.0

@@ -120,7 +120,7 @@ def remove_temporaries(place: Place, *, is_shared: bool = False) -> None:
     now = time.time()
     for path, when in place.temporaries().items():
         is_own = not is_shared and path.partition("/")[0] not in SHARED
-        if is_own or now - when > SHARED_SECONDS:
+        if is_own or (when is not None and now - when > SHARED_SECONDS):
             with contextlib.suppress(DasmError):  # somebody else may have removed it, and it does no harm
                 (place / path).delete()
 

@@ -134,6 +134,33 @@ def test_a_claim_that_is_not_renewed_is_taken_over_with_a_notice(bucket, monkeyp
     assert bucket.names() == ["f"]
 
 
+def test_a_claim_is_judged_by_what_it_says_where_the_storage_tells_no_times(timeless, caplog) -> None:
+    dead = {"entered": True, "begun": "2026-01-01T00:00:00+00:00", "renewed": "2026-01-01T00:10:00+00:00"}
+    (timeless / f".claim-{'0' * 32}.json").write_json(dead)
+    claim = take(timeless)
+    (notice,) = [record.message for record in caplog.records]
+    assert "last said so at 2026-01-01T00:10:00+00:00" in notice
+    with pytest.raises(RunDirError, match=rf"in use by another run \(process {os.getpid()} on "):
+        take(timeless)
+    claim.release()
+    (timeless / f".claim-{'1' * 32}.json").write_json({"entered": True})
+    with pytest.raises(RunDirError, match="in use by another run"):
+        take(timeless)
+
+
+def test_a_claim_in_a_storage_of_fsspec_goes_stale(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(claims, "RENEW_SECONDS", 3600)
+    place = Place("memory://claims-of-a-test/folder")
+    dead = take(place)
+    with pytest.raises(RunDirError, match="in use by another run"):
+        take(place)
+    monkeypatch.setattr(claims, "STALE_SECONDS", 0.1)
+    time.sleep(0.2)
+    take(place).release()
+    assert "takes over from" in caplog.text
+    dead.release()
+
+
 def test_a_claim_is_renewed_while_its_driver_lives(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(claims, "_locked", lambda place, until: None)
     monkeypatch.setattr(claims, "RENEW_SECONDS", 0.1)

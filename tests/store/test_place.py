@@ -423,8 +423,24 @@ def test_stamps_are_of_the_files_of_a_folder(tmp_path: Path) -> None:
     (place / "a").write_bytes(b"12")
     (place / "b" / "c").write_bytes(b"12345")
     os.utime(tmp_path / "a", ns=(1, 1_700_000_000_123_456_789))
-    assert place.stamps() == {"a": (2, 1_700_000_000_123_456_789)}
-    assert (place / "nothing").stamps() == {}
+    assert place.stamps(["a", "b", "none"]) == {"a": (2, 1_700_000_000_123_456_789)}
+    assert place.stamps([]) == {}
+    assert (place / "nothing").stamps(["a"]) == {}
+
+
+@pytest.mark.parametrize("kind", ["timed", "timeless"])
+def test_a_file_that_is_replaced_by_one_of_the_same_size_has_another_stamp(kind: str, timeless: Place) -> None:
+    """By the time where fsspec knows one, and by its bytes where it knows nothing."""
+    place = timeless if kind == "timeless" else Place("memory://stamps-of-a-test/folder")
+    for name in ("a", "b"):
+        (place / name).write_bytes(b"12")
+    before = place.stamps(["a", "b"])
+    assert place.stamps(["a", "b"]) == before
+    (place / "a").write_bytes(b"34")
+    after = place.stamps(["a", "b"])
+    assert (after["a"][0], after["b"]) == (2, before["b"])
+    assert after["a"] != before["a"]
+    assert list(place.times().values()).count(None) == (2 if kind == "timeless" else 0)
 
 
 def test_sizes_are_of_all_files_below_that_are_whole(tmp_path: Path) -> None:

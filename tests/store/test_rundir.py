@@ -336,6 +336,15 @@ def test_what_killed_writes_left_is_removed_at_the_next_start(tmp_path) -> None:
     assert [file for file in (*left, fresh, old, own) if file.exists()] == [fresh, own]
 
 
+def test_what_another_run_may_be_writing_stays_where_nobody_tells_how_old_it_is(timeless) -> None:
+    RunDir.open(timeless, config_of()).close()
+    own, shared = (timeless / folder / f".f.{'0' * 32}.tmp" for folder in ("segments", "experts/key"))
+    for file in (own, shared):
+        file.write_text("half")
+    RunDir.open(timeless, config_of()).close()
+    assert list(timeless.temporaries()) == [f"experts/key/{shared.name}"]
+
+
 def test_a_start_that_fails_half_way_leaves_nothing_that_keeps_others_out(tmp_path, monkeypatch) -> None:
     def full(self: Place, text: str) -> None:
         raise StorageError("the disk is full")

@@ -67,8 +67,8 @@ def _below(root: Path) -> Iterator[str]:
     yield from sorted(str(path) for path in beside if path.is_file())
 
 
-Stamp = tuple[str, int, int, int]
-"""The path of a file, its bytes, and when it and what is known of it were last written."""
+Stamp = tuple[str, int, int | str, int]
+"""The path of a file, its bytes, and when it and what is known of it were last written, or its version elsewhere."""
 
 
 def _stamps(paths: Iterable[str]) -> Iterator[Stamp]:
@@ -81,5 +81,6 @@ def _stamps(paths: Iterable[str]) -> Iterator[Stamp]:
         else:
             far.setdefault(Place(path).parent.uri, []).append(path)
     for folder, inside in far.items():
-        stamps = Place(folder).stamps()
-        yield from ((path, *stamps.get(Place(path).name, (0, 0)), 0) for path in inside)
+        names = {path: Place(path).name for path in inside}
+        stamps = Place(folder).stamps(names.values())
+        yield from ((path, *stamps.get(name, (0, 0)), 0) for path, name in names.items())

@@ -13,6 +13,8 @@ from dasm_ray.config.keys import Data
 from dasm_ray.store.datasets import fingerprint as module
 from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.datasets.fingerprint import fingerprint
+from dasm_ray.store.memory import keep
+from dasm_ray.store.place import Place
 
 
 def name_of(**keys: object) -> str:
@@ -82,7 +84,17 @@ def test_the_files_of_a_loader_of_arrays_are_those_below_its_folder_or_beside_it
 def test_files_of_an_object_store_are_known_by_size_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     at = {"memory://bucket/a": {"1.png": (5, 7), "2.png": (6, 8)}, "memory://bucket/b": {"1.png": (9, 10)}}
-    monkeypatch.setattr(module.Place, "stamps", lambda place: asked.append(place.uri) or at[place.uri])
+    monkeypatch.setattr(module.Place, "stamps", lambda place, names: asked.append(place.uri) or at[place.uri])
     paths = ["memory://bucket/a/1.png", "memory://bucket/b/1.png", "memory://bucket/a/2.png"]
     assert sorted(module._stamps(paths)) == [(paths[0], 5, 7, 0), (paths[2], 6, 8, 0), (paths[1], 9, 10, 0)]
     assert asked == ["memory://bucket/a", "memory://bucket/b"]
+
+
+def test_a_file_of_fsspec_that_is_replaced_by_one_of_the_same_size_changes_the_name() -> None:
+    images = np.random.default_rng(0).integers(0, 255, (8, 4, 4), np.uint8)
+    place = keep(Place("memory://fingerprint-of-a-test"), (images, np.arange(8) % 2))
+    name = name_of(name="parquet", path=place.uri)
+    assert name_of(name="parquet", path=place.uri) == name
+    file = place / "train-00000-of-00001.parquet"
+    file.write_bytes(file.read_bytes())
+    assert name_of(name="parquet", path=place.uri) != name
