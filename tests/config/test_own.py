@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +35,76 @@ def test_a_changed_file_is_another_network(tmp_path: Path, monkeypatch: pytest.M
     before = code_of("nets_of_a_test:small")
     (tmp_path / "nets_of_a_test.py").write_text("def small(shape, classes): ...  # other\n")
     assert code_of("nets_of_a_test:small") != before
+
+
+NET = "{how}\n\n\ndef small(shape, classes):\n    from own_package.deep import DEPTH\n    return WIDTH * DEPTH\n"
+HELPER = "import json\nimport numpy\n\nfrom own_package import *\n\nWIDTH = 8\n"
+
+
+@pytest.fixture
+def neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A network that imports its width from a neighbour, which imports a package, and its depth when it is made."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_net.py").write_text(NET.format(how="from own_helper import WIDTH"))
+    (tmp_path / "own_helper.py").write_text(HELPER)
+    (tmp_path / "own_stranger.py").write_text("")
+    (tmp_path / "own_package").mkdir()
+    (tmp_path / "own_package" / "__init__.py").write_text("from .near import A\n")
+    (tmp_path / "own_package" / "near.py").write_text("A = 1\n")
+    (tmp_path / "own_package" / "deep.py").write_text("DEPTH = 2\n")
+    (tmp_path / "own_package" / "other.py").write_text("B = 1\n")
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith("own_") and name != "own_networks"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("file", ["own_helper.py", "own_package/__init__.py", "own_package/near.py"])
+@pytest.mark.parametrize("is_imported", [True, False])
+def test_a_changed_module_that_a_network_imports_is_another_network(
+    neighbours: Path, file: str, is_imported: bool
+) -> None:
+    before = code_of("own_net:small")
+    assert code_of("own_net:small") == before
+    if not is_imported:
+        del sys.modules[file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")]
+    (neighbours / file).write_text((neighbours / file).read_text() + "# other\n")
+    assert code_of("own_net:small") != before
+
+
+def test_what_a_network_imports_when_it_is_made_counts_and_is_not_imported(neighbours: Path) -> None:
+    before = code_of("own_net:small")
+    (neighbours / "own_package" / "deep.py").write_text("DEPTH = 3\n")
+    after = code_of("own_net:small")
+    assert after != before
+    assert "own_package.deep" not in sys.modules
+    importlib.import_module("own_package.deep")
+    importlib.import_module("own_stranger")
+    assert code_of("own_net:small") == after, "what else is imported by now does not count"
+
+
+def test_what_a_network_does_not_import_does_not_count(neighbours: Path) -> None:
+    before = code_of("own_net:small")
+    (neighbours / "own_package" / "other.py").write_text("B = 2\n")
+    (neighbours / "own_stranger.py").write_text("C = 2\n")
+    assert code_of("own_net:small") == before
+
+
+def test_a_function_that_another_module_has_made_depends_on_both(neighbours: Path) -> None:
+    (neighbours / "own_front.py").write_text(
+        "import functools\n\nimport own_net\n\nsmall = functools.partial(own_net.small, classes=2)\n"
+    )
+    codes = [code_of("own_front:small")]
+    for file in ("own_front.py", "own_net.py", "own_helper.py"):
+        (neighbours / file).write_text((neighbours / file).read_text() + "# other\n")
+        codes.append(code_of("own_front:small"))
+    assert len(set(codes)) == 4
+
+
+def test_the_code_of_a_single_file_is_the_digest_of_it(neighbours: Path) -> None:
+    """As earlier versions had it, so that their outcomes are found."""
+    file = neighbours / "own_single.py"
+    file.write_text("import torch\n\nimport dasm_ray\n\n\ndef small(shape, classes): ...\n")
+    assert code_of("own_single:small") == hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 @pytest.mark.parametrize(
