@@ -23,7 +23,7 @@ from dasm_ray.runtime.pool import Done, InputLost, Pool, Task, task
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.sharing import ObjectRef
 from dasm_ray.runtime.worker import Job, Keeping, SetRefs, Worker
-from dasm_ray.store.checkpoints import read_group, write_group
+from dasm_ray.store.checkpoints import KeptSet, read_set, write_set
 from dasm_ray.store.place import Place
 
 SHARD_BYTES = 1 << 26
@@ -68,9 +68,9 @@ class LaneRun:
         self._cut = Cut(edges, own, earlier[0].shape[1])
         parts = (tuple(part[first:last] for part in earlier) for first, last in pairwise(edges))
         self._earlier = tuple(map(pool.put, parts))
-        self._state, self._round = self._begin()
+        self._state, self._round, self._unused = self._begin()
         self._saved_round, self._saved_at = self._round, time.monotonic()
-        self._lost, self._unused = 0, 0
+        self._lost = 0
 
     @property
     def rounds_done(self) -> int:
@@ -101,9 +101,10 @@ class LaneRun:
             refs = SetRefs(self._cut, tuple(values for values, _ in self._state), self._earlier)
             lanes = self._all([self._lane(lane, refs) for lane in range(self._job.config.trajectory.lanes)])
             distances = [done.value.distance for done in lanes]
-            self._check(distances)
+            unused = self._checked(distances)
             steps = self._all([self._step(shard, distances, lanes) for shard in range(len(self._state))])
-            self._state, self._round = [(step.refs[0], step.refs[1]) for step in steps], self._round + 1
+            self._state = [(step.refs[0], step.refs[1]) for step in steps]
+            self._round, self._unused = self._round + 1, unused  # with the state: a round begun again counts once
             samples = sum(done.value.samples for done in lanes)
             self._progress.advance(samples=samples, distance=float(np.mean(distances)), rate=steps[0].value.rate)
             self._keep_if_due()
@@ -141,26 +142,31 @@ class LaneRun:
                 self._progress.note(notice)
         return in_order
 
-    def _check(self, distances: Sequence[float]) -> None:
-        """Stops a run that has exploded, at the last good state; distances that are no numbers stop in their lane."""
+    def _checked(self, distances: Sequence[float]) -> int:
+        """Rounds in a row, with this one, in which no student ended within the threshold.
+
+        Stops a run that has exploded, at the last good state; distances that are no numbers stop in their lane.
+        """
         trajectory = self._job.config.trajectory
         where = f"segment {self._segment + 1}, round {self._round}"
-        self._unused = 0 if min(distances) <= trajectory.threshold else self._unused + 1
-        if self._unused >= trajectory.patience:
+        unused = 0 if min(distances) <= trajectory.threshold else self._unused + 1
+        if unused >= trajectory.patience:
             raise NonFinite(
-                f"{where}: for {self._unused} rounds no student ended within trajectory.threshold "
+                f"{where}: for {unused} rounds no student ended within trajectory.threshold "
                 f"{trajectory.threshold:g} of its expert (last distance {distances[-1]:.3g}); the last good state is "
                 f"kept; lower trajectory.lr_img (now {trajectory.lr_img:g}) or raise trajectory.steps in a new run"
             )
+        return unused
 
     # --- what is on disk -----------------------------------------------------------------------------------------
 
-    def _begin(self) -> tuple[list[tuple[ObjectRef, ObjectRef]], int]:
-        """References to values and velocities of each shard, and the round that they are at."""
-        kept = read_group(self._keeping.place, self._segment, 0, self._keeping.key)
-        state, round = (SetState(**kept[0]), kept[1]) if kept else (self._initial, 0)
+    def _begin(self) -> tuple[list[tuple[ObjectRef, ObjectRef]], int, int]:
+        """References to values and velocities of each shard, the round that they are at, and how many were unused."""
+        kept = read_set(self._keeping.place, self._segment, self._keeping.key)
+        state = SetState(**kept.arrays) if kept else self._initial
+        round, unused = (kept.round, kept.unused) if kept else (0, 0)
         parts = zip(state.values.shards(self._cut.edges), state.speeds.shards(self._cut.edges), strict=True)
-        return [(self._pool.put(values), self._pool.put(speeds)) for values, speeds in parts], round
+        return [(self._pool.put(values), self._pool.put(speeds)) for values, speeds in parts], round, unused
 
     def _fetched(self) -> SetState:
         return joined([(self._pool.fetch(values), self._pool.fetch(speeds)) for values, speeds in self._state])
@@ -174,7 +180,7 @@ class LaneRun:
                 f"last checkpoint, or raise runtime.max_lost"
             )
         before = self._round
-        self._state, self._round = self._begin()
+        self._state, self._round, self._unused = self._begin()
         self._saved_round = self._round
         self.guides = self._renewed()
         self._progress.note(f"{what}: what it reads was lost with its node; going on from round {self._round}")
@@ -186,7 +192,7 @@ class LaneRun:
         if self._round < self.rounds_total and waited < self._job.config.runtime.checkpoint_seconds:
             return
         name, where = f"segment {self._segment + 1}, checkpoint of round {self._round}", (self._segment, self._round)
-        (done,) = self._all([task(name, Worker.keep_set, self._keeping, where, tuple(self._state))])
+        (done,) = self._all([task(name, Worker.keep_set, self._keeping, where, self._unused, tuple(self._state))])
         if done.value.is_kept:
             self._saved_round, self._saved_at = self._round, time.monotonic()
         else:
@@ -195,7 +201,7 @@ class LaneRun:
     def _save(self) -> None:
         """Writes the checkpoint here."""
         if self._round > self._saved_round:
-            place, key = self._keeping.place, self._keeping.key
-            write_group(place, self._segment, 0, self._fetched()._asdict(), self._round, key)
+            kept = KeptSet(self._fetched()._asdict(), self._round, self._unused)
+            write_set(self._keeping.place, self._segment, kept, self._keeping.key)
             self._saved_round = self._round
         self._saved_at = time.monotonic()

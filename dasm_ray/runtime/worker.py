@@ -51,7 +51,7 @@ from dasm_ray.runtime.pool import outputs
 from dasm_ray.runtime.sharing import ObjectRef, Shared
 from dasm_ray.runtime.snapshots import OnDisk, Reader, TrajectoryRef, lazily
 from dasm_ray.store import tensors
-from dasm_ray.store.checkpoints import not_finite, read_group, write_group
+from dasm_ray.store.checkpoints import KeptSet, not_finite, read_group, write_group, write_set
 from dasm_ray.store.datasets.blockcache import Kept, SortedSet
 from dasm_ray.store.place import Place
 from dasm_ray.store.trajectories import (
@@ -557,15 +557,15 @@ class Worker:
         return SetMetrics(_notices(), float(np.exp(after.log_step))), after.values, after.speeds
 
     def keep_set(
-        self, keeping: Keeping, where: tuple[int, int], shards: tuple[tuple[ObjectRef, ObjectRef], ...]
+        self, keeping: Keeping, where: tuple[int, int], unused: int, shards: tuple[tuple[ObjectRef, ObjectRef], ...]
     ) -> GroupKept:
-        """Writes the checkpoint of a segment that trajectories move. ``where``: segment, rounds done; ``shards``:
-        values and velocities."""
+        """Writes the checkpoint of a segment that trajectories move. ``where``: segment, rounds done; ``unused``: see
+        `KeptSet`; ``shards``: values and velocities."""
         if not _is_reached(keeping):
             return GroupKept(_notices(), is_kept=False)
         fetched = self._all([ref for shard in shards for ref in shard])
         state = joined(list(zip(fetched[::2], fetched[1::2], strict=True)))
-        write_group(keeping.place, where[0], 0, state._asdict(), where[1], keeping.key)
+        write_set(keeping.place, where[0], KeptSet(state._asdict(), where[1], unused), keeping.key)
         return GroupKept(_notices(), is_kept=True)
 
     @outputs(2)

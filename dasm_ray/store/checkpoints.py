@@ -13,10 +13,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from dasm_ray.plain import Tree, Values
 from dasm_ray.store import parquetfile, tensors
 from dasm_ray.store.place import Place
 from dasm_ray.store.room import room
@@ -97,13 +99,44 @@ def write_group(place: Place, segment: int, group: int, arrays: Mapping[str, np.
 
     Random numbers follow from the run's seed and the round, so the round is the whole generator state.
     """
-    kept = {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
-    note = {"key": key, "segment": segment, "group": group, "round": round}
-    tensors.write(place / group_name(segment, group), kept, note)
+    _write(place, segment, group, arrays, {"round": round}, key)
 
 
 def read_group(place: Place, segment: int, group: int, key: str) -> tuple[dict[str, np.ndarray], int] | None:
     """The arrays last written and their round, or None; ArtifactError if the file is damaged or under another key."""
+    kept = _read(place, segment, group, key)
+    return None if kept is None else (kept[0], int(kept[1]["round"]))
+
+
+class KeptSet(NamedTuple):
+    """A segment as trajectories move it: its arrays after ``round`` rounds."""
+
+    arrays: dict[str, np.ndarray]
+    round: int
+    unused: int
+    """Of these rounds the last ones in a row in which no student ended within the threshold."""
+
+
+def write_set(place: Place, segment: int, kept: KeptSet, key: str) -> None:
+    """Writes a segment that trajectories move, the one group of it, as `write_group` does."""
+    _write(place, segment, 0, kept.arrays, {"round": kept.round, "unused": kept.unused}, key)
+
+
+def read_set(place: Place, segment: int, key: str) -> KeptSet | None:
+    """What was last written, or None; raises as `read_group`. Earlier versions wrote no ``unused``: 0."""
+    kept = _read(place, segment, 0, key)
+    return None if kept is None else KeptSet(kept[0], int(kept[1]["round"]), int(kept[1].get("unused", 0)))
+
+
+def _write(
+    place: Place, segment: int, group: int, arrays: Mapping[str, np.ndarray], standing: Values, key: str
+) -> None:
+    kept = {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
+    note = {"key": key, "segment": segment, "group": group, **standing}
+    tensors.write(place / group_name(segment, group), kept, note)
+
+
+def _read(place: Place, segment: int, group: int, key: str) -> tuple[dict[str, np.ndarray], Tree] | None:
     file = place / group_name(segment, group)
     if not file.exists():
         return None
@@ -111,7 +144,7 @@ def read_group(place: Place, segment: int, group: int, key: str) -> tuple[dict[s
     tensors.check_key(file, note, key)
     if (note.get("segment"), note.get("group")) != (segment, group):
         raise tensors.damaged(file, f"it does not hold group {group} of segment {segment}")
-    return arrays, int(note["round"])
+    return arrays, note
 
 
 def not_finite(place: Place, segment: int) -> str:

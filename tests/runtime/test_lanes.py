@@ -25,7 +25,7 @@ from dasm_ray.runtime.lanes import Guides, LaneRun
 from dasm_ray.runtime.pool import Done, InputLost, Pool, Task
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.worker import Job, Worker
-from dasm_ray.store.checkpoints import read_group
+from dasm_ray.store.checkpoints import read_group, write_group
 from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.place import Place
 
@@ -262,6 +262,70 @@ def test_a_set_that_never_comes_within_the_threshold_stops(real: RealRefs, pool:
     assert kept is not None
     assert kept[1] == 1
     assert_same(kept[0], run.state)
+
+
+def exploded(run: Run) -> str:
+    """What a run says that stops since no student ends within the threshold."""
+    with pytest.raises(NonFinite) as stopped:
+        run.run.run()
+    return str(stopped.value)
+
+
+UNUSED = {"threshold": 1e-6, "patience": ROUNDS}
+"""No student ends within the threshold, so that a run stops in its last round."""
+
+
+@pytest.mark.parametrize("seconds", [0, 1000], ids=["each round on disk", "nothing on disk"])
+@pytest.mark.parametrize("lose", ["round 1, lane 0", "step of round 1"])
+def test_after_losses_a_run_stops_in_the_round_in_which_it_does_undisturbed(
+    real: RealRefs, tmp_path: Path, lose: str, seconds: int
+) -> None:
+    config = config_with(**UNUSED)
+    expected = exploded(Run(real, LocalPool(), tmp_path / "whole", config))
+    assert f"round {ROUNDS - 1}: for {ROUNDS} rounds" in expected
+    config = config.model_copy(update={"runtime": config.runtime.model_copy(update={"checkpoint_seconds": seconds})})
+    lossy = Run(real, LocalPool(lose=[f"segment 1, {lose}"]), tmp_path / "lossy", config)
+    assert exploded(lossy) == expected
+    assert lossy.read == 2, "something was lost"
+
+
+class StoppedPool(LocalPool):
+    """Somebody stops the run when it comes to a task."""
+
+    def __init__(self, before: str) -> None:
+        super().__init__()
+        self._before = before
+
+    def _do(self, task: Task) -> Done:
+        if task.name == self._before:
+            raise KeyboardInterrupt
+        return super()._do(task)
+
+
+@pytest.mark.parametrize("reached", [True, False], ids=["workers reach the folder", "they do not"])
+@pytest.mark.parametrize("before", ["round 1, lane 0", "step of round 1", "checkpoint of round 2", "round 2, lane 1"])
+def test_taken_up_again_a_run_stops_in_the_round_in_which_it_does_undisturbed(
+    real: RealRefs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, reached: bool
+) -> None:
+    config = config_with(**UNUSED)
+    expected = exploded(Run(real, LocalPool(), tmp_path / "whole", config))
+    monkeypatch.setattr(worker_module, "_is_reached", lambda keeping: reached)
+    with pytest.raises(KeyboardInterrupt):
+        Run(real, StoppedPool(f"segment 1, {before}"), tmp_path / "cut", config).run.run()
+    for _ in range(2):  # the same command, once more, says it again
+        assert exploded(Run(real, LocalPool(), tmp_path / "cut", config)) == expected
+
+
+def test_a_checkpoint_that_does_not_say_how_many_rounds_were_unused_counts_as_none(
+    real: RealRefs, pool: LocalPool, tmp_path: Path
+) -> None:
+    """An earlier version's: it is gone on from, and its rounds are not counted."""
+    run = Run(real, pool, tmp_path, config_with(**UNUSED))
+    write_group(Place(tmp_path), 0, 0, run.state._asdict(), ROUNDS - 1, "key")
+    run = Run(real, pool, tmp_path, config_with(**UNUSED))
+    assert run.run.rounds_done == ROUNDS - 1
+    run.run.run()
+    assert run.run.rounds_done == ROUNDS
 
 
 class DeadPool(LocalPool):

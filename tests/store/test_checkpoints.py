@@ -11,13 +11,16 @@ from dasm_ray.errors import ArtifactError
 from dasm_ray.store.checkpoints import (
     COLUMNS,
     KeptPixels,
+    KeptSet,
     Scores,
     group_name,
     read_group,
     read_scores,
+    read_set,
     segment_pixels,
     write_group,
     write_scores,
+    write_set,
     write_start,
 )
 from dasm_ray.store.place import Place
@@ -143,6 +146,25 @@ def test_a_flipped_byte_of_a_group_is_found(tmp_path):
     file.write_bytes(bytes(data))
     with pytest.raises(ArtifactError, match=r"group_0000.safetensors is damaged"):
         read_group(place, 0, 0, "abc")
+
+
+def test_a_set_that_trajectories_move_comes_back_with_the_rounds_that_were_unused(tmp_path):
+    place, (arrays, round_) = Place(tmp_path), state_of(3)
+    assert read_set(place, 1, "abc") is None
+    write_set(place, 1, KeptSet(arrays, round_, 2), "abc")
+    found = read_set(place, 1, "abc")
+    assert (found.round, found.unused) == (3, 2)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found.arrays[name], array)
+    assert read_group(place, 1, 0, "abc")[1] == 3, "it is the one group of its segment"
+    with pytest.raises(ArtifactError, match="key abc, not xyz"):
+        read_set(place, 1, "xyz")
+
+
+def test_a_set_of_an_earlier_version_has_no_unused_rounds(tmp_path):
+    write_group(Place(tmp_path), 1, 0, *state_of(3), "abc")
+    found = read_set(Place(tmp_path), 1, "abc")
+    assert (found.round, found.unused) == (3, 0)
 
 
 def test_what_is_looked_at_has_no_key(tmp_path):
