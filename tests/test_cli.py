@@ -26,9 +26,11 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from dasm_ray.cli import main
+from dasm_ray.config.parsing import load_config
 from dasm_ray.report.page import MARGIN
 from dasm_ray.store.artifact import Artifact, write_artifact
 from dasm_ray.store.place import Place
+from dasm_ray.store.rundir import RunDir
 
 GOOD = "name: good\ndata: {name: digits}\nmodel: {width: 8, depth: 1}\nsynthetic: {ipc: 2, segments: 2}\n"
 
@@ -398,6 +400,7 @@ REFUSED_EARLY = {
     "another's folder": ("distill RECIPE --run FULL", "FULL"),
     "another's folder for experts": ("experts RECIPE --run FULL", "FULL"),
     "a comparison in it": ("compare RECIPE --run FULL", "FULL"),
+    "another set of that name": ("compare RECIPE --run COMPARED", "another configuration (seed differ)"),
     "a comparison without random": ("compare RECIPE --select herding", "--select"),
     "a sweep in it": ("sweep SWEEP --run FULL", "FULL"),
     "a study in it": ("study STUDY --run FULL", "FULL"),
@@ -422,7 +425,15 @@ def names_in(folder: Path) -> dict[str, Path]:
     (folder / "study.yaml").write_text(f"name: s\nrecipe: {recipe}\narms: {{a: {{}}}}\n")
     (folder / "other.yaml").write_text(f"name: s\nrecipe: {recipe}\narms: {{a: {{}}}}\nagainst: b\n")
     names = {"RECIPE": recipe, "SET": artifact_in(folder), "FULL": folder / "full", "SWEEP": folder / "sweep.yaml"}
-    return names | {"STUDY": folder / "study.yaml", "OTHER": folder / "other.yaml"}
+    (folder / "compared").mkdir()
+    (folder / "compared" / "comparison.json").write_text("{}")
+    set_there = load_config(recipe, ["seed=1", "evaluate.seeds=9"])
+    RunDir.open(folder / "compared" / "sets" / "good_ipc2", set_there).close()
+    return names | {
+        "STUDY": folder / "study.yaml",
+        "OTHER": folder / "other.yaml",
+        "COMPARED": folder / "compared",
+    }
 
 
 @pytest.fixture(scope="module")

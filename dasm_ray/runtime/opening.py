@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from dasm_ray.config.afterwards import AFTERWARDS, RELABELLING, changed, check_allowed, without_address
-from dasm_ray.config.compared import Plan, check
+from dasm_ray.config.compared import Plan, at_size, check
 from dasm_ray.config.digests import result_keys
 from dasm_ray.config.gains import Size, what_pays
 from dasm_ray.config.keys import GROUP_SIZE, Compiles, RunConfig, Runtime
@@ -27,7 +27,7 @@ from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.datasets.shards import Source
 from dasm_ray.store.description import DESCRIPTION, artifact_place, read_description
 from dasm_ray.store.place import Place
-from dasm_ray.store.rundir import RECORD, RunDir
+from dasm_ray.store.rundir import RECORD, RunDir, as_begun
 
 WITH_PATH = ("folder", "parquet", "tiny_imagenet")
 """Sets that are nowhere unless `data.path` says where."""
@@ -61,10 +61,20 @@ def check_sweep(plan: Sweep, run: str | None, *, resume: bool) -> None:
 
 
 def check_comparison(configs: Sequence[RunConfig], plan: Plan, run: str | None) -> None:
-    """Refuses recipes that cannot stand in one table, a folder of something else, and images that cannot be used."""
+    """Refuses recipes that cannot stand in one table, a folder of something else or of other sets under the same names,
+    and images that cannot be used.
+    """
     check(configs, plan)
-    findings.check_comparison(Place(run or "runs/comparison"))
-    open_checked(configs[0])
+    place = Place(run or "runs/comparison")
+    findings.check_comparison(place)
+    classes = len(open_checked(configs[0]).class_names)
+    if not (place / findings.COMPARISON).exists():
+        return
+    for config in configs:
+        for ipc in plan.ipcs or (configs[0].synthetic.ipc,):
+            whole = at_size(with_compiling(with_precision(config)).for_classes(classes), ipc)
+            folder = findings.set_place(place, whole)
+            RunDir.check(folder, as_begun(whole, folder))
 
 
 def check_study(study: Study, run: str | None) -> None:

@@ -6,6 +6,7 @@
     SWEEP/experts/KEY/                            experts, whitening and static scores that trials share
     SWEEP/tune/                                   what Tune writes, and nobody reads
     COMPARISON/comparison.json  table.parquet     whose folder it is; a row for every training
+    COMPARISON/sets/NAME_ipcN/                    a run directory for every set
     STUDY/study.json  outcomes/KEY.json           whose folder it is; what one arm came to at one size and seed
     STUDY/study.md  results.json  trainings.parquet   what it all says; a row for every training
     STUDY/sets/SIZE_SEED_KEY/                     a run directory for every set, with the seconds that it took
@@ -22,6 +23,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 import pyarrow as pa
 
+from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.shown import escaped
 from dasm_ray.errors import RunDirError, UserError
 from dasm_ray.plain import Plain, Tree, Values
@@ -238,6 +240,11 @@ def check_comparison(place: Place) -> None:
     """RunDirError unless the folder is free or holds a comparison."""
     if not (place / COMPARISON).exists():
         _check_free(place, COMPARISON, "comparison")
+
+
+def set_place(place: Place, config: RunConfig) -> Place:
+    """The run directory of a recipe's set in a comparison."""
+    return place / "sets" / f"{config.name}_ipc{config.synthetic.ipc}"
 
 
 @contextlib.contextmanager

@@ -125,6 +125,14 @@ def remove_temporaries(place: Place, *, is_shared: bool = False) -> None:
                 (place / path).delete()
 
 
+def as_begun(config: RunConfig, uri: str | os.PathLike[str] | Place) -> RunConfig:
+    """The configuration under which the run directory of a set goes on, that of a comparison or a study: no set depends
+    on how it is evaluated, which may have been another when it was begun."""
+    with contextlib.suppress(RunDirError):  # who opens the directory says what is wrong with it
+        return config.model_copy(update={"evaluate": RunDir.read(uri).config.evaluate})
+    return config
+
+
 # --- whose it is -------------------------------------------------------------------------------------------------
 
 

@@ -24,8 +24,8 @@ from dasm_ray.method.sets import Choice, Images, chosen_by, distilled_set, image
 from dasm_ray.report.table import Row
 from dasm_ray.runtime.worker import Everything
 from dasm_ray.store.artifact import digest, read_artifact, write_artifact
-from dasm_ray.store.findings import write_trainings
-from dasm_ray.store.rundir import RunDir
+from dasm_ray.store.findings import set_place, write_trainings
+from dasm_ray.store.rundir import RunDir, as_begun
 from dasm_ray.studies.cells import Cell, Found, cells_for, evaluate_cells
 from dasm_ray.studies.rows import TrainingOf, always, row_of
 
@@ -111,7 +111,9 @@ class Comparison:
 
     def _distilled(self, config: RunConfig) -> tuple[Images, int]:
         """The set of a recipe, distilled in a run of its own, and its factor."""
-        with RunDir.open(self._run.place / "sets" / f"{config.name}_ipc{config.synthetic.ipc}", config) as record:
+        folder = set_place(self._run.place, config)
+        config = as_begun(config, folder)
+        with RunDir.open(folder, config) as record:
             place = record.place / "synthetic"
             if not (place / "dataset.json").exists():
                 of_its_own = replace(self._run, config=config, place=record.place)

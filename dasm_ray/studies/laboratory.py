@@ -36,7 +36,7 @@ from dasm_ray.store.artifact import Artifact, digest, read_artifact, write_artif
 from dasm_ray.store.checked import read_checked_json, write_checked_json
 from dasm_ray.store.description import DESCRIPTION
 from dasm_ray.store.place import Place
-from dasm_ray.store.rundir import RECORD, RunDir
+from dasm_ray.store.rundir import RunDir, as_begun
 from dasm_ray.studies.cells import PAIRED, Cell, Found, cells_for, evaluate_cells, right_in
 from dasm_ray.studies.rows import TrainingOf, always, label_of
 
@@ -291,9 +291,7 @@ class Laboratory:
         return digest_of(kept, self._run.real.digest, self._run.session.device)
 
     def _make(self, unit: Unit, folder: Place) -> None:
-        config = unit.config
-        if (folder / RECORD).exists():  # a set that was begun, perhaps when trainings were to be others
-            config = config.model_copy(update={"evaluate": RunDir.read(folder).config.evaluate})
+        config = as_begun(unit.config, folder)
         with RunDir.open(folder, config) as record:
             run = replace(self._run, config=config, place=record.place)
             self._run.progress.note(f"{unit.name}: {unit.arm.source} in {folder}")
