@@ -26,8 +26,9 @@ from dasm_ray.store.place import Place
 
 CONFIG, RECORD = "config.yaml", "run.json"
 
-SHARED = ("experts", "trials", "sets")
-"""Folders in a run, a sweep or a comparison in which another run may be writing at this moment."""
+SHARED = ("experts", "report", "trials", "sets")
+"""Folders in a run, a sweep or a comparison in which another command may be writing at this moment: `evaluate` and what
+else is done with a finished set take no claim, since several may be at it at once."""
 
 SHARED_SECONDS = 3600.0
 """A file in them that has been temporary for so long was left by a writer that was killed."""

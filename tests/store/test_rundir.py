@@ -325,15 +325,16 @@ def test_a_run_directory_that_is_removed_while_it_runs_is_not_made_anew(tmp_path
 
 def test_what_killed_writes_left_is_removed_at_the_next_start(tmp_path) -> None:
     RunDir.open(tmp_path / "run", config_of()).close()
-    left = [tmp_path / "run" / folder / f".f.{'0' * 32}.tmp" for folder in ("", "segments", "report/cells")]
+    left = [tmp_path / "run" / folder / f".f.{'0' * 32}.tmp" for folder in ("", "segments", "scores")]
     fresh, old = (tmp_path / "run" / "experts" / "key" / f".e.{digit * 32}.tmp" for digit in "ab")
+    of_a_table = tmp_path / "run" / "report" / "cells" / f".f.{'0' * 32}.tmp"  # perhaps of an `evaluate` at work
     own = tmp_path / "run" / "segments" / ".mine.tmp"
-    for file in (*left, fresh, old, own):
+    for file in (*left, fresh, of_a_table, old, own):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("half")
     os.utime(old, (time.time() - 7200,) * 2)
     RunDir.open(tmp_path / "run", config_of()).close()
-    assert [file for file in (*left, fresh, old, own) if file.exists()] == [fresh, own]
+    assert [file for file in (*left, fresh, of_a_table, old, own) if file.exists()] == [fresh, of_a_table, own]
 
 
 def test_what_another_run_may_be_writing_stays_where_nobody_tells_how_old_it_is(timeless) -> None:
