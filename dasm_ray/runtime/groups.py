@@ -4,7 +4,7 @@ Groups run free of one another, except where the network in the loop is trained 
 round reads what every group was after the round before, and is a barrier. In lanes a group's own steps are barriers as
 well (`runtime.sidebyside`). Pixels stay with the workers: one that ends a round whose checkpoint is due writes it,
 where it reaches the run directory; else it is written here. What must stay true: the references held at any moment name
-one consistent set, and what is on disk is enough to go on from.
+one consistent set, and what is on disk is enough to go on from: of barriers, all groups at one round at any moment.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.sharing import ObjectRef
 from dasm_ray.runtime.sidebyside import LaneRound
 from dasm_ray.runtime.worker import GroupKept, Job, Keeping, RoundInputRefs, RoundMetrics, Worker, write_standing
-from dasm_ray.store.checkpoints import group_name, read_group
+from dasm_ray.store.checkpoints import group_name, read_group, round_name, rounds_among
 from dasm_ray.store.place import Place
 
 Pixels = NDArray[np.float32]
@@ -97,9 +97,9 @@ class SegmentRun:
         self._lost = 0
         classes = groups_in(job.config, len(job.real.class_names))
         self._groups = [_Group(number, *each) for number, each in enumerate(zip(classes, starts, strict=True))]
+        self._kept: list[Place] = []
+        """Of barriers: what holds the newest round that all groups have on disk. It goes when they have a later one."""
         self._restore(self._groups)
-        if self._is_coupled:
-            self._align()
 
     @property
     def rounds_done(self) -> int:
@@ -172,7 +172,7 @@ class SegmentRun:
     def _keeps_all(self) -> bool:
         """Whether checkpoints of all groups are being kept; that begins when all stand together and it is due.
 
-        Checkpoints of different rounds would send every group back to the beginning, so no round is given meanwhile.
+        Checkpoints of different rounds are of no use, so no round is given meanwhile.
         """
         if any(not each.is_round for each in self._given.values()):
             return True
@@ -182,10 +182,11 @@ class SegmentRun:
         further = [group for group in self._groups if group.round > group.saved_round]
         if not (together and further and self._is_due(self._groups[0], round)):
             return False
+        keeping = self._keeping_of(round)
         for group in further:
             name = f"segment {self._segment + 1}, group {group.number}, checkpoint of round {round}"
             where, state, initial = self._where(group), (group.state,), (group.initial,)
-            self._pool.submit(task(name, Worker.keep_group, self._keeping, where, state, initial))
+            self._pool.submit(task(name, Worker.keep_group, keeping, where, state, initial))
             self._given[name] = _Given(group, is_round=False, keeps=True)
         return True
 
@@ -226,6 +227,7 @@ class SegmentRun:
             if not answer.is_kept:
                 self._write(group, self._pool.fetch(group.state), self._pool.fetch(group.initial))
             group.saved_round, group.saved_at = group.round, time.monotonic()
+            self._drop_earlier()
         return group
 
     def _go_back(self, renewed: Callable[[], Renewed]) -> RoundInputRefs:
@@ -242,8 +244,6 @@ class SegmentRun:
         self._losses.clear()
         self._base = None
         read = self._restore([group for group in self._groups if self._is_coupled or group.number in numbers])
-        if self._is_coupled:
-            self._align()
         self._progress.note(f"{name}: what it reads was lost with its node; going on from the last checkpoint")
         self._progress.advance(self.rounds_done - before)
         inputs, starts = renewed()
@@ -254,45 +254,84 @@ class SegmentRun:
 
     # --- what is on disk -----------------------------------------------------------------------------------------
 
-    def _restore(self, groups: Iterable[_Group]) -> set[int]:
-        """Groups as their checkpoints say, or at their beginning; returns the numbers of those that had one.
+    def _restore(self, groups: Sequence[_Group]) -> set[int]:
+        """Groups as their checkpoints say, or at their beginning; returns the numbers of those that had one."""
+        names = set(self._keeping.place.names())
+        return self._restore_together(names) if self._is_coupled else self._read(groups, self._keeping, names)
+
+    def _restore_together(self, names: set[str]) -> set[int]:
+        """All groups at the newest round that all of them have on disk; what is there of other rounds goes.
+
+        ``names``: what the folder of checkpoints holds. The last round's files lie in it by themselves, and so do those
+        that an earlier version has written of any round, each in the stead of the one before.
+        """
+        place = self._keeping.place
+        last = [file for file in self._files(place) if file.name in names]
+        folders = [place / round_name(self._segment, round) for round in rounds_among(names, self._segment)]
+        for holder, held in [(place, last), *((folder, [folder]) for folder in folders)]:
+            there = names if holder == place else set(holder.names())
+            is_whole = there.issuperset(file.name for file in self._files(holder))
+            read = self._read(self._groups, replace(self._keeping, place=holder), there if is_whole else set())
+            if read and len({group.round for group in self._groups}) == 1:
+                self._kept = held
+                break
+        else:
+            self._kept, read = [], self._read(self._groups, self._keeping, set())
+        _remove([*last, *folders], but=self._kept)
+        return read
+
+    def _read(self, groups: Sequence[_Group], keeping: Keeping, names: set[str]) -> set[int]:
+        """Groups as their files among ``names`` say, or at their beginning; returns the numbers of those that had one.
 
         Workers read them; here, what they do not reach.
         """
-        there, place = set(self._keeping.place.names()), self._keeping.place
         reading = {}
         for group in groups:
             group.round = group.saved_round = 0
             group.state, group.saved_at, group.in_lanes = None, time.monotonic(), None
-            if group_name(self._segment, group.number) in there:
+            if group_name(self._segment, group.number) in names:
                 name = f"segment {self._segment + 1}, group {group.number}, its checkpoint"
                 reading[name] = group
-        tasks = [
-            task(name, Worker.kept_group, self._keeping, self._segment, group.number) for name, group in reading.items()
-        ]
+        tasks = [task(name, Worker.kept_group, keeping, self._segment, group.number) for name, group in reading.items()]
         for done in self._pool.run(tasks):
             group = reading[done.task.name]
             if done.value is not None:
                 group.round = group.saved_round = done.value
                 group.state, group.initial = done.refs
-            elif (kept := read_group(place, self._segment, group.number, self._keeping.key)) is not None:
+            elif (kept := read_group(keeping.place, self._segment, group.number, keeping.key)) is not None:
                 arrays, group.round = kept
                 group.saved_round = group.round
                 group.state = self._pool.put((arrays["pixels"], arrays["velocity"]))
                 group.initial = self._pool.put(arrays["initial"])
         return {group.number for group in reading.values() if group.state is not None}
 
-    def _align(self) -> None:
-        """Rounds that are barriers go on together: from the beginning unless all groups stand at the same round."""
-        if len({group.round for group in self._groups}) > 1:
-            for group in self._groups:
-                group.state, group.round, group.saved_round = None, 0, 0
+    def _files(self, folder: Place) -> list[Place]:
+        """The file of each group in a folder of checkpoints."""
+        return [folder / group_name(self._segment, group.number) for group in self._groups]
+
+    def _keeping_of(self, round: int) -> Keeping:
+        """Where checkpoints after ``round`` rounds go: of barriers into a folder of the round, but for the last.
+
+        So those of an earlier round stay until all groups have the later one, and go by one removal.
+        """
+        if not self._is_coupled or round == self._rounds:
+            return self._keeping
+        return replace(self._keeping, place=self._keeping.place / round_name(self._segment, round))
+
+    def _drop_earlier(self) -> None:
+        """Of barriers: removes the checkpoints of an earlier round, once all groups have a later one."""
+        if not self._is_coupled or len({group.saved_round for group in self._groups}) > 1:
+            return
+        round, earlier = self._groups[0].saved_round, self._kept
+        folder = self._keeping_of(round).place
+        self._kept = self._files(folder) if round == self._rounds else [folder]
+        _remove(earlier, but=self._kept)
 
     def _save(self) -> None:
         """Writes, here, the groups that are further than their checkpoint: when a run is ended before it is done.
 
         With barriers only when all stand together, and nothing before all are fetched: checkpoints of different rounds
-        would send all of them back to the beginning.
+        are of no use.
         """
         if self._is_coupled and len({group.round for group in self._groups}) > 1:
             return
@@ -301,7 +340,16 @@ class SegmentRun:
         for group, state, initial in list(states) if self._is_coupled else states:
             self._write(group, state, initial)
             group.saved_round = group.round
+            self._drop_earlier()
 
     def _write(self, group: _Group, state: tuple[Pixels, Pixels], initial: Pixels) -> None:
         """Writes a checkpoint here."""
-        write_standing(self._keeping.place, self._keeping.key, self._where(group), *state, initial)
+        keeping = self._keeping_of(group.round)
+        write_standing(keeping.place, keeping.key, self._where(group), *state, initial)
+
+
+def _remove(places: Sequence[Place], but: Sequence[Place]) -> None:
+    """Removes files and folders, but for some of them."""
+    for place in places:
+        if place not in but:
+            place.delete()

@@ -2,6 +2,8 @@
 
     scores/segment_NNN.parquet                      how hard every real image is before a segment, a row an image
     segments/segment_NNN_group_NNNN.safetensors     a group of classes after some round
+    segments/segment_NNN_round_NNNNNN/              such files of all groups after a round that is not the last, where
+                                                    groups go on together: until all files of a later one are there
     segments/segment_NNN_start.safetensors          where a segment began, for those whose groups do not hold it
 
 What must stay true: what is read back is what was written, bit for bit, under the key that it was written with; and a
@@ -10,7 +12,9 @@ group's file holds all that the next round needs.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from dasm_ray.errors import RunDirError
 from dasm_ray.plain import Tree, Values
 from dasm_ray.store import parquetfile, tensors
 from dasm_ray.store.place import Place
@@ -35,6 +40,12 @@ COLUMNS = {
 }
 MAY_LACK = {"missed"}
 """Columns that not every file has."""
+
+ROUND = re.compile(r"segment_(\d+)_round_(\d+)")
+"""The name of a folder of all groups after a round."""
+
+LOOKS = 3
+"""Times to look for the pixels of a segment that goes on meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,17 @@ def read_scores(place: Place, segment: int, key: str | None) -> Scores | None:
 def group_name(segment: int, group: int) -> str:
     """The file name of a group's state."""
     return f"segment_{segment:03d}_group_{group:04d}.safetensors"
+
+
+def round_name(segment: int, round: int) -> str:
+    """The folder name of all groups of a segment after ``round`` rounds."""
+    return f"segment_{segment:03d}_round_{round:06d}"
+
+
+def rounds_among(names: Iterable[str], segment: int) -> list[int]:
+    """The rounds of a segment whose folders are among ``names``, the newest first."""
+    found = [match for match in map(ROUND.fullmatch, names) if match and int(match[1]) == segment]
+    return sorted((int(match[2]) for match in found), reverse=True)
 
 
 def write_group(place: Place, segment: int, group: int, arrays: Mapping[str, np.ndarray], round: int, key: str) -> None:
@@ -196,12 +218,28 @@ def segment_pixels(place: Place, segment: int, classes: int, name: str) -> np.nd
 
     ``name``: "pixels", as last written, or "initial", where they began. Raises ArtifactError for a damaged file.
     """
-    start = f"segment_{segment:03d}_group_"
-    names = [found for found in place.names() if found.startswith(start)]
-    whole = _whole((tensors.read(place / found)[0] for found in names), classes, name)
+    for _ in range(LOOKS - 1):
+        with contextlib.suppress(RunDirError):  # a round that went while it was read, for a later one is there
+            return _found(place, segment, classes, name)
+    return _found(place, segment, classes, name)
+
+
+def _found(place: Place, segment: int, classes: int, name: str) -> np.ndarray | None:
+    names = place.names()
+    whole = _of_groups(place, names, segment, classes, name)
+    for round in rounds_among(names, segment):
+        if whole is None:
+            folder = place / round_name(segment, round)
+            whole = _of_groups(folder, folder.names(), segment, classes, name)
     if whole is None and name == "initial" and (place / start_name(segment)).exists():
         whole = _whole([tensors.read(place / start_name(segment))[0]], classes, name)
     return whole
+
+
+def _of_groups(place: Place, names: list[str], segment: int, classes: int, name: str) -> np.ndarray | None:
+    """What the files of groups among ``names`` hold together."""
+    start = f"segment_{segment:03d}_group_"
+    return _whole((tensors.read(place / each)[0] for each in names if each.startswith(start)), classes, name)
 
 
 def _whole(groups: Iterable[Mapping[str, np.ndarray]], classes: int, name: str) -> np.ndarray | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -26,7 +27,7 @@ from dasm_ray.runtime.groups import Renewed, SegmentRun, groups_of
 from dasm_ray.runtime.pool import Done, InputLost, Pool, Task
 from dasm_ray.runtime.progress import Progress
 from dasm_ray.runtime.worker import Job, RoundInputRefs, Worker
-from dasm_ray.store.checkpoints import KeptPixels, read_group
+from dasm_ray.store.checkpoints import KeptPixels, group_name, read_group, round_name, write_group
 from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.place import Place
 
@@ -320,15 +321,122 @@ def test_what_cannot_be_fetched_from_dead_ray_keeps_its_older_checkpoint(
 def test_rounds_that_are_barriers_are_written_all_or_none(
     real: RealRefs, tmp_path: Path, fetched: int, rounds: int
 ) -> None:
-    """Checkpoints of different rounds would send every group back to the beginning."""
+    """Checkpoints of different rounds would be of no use."""
     pool = DeadPool(tasks=0, fetched=fetched)
     run = Run(real, pool, tmp_path, config_with(name="dsa", steps=2, inner_steps=1))
     for group in run.segment._groups:
         group.round, group.state = 1, pool.put((run.start[list(group.classes)],) * 2)
     with pytest.raises(SessionError, match="Ray has died"):
         run.go()
-    kept = [read_group(Place(tmp_path), 0, number, "key") for number in range(len(groups_of(10, 4)))]
+    folder = Place(tmp_path) / round_name(0, 1)
+    kept = [read_group(folder, 0, number, "key") for number in range(len(groups_of(10, 4)))]
     assert {0 if each is None else each[1] for each in kept} == {rounds}
+
+
+# --- barriers: what is on disk whenever the driver is killed -----------------------------------------------------
+
+BARRIERS = config_with(name="dsa", steps=2, inner_steps=1)
+
+
+class Watched(LocalPool):
+    """A pool that keeps a copy of the run directory as it is after each checkpoint of a group, as a kill leaves it."""
+
+    def __init__(self, folder: Path, copies: Path) -> None:
+        super().__init__()
+        self.folder, self.copies = folder, copies
+        self.kept: list[tuple[int, Path]] = []
+        """The round of each checkpoint, and the copy."""
+
+    def _do(self, task: Task) -> Done:
+        done = super()._do(task)
+        if task.method == "keep_group":
+            copy = self.copies / str(len(self.kept))
+            shutil.copytree(self.folder, copy)
+            self.kept.append((task.args[1].round, copy))
+        return done
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+FINISHED = [group_name(0, number) for number in range(3)]
+"""The files of a segment that is done."""
+
+
+@pytest.fixture
+def killed(real: RealRefs, tmp_path: Path) -> list[tuple[int, Path]]:
+    """What every kill after a checkpoint of a group leaves of a run, with the round of that checkpoint."""
+    pool = Watched(tmp_path / "run", tmp_path / "copies")
+    Run(real, pool, tmp_path / "run", BARRIERS).go()
+    assert [round for round, _ in pool.kept] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert files_in(tmp_path / "run") == FINISHED
+    assert not [path for path in (tmp_path / "run").iterdir() if path.is_dir()]
+    return pool.kept
+
+
+def test_killed_between_checkpoints_a_run_goes_on_from_the_newest_round_that_all_groups_have(
+    real: RealRefs, undisturbed: Callable[[str | None], np.ndarray], killed: list[tuple[int, Path]], tmp_path: Path
+) -> None:
+    for number, (round, folder) in enumerate(killed):
+        whole = round if number % 3 == 2 else round - 1
+        pool = Watched(folder, tmp_path / f"copies {number}")
+        run = Run(real, pool, folder, BARRIERS)
+        assert run.segment.rounds_done == 3 * whole
+        assert len(files_in(folder)) == (3 if whole else 0), "of other rounds nothing is kept"
+        assert run.go().tobytes() == undisturbed("dsa").tobytes()
+        assert files_in(folder) == FINISHED
+        assert all(len(files_in(copy)) <= 2 * 3 for _, copy in [(round, folder), *pool.kept]), "two rounds at most"
+
+
+def test_killed_while_an_earlier_round_is_removed_a_run_goes_on_from_the_later_one(
+    real: RealRefs, undisturbed: Callable[[str | None], np.ndarray], killed: list[tuple[int, Path]]
+) -> None:
+    _, folder = killed[5]
+    (folder / round_name(0, 1) / group_name(0, 0)).unlink()
+    run = Run(real, LocalPool(), folder, BARRIERS)
+    assert run.segment.rounds_done == 3 * 2
+    assert files_in(folder) == [f"{round_name(0, 2)}/{name}" for name in FINISHED]
+    assert run.go().tobytes() == undisturbed("dsa").tobytes()
+
+
+def test_a_checkpoint_that_is_lost_sends_groups_back_to_the_round_before(
+    real: RealRefs, undisturbed: Callable[[str | None], np.ndarray], tmp_path: Path
+) -> None:
+    pool = LocalPool(lose=["segment 1, group 1, checkpoint of round 2"])
+    assert Run(real, pool, tmp_path, BARRIERS).go().tobytes() == undisturbed("dsa").tobytes()
+    assert [pool.done.count(f"segment 1, group 1, round {round}") for round in range(ROUNDS)] == [1, 2, 1]
+    assert files_in(tmp_path) == FINISHED
+
+
+def older(folder: Path, killed: list[tuple[int, Path]], rounds: tuple[int, ...]) -> None:
+    """A run directory of an earlier version, which kept each group after any round in one and the same file."""
+    for number, round in enumerate(rounds):
+        arrays, _ = read_group(Place(killed[5][1]) / round_name(0, round), 0, number, "key") or pytest.fail("not there")
+        write_group(Place(folder), 0, number, arrays, round, "key")
+
+
+@pytest.mark.parametrize(
+    ("rounds", "done"), [((2, 2, 2), 2), ((1, 1, 1), 1), ((2, 1, 1), 0), ((2, 2), 0)], ids=["2", "1", "mixed", "some"]
+)
+@pytest.mark.parametrize("seconds", [0, 1000], ids=["each round on disk", "the last alone"])
+def test_a_run_directory_of_an_earlier_version_is_taken_up(
+    real: RealRefs,
+    undisturbed: Callable[[str | None], np.ndarray],
+    killed: list[tuple[int, Path]],
+    tmp_path: Path,
+    rounds: tuple[int, ...],
+    done: int,
+    seconds: int,
+) -> None:
+    older(tmp_path / "older", killed, rounds)
+    runtime = BARRIERS.runtime.model_copy(update={"checkpoint_seconds": seconds})
+    pool = Watched(tmp_path / "older", tmp_path / "copies of it")
+    run = Run(real, pool, tmp_path / "older", BARRIERS.model_copy(update={"runtime": runtime}))
+    assert run.segment.rounds_done == 3 * done
+    assert run.go().tobytes() == undisturbed("dsa").tobytes()
+    assert all(len(files_in(copy)) <= 2 * 3 for _, copy in pool.kept)
+    assert files_in(tmp_path / "older") == FINISHED
 
 
 def test_groups_follow_the_configuration_alone() -> None:

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dasm_ray.errors import ArtifactError
+from dasm_ray.store import tensors
 from dasm_ray.store.checkpoints import (
     COLUMNS,
     KeptPixels,
@@ -17,6 +18,8 @@ from dasm_ray.store.checkpoints import (
     read_group,
     read_scores,
     read_set,
+    round_name,
+    rounds_among,
     segment_pixels,
     write_group,
     write_scores,
@@ -198,6 +201,37 @@ def test_a_segment_is_looked_at_only_as_a_whole(tmp_path):
     assert segment_pixels(place, 1, 6, "pixels") is None
     assert segment_pixels(place, 0, 5, "pixels") is None
     assert segment_pixels(place / "nothing", 0, 0, "pixels") is None
+
+
+def test_of_groups_that_go_on_together_the_newest_round_that_is_whole_is_looked_at(tmp_path):
+    place, draw = Place(tmp_path), np.random.Generator(np.random.PCG64(0))
+    pixels = {round_: draw.random((5, 2, 1, 4, 4), np.float32) for round_ in (9, 10)}
+    for round_, of_round in pixels.items():
+        for group, part in enumerate((slice(0, 3), slice(3, 5))):
+            write_group(place / round_name(1, round_), 1, group, {"pixels": of_round[part]}, round_, "abc")
+            found = segment_pixels(place, 1, 5, "pixels")
+            newest = round_ if group == 1 else round_ - 1
+            assert found is None if newest == 8 else np.array_equal(found, pixels[newest])
+    assert rounds_among([*place.names(), "segment_002_round_000011", "segment_001_start.safetensors"], 1) == [10, 9]
+    assert segment_pixels(place, 2, 5, "pixels") is None
+    for group, part in enumerate((slice(0, 3), slice(3, 5))):
+        write_group(place, 1, group, {"pixels": pixels[9][part] / 2}, 11, "abc")
+    assert np.array_equal(segment_pixels(place, 1, 5, "pixels"), pixels[9] / 2), "the last round has no folder"
+
+
+def test_a_round_that_goes_while_it_is_looked_at_is_passed_over(tmp_path, monkeypatch):
+    place, pixels = Place(tmp_path), np.full((5, 2, 1, 4, 4), 0.5, np.float32)
+    write_group(place / round_name(1, 1), 1, 0, {"pixels": pixels}, 1, "abc")
+    read = tensors.read
+
+    def late(file):
+        if (place / round_name(1, 1)).exists():
+            (place / round_name(1, 1)).delete()
+            write_group(place / round_name(1, 2), 1, 0, {"pixels": pixels / 2}, 2, "abc")
+        return read(file)
+
+    monkeypatch.setattr(tensors, "read", late)
+    assert np.array_equal(segment_pixels(place, 1, 5, "pixels"), pixels / 2)
 
 
 def test_where_a_segment_of_trajectories_began_is_in_a_file_of_its_own(tmp_path):
