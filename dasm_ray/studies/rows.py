@@ -6,6 +6,7 @@ What must stay true: all rows are trained alike, validation chooses, and the tes
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -82,7 +83,7 @@ def _best_selection(rows: list[Row]) -> list[Row]:
         return rows
     best = max(selections, key=lambda row: float(np.mean(row.validation)))
     others = ", ".join(row.name for row in selections if row is not best)
-    shown = Row(f"{BEST}{best.name}", best.accuracies, best.validation, best.labels, f"{best.note}, before {others}")
+    shown = replace(best, name=f"{BEST}{best.name}", note=f"{best.note}, before {others}")
     kept = [shown if row is best else row for row in rows]
     return [row for row in kept if row is shown or row not in selections]
 

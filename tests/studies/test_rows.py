@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from local_pool import LocalPool, local_run, shared_experts, small
+from rich.console import Console
 
 from dasm_ray.method.experts import train_experts
 from dasm_ray.method.run import Run
 from dasm_ray.method.sets import Images
-from dasm_ray.report.table import Row
+from dasm_ray.report.table import Row, cautions, render
 from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.studies.cells import cells_place
 from dasm_ray.studies.rows import _best_selection, evaluate_rows
@@ -40,6 +42,18 @@ def test_all_rows_of_hard_labels(run: Run) -> None:
     assert {row.labels for row in rows} == {"hard"}
     assert {row.note.partition(",")[0] for row in rows[:4]} == {"3 steps"}, "as many steps for every small set"
     assert all(len(row.accuracies) == len(row.validation) == 2 for row in rows)
+
+
+def test_under_another_network_every_row_names_it_and_the_best_selection_is_held_against_the_set(run: Run) -> None:
+    rows = evaluate_rows(run, sets_of(), 1, train_experts(run), None, "mlp")
+    assert {row.network for row in rows} == {"mlp"}
+    console = Console(width=100, record=True)
+    console.print(render(rows, "digits; 2 seeds, mlp"))
+    assert console.export_text().count("2 seeds, mlp") == 1, "one table, since there is one network"
+    made = replace(rows[0], accuracies=[0.0, 0.0])
+    chosen = rows[3].name.removeprefix("selection: ")
+    (said,) = (sentence for sentence in cautions([made, rows[3]], None) if chosen in sentence)
+    assert said.startswith(f"{chosen} does at least as well as distilled (mlp), ")
 
 
 def test_soft_labels_stand_beside_random_images_with_labels_of_the_experts(run: Run) -> None:
