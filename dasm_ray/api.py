@@ -106,7 +106,7 @@ def distill(
         settings = at_size(settings, ipc)
     place = run if isinstance(run, Place) else Place(os.fspath(run) if run is not None else f"runs/{settings.name}")
     if data is not None:
-        path = keep(Place(f"{place.uri}-data"), data, class_names)
+        path = keep(place.parent / f"{place.name}-data", data, class_names)
         settings = load_config(settings, {"data.name": "parquet", "data.path": path.uri})
     elif class_names is not None:
         raise ConfigError("class_names: are those of data, and there is none; leave them out")

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 import dasm_ray
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config
-from dasm_ray.errors import ConfigError, DataError
+from dasm_ray.errors import ConfigError, DataError, RunDirError
 from dasm_ray.store.place import Place
 
 TREE: dict[str, Any] = yaml.safe_load(SMALL)
@@ -89,6 +89,17 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path) ->
     with pytest.raises(ConfigError, match="names no run"):
         dasm_ray.report()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_images_of_a_program_lie_beside_the_run_also_where_its_uri_has_options(s3_proxy: Any, tmp_path: Path) -> None:
+    """They are kept before the run directory is taken, which another run has here."""
+    where = f"?endpoint_override=127.0.0.1:{s3_proxy.server_port}&scheme=http"
+    run = Place(f"s3://bucket/{tmp_path.name}/run{where}")
+    (run / "something").write_text("of somebody else")
+    with pytest.raises(RunDirError, match="so it is not a run directory"):
+        dasm_ray.distill(TREE, run, data=(np.arange(960).reshape(15, 8, 8) % 256, np.arange(15) % 3))
+    assert run.parent.names() == ["run", "run-data"]
+    assert len(Place(f"s3://bucket/{tmp_path.name}/run-data{where}").names()) == 1
 
 
 # --- a whole run -------------------------------------------------------------------------------------------------

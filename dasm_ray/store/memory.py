@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -22,9 +23,13 @@ from dasm_ray.errors import DataError
 from dasm_ray.plain import Plain
 from dasm_ray.store import parquetfile
 from dasm_ray.store.place import Place
+from dasm_ray.store.retries import first_line
 
 FILES = {"train": "train", "val": "validation", "test": "test"}
 """The splits that may be given, and what their files are called."""
+
+MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
+"""Of PIL images: those that a PNG keeps as they are."""
 
 EXAMPLE = "give (images, labels), a PyTorch data set of (image, label), or {'train': ..., 'test': ...} of these"
 
@@ -91,7 +96,11 @@ def _split(name: str, data: object) -> Split:
         raise DataError(f"data, {name}: a {type(data).__name__} holds no labelled images; {EXAMPLE}")
     is_pair = isinstance(data, tuple | list) and len(data) == 2 and all(hasattr(part, "__len__") for part in data)
     if is_pair:
-        images, labels = _as_array(data[0]), _as_array(data[1])
+        advice = "give images of one size and kind, or a PyTorch data set"
+        images = _as_array(f"data, {name}: the images", data[0], advice)
+        labels = _as_array(f"data, {name}: the labels", data[1], "give one class number an image")
+        if labels.ndim == 0:
+            raise DataError(f"data, {name}: the labels are a single {labels.dtype}; give one class number an image")
         pairs = list(zip(_in_rows(name, images), labels, strict=False))
         if len(images) != len(labels):
             raise DataError(f"data, {name}: there are {len(images)} images and {len(labels)} labels; give as many")
@@ -99,7 +108,7 @@ def _split(name: str, data: object) -> Split:
         pairs = [_pair(name, number, data[number]) for number in range(len(data))]
     if not pairs:
         raise DataError(f"data, {name}: there is no image; {EXAMPLE}")
-    pictures = [_png(_picture(f"data, {name}, image {row}", image)) for row, (image, _) in enumerate(pairs)]
+    pictures = [_png(f"data, {name}, image {row}", image) for row, (image, _) in enumerate(pairs)]
     named = None if is_pair else getattr(data, "classes", None)
     is_named = isinstance(named, Sequence) and named and all(isinstance(each, str) for each in named)
     labels_of = [_label(f"data, {name}, image {row}", label) for row, (_, label) in enumerate(pairs)]
@@ -112,10 +121,13 @@ def _pair(name: str, number: int, row: object) -> tuple[object, object]:
     return row[0], row[1]
 
 
-def _as_array(values: object) -> np.ndarray:
-    """An array of an array, a tensor or a list of numbers."""
-    held = values.detach().cpu().numpy() if hasattr(values, "detach") else values
-    return np.asarray(held)
+def _as_array(what: str, values: object, mend: str) -> np.ndarray:
+    """An array of an array, a tensor or a list of numbers; DataError with how to ``mend`` it for what makes none."""
+    try:
+        held = values.detach().cpu().numpy() if hasattr(values, "detach") else values
+        return np.asarray(held)
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
+        raise DataError(f"{what} make no array ({escaped(first_line(error), 100)}); {mend}") from None
 
 
 def _in_rows(name: str, images: np.ndarray) -> np.ndarray:
@@ -135,8 +147,14 @@ def _in_rows(name: str, images: np.ndarray) -> np.ndarray:
 
 def _picture(where: str, image: object) -> Image.Image:
     if isinstance(image, Image.Image):
+        if image.mode not in MODES:
+            raise DataError(f"{where}: its mode {image.mode} is none that PNG keeps; give image.convert('RGB')")
+        if not all(image.size):
+            raise DataError(f"{where}: its size {image.size} leaves no pixel; leave it out")
         return image
-    values = _as_array(image)
+    values = _as_array(f"{where}: its pixels", image, "give uint8, before any normalising or augmenting")
+    if not values.size:
+        raise DataError(f"{where}: its shape {values.shape} leaves no pixel; leave it out")
     if values.ndim == 3 and hasattr(image, "detach") and values.shape[0] in (1, 3):
         values = values.transpose(1, 2, 0)  # as torchvision's tensors are
     if values.ndim == 3 and values.shape[2] == 1:
@@ -148,9 +166,11 @@ def _picture(where: str, image: object) -> Image.Image:
 
 def _levels(where: str, values: np.ndarray) -> np.ndarray:
     """Levels 0..255 as uint8 of whole numbers, or of floats that are such levels divided by 255."""
+    if values.dtype.kind not in "iuf":
+        raise DataError(f"{where}: {values.dtype} are no levels 0..255; give uint8")
     scaled = values.astype(np.float64) * (255 if values.dtype.kind == "f" else 1)
     levels = np.rint(scaled)
-    is_level = values.dtype.kind in "iuf" and levels.min() >= 0 and levels.max() <= 255
+    is_level = levels.min() >= 0 and levels.max() <= 255
     if not is_level or np.abs(scaled - levels).max() > 1e-3:
         raise DataError(
             f"{where}: {values.dtype} from {values.min()} to {values.max()} are neither levels 0..255 nor such levels "
@@ -159,13 +179,24 @@ def _levels(where: str, values: np.ndarray) -> np.ndarray:
     return levels.astype(np.uint8)
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(where: str, image: object) -> bytes:
     out = io.BytesIO()
-    picture.save(out, "PNG")
+    picture = _picture(where, image)
+    try:
+        picture.save(out, "PNG")
+    except (OSError, ValueError, SyntaxError) as error:  # of a file that PIL reads only now
+        why = escaped(first_line(error), 100)
+        raise DataError(f"{where}: cannot be read ({why}); mend it or leave it out") from None
     return out.getvalue()
 
 
 def _label(where: str, label: object) -> int:
+    shape = tuple(getattr(label, "shape", ()))
+    if math.prod(shape) != 1:
+        raise DataError(
+            f"{where}: a label of shape {shape} is no class number; give the number of the class, of one-hot labels "
+            f"labels.argmax(1)"
+        )
     value = label.item() if hasattr(label, "item") else label
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise DataError(f"{where}: label {escaped(str(value), 60)} is no class number; number the classes from 0")
@@ -177,10 +208,22 @@ def _label(where: str, label: object) -> int:
 
 def _names(splits: Mapping[str, Split], given: Sequence[str] | None) -> tuple[str, ...]:
     count = 1 + max(label for split in splits.values() for label in split.labels)
-    names = tuple(given) if given is not None else splits["train"].class_names or tuple(map(str, range(count)))
+    named = _given_names(given) if given is not None else splits["train"].class_names
+    images = sum(len(split.labels) for split in splits.values())
+    if named is None and count > images:
+        raise DataError(f"data: there is a label {count - 1} and {images} images; number the classes without gaps")
+    names = named if named is not None else tuple(map(str, range(count)))
     if len(names) < count:
         raise DataError(f"data: there are {len(names)} class names, but a label {count - 1}; name {count} classes")
     return names
+
+
+def _given_names(given: Sequence[str]) -> tuple[str, ...]:
+    names = [given] if isinstance(given, str | bytes) or not isinstance(given, Iterable) else list(given)
+    odd = next((name for name in names if not isinstance(name, str)), None)
+    if odd is not None or isinstance(given, str):
+        raise DataError(f"class_names: {escaped(repr(odd or given), 60)} is no list of texts; give one text a class")
+    return tuple(names)
 
 
 def _table(split: Split, class_names: tuple[str, ...]) -> pa.Table:

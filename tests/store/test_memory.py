@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ DRAW = np.random.default_rng(0)
 COLOUR = DRAW.integers(0, 256, (12, 5, 6, 3), np.uint8)
 GREY = DRAW.integers(0, 256, (12, 5, 6), np.uint8)
 LABELS = np.arange(12) % 3
+PICTURE = io.BytesIO()
+Image.fromarray(np.tile(COLOUR[0], (20, 20, 1))).save(PICTURE, "BMP")
+
+
+CUT = PICTURE.getvalue()[:200]
+"""A file that ends within its picture."""
 
 
 def read(folder: Place, split: str = "train") -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -99,6 +106,23 @@ def test_splits_and_names_are_kept_and_the_same_images_lie_in_the_same_folder(tm
         ((GREY, LABELS > 0), "is no class number"),
         ([GREY[0], GREY[1], GREY[2]], "image 0: is a ndarray, not (image, label)"),
         ((GREY[:0], LABELS[:0]), "there is no image"),
+        ((GREY, np.eye(3)[LABELS]), "image 0: a label of shape (3,) is no class number"),
+        ((GREY, torch.eye(3)[LABELS]), "of one-hot labels labels.argmax(1)"),
+        (TensorDataset(torch.tensor(GREY), torch.eye(3)[LABELS]), "image 0: a label of shape (3,)"),
+        ((GREY, [[0], [1, 2]] * 6), "the labels make no array"),
+        ((GREY, np.array(3)), "the labels are a single int64"),
+        (([Image.new("L", (4, 5)), Image.new("L", (6, 5))], [0, 1]), "the images make no array"),
+        (([torch.zeros(4, 5), torch.zeros(6, 5)], [0, 1]), "give images of one size and kind"),
+        ((torch.zeros(2, 5, 6, dtype=torch.bfloat16), [0, 1]), "BFloat16"),
+        ([(Image.new("CMYK", (4, 5)), 0)] * 3, "image 0: its mode CMYK is none that PNG keeps"),
+        ([(Image.new("F", (4, 5)), 0)] * 3, "give image.convert('RGB')"),
+        ([(Image.new("RGB", (0, 5)), 0)] * 3, "image 0: its size (0, 5) leaves no pixel"),
+        ((np.zeros((3, 0, 5), np.uint8), [0, 1, 2]), "image 0: its shape (0, 5) leaves no pixel"),
+        ((np.full((3, 4, 5), "a"), [0, 1, 2]), "image 0: <U1 are no levels 0..255"),
+        ((np.full((3, 4, 5), None), [0, 1, 2]), "image 0: object are no levels 0..255"),
+        ([(Image.open(io.BytesIO(CUT)), 0)] * 3, "image 0: cannot be read (image file is truncated"),
+        ((GREY, np.array([0] * 11 + [2**63], np.uint64)), "there is a label 9223372036854775808 and 12 images"),
+        ((GREY, [0] * 11 + [10**9]), "there is a label 1000000000 and 12 images"),
     ],
 )
 def test_what_can_be_read_in_two_ways_or_none_is_refused(data: Any, said: str, tmp_path: Path) -> None:
@@ -111,3 +135,10 @@ def test_what_can_be_read_in_two_ways_or_none_is_refused(data: Any, said: str, t
 def test_too_few_class_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there are 2 class names, but a label 2"):
         keep(Place(tmp_path), (GREY, LABELS), ["a", "b"])
+
+
+@pytest.mark.parametrize("names", [[b"a", b"b", b"c"], "abc", b"abc", [0, 1, 2], 3])
+def test_class_names_that_are_no_texts_are_refused(names: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"class_names: .* is no list of texts; give one text a class"):
+        keep(Place(tmp_path), (GREY, LABELS), names)
+    assert list(tmp_path.rglob("*")) == []
