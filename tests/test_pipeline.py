@@ -316,7 +316,7 @@ def test_an_audit_is_kept_under_its_settings_and_its_networks_are_trained_once(
     assert len(networks) == 1 + 2 + 1
     again = pipeline.audit(str(reference), 3)
     assert len(list(reference.glob("report/audit_*.json"))) == 1, "beside the first one"
-    assert again["sets"]["full"]["accuracy"] == found["sets"]["full"]["accuracy"]
+    assert again["sets"]["full"]["right"] == found["sets"]["full"]["right"]
     assert networks.items() <= {path: path.stat().st_mtime_ns for path in reference.glob("report/cells/*")}.items()
     with pytest.raises(ConfigError, match="--networks 1"):
         pipeline.audit(str(reference), 1)

@@ -754,11 +754,12 @@ class Worker:
     @outputs(2)
     def certainty(
         self, job: Job, file: Place | None, key: str, label: str, seed: int, steps: int, training: Training, name: str
-    ) -> tuple[Answer, dict[str, NDArray[np.float32]]]:
+    ) -> tuple[Answer, dict[str, NDArray[np.generic]]]:
         """Trains a network, called ``name``, and says how sure it is of every real image: log odds of its own label.
 
-        Returns ``train`` (n,) and ``held_out`` (m,), validation images before test images, and the parameters ``flat``
-        (P,) of one that was trained on a stored set. Written to ``file``; what is there under the key is read.
+        Returns ``train`` (n,) and ``held_out`` (m,), validation images before test images; of which of them the largest
+        logit is the label's, ``train right`` and ``held_out right``, bool; and the parameters ``flat`` (P,) of one that
+        was trained on a stored set. Written to ``file``; what is there under the key is read.
         """
         if file is not None and file.exists():
             arrays, note = tensors.read(file)
@@ -771,15 +772,18 @@ class Worker:
             flat = state.flat
         statistics = statistics_of(network, flat, samples)
 
-        def sure_of(split: str) -> NDArray[np.float32]:
+        def asked(split: str) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
             samples = self._real(network, job, split)
             read = read_all(network, flat, statistics, samples)
-            (found,) = filled(((log_odds(logits, labels),) for logits, _, labels in read), len(samples))
-            if not found.isfinite().all():
+            said = ((log_odds(logits, labels), logits.argmax(1) == labels) for logits, _, labels in read)
+            odds, is_right = filled(said, len(samples))
+            if not odds.isfinite().all():
                 raise watch.failed(f"by step {steps}, on the {split} images")
-            return found.float().cpu().numpy()
+            return odds.float().cpu().numpy(), is_right.cpu().numpy()
 
-        arrays = {"train": sure_of("train"), "held_out": np.concatenate([sure_of("val"), sure_of("test")])}
+        train_odds, train_right = asked("train")
+        odds, is_right = map(np.concatenate, zip(asked("val"), asked("test"), strict=True))
+        arrays = {"train": train_odds, "train right": train_right, "held_out": odds, "held_out right": is_right}
         if isinstance(training, Stored):
             arrays["flat"] = flat.cpu().numpy()
         if file is not None:

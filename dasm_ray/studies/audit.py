@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from dasm_ray.config.digests import digest_of
 from dasm_ray.core.membership import Scores, area, calibrated, caught
 from dasm_ray.core.nearness import Near, merged
 from dasm_ray.core.networks.training import steps_for
@@ -34,6 +35,9 @@ from dasm_ray.studies.rows import TrainingOf, always
 MOST_HELD_OUT = 1000
 """Held-out images of which it is asked how near they are to training images, which says what is usual."""
 
+WITH_RIGHT = "and which images it is right of"
+"""Part of the key of what a network says of the images: files without that said only how sure it is."""
+
 SPLITS = ("train", "val", "test")
 KINDS = ("pixels", "features")
 SETS = ("distilled", "random", "full")
@@ -45,6 +49,8 @@ class _Known:
 
     train: Mapping[str, Scores]
     held_out: Mapping[str, Scores]
+    right: Mapping[str, Tree]
+    """By set the share of training and of held-out images whose label is the likeliest, the mean over networks."""
     picked: NDArray[np.bool_]  # (R, n): which training images each network on random ones was trained on
     of_set: ObjectRef
     """What the first network on the set said, with its parameters: by its features, which know of the real images only
@@ -92,7 +98,12 @@ def _networks(run: Run, artifact: Artifact, networks: int, folder: Place | None)
         {name: np.stack([arrays[part] for arrays in of_set]).astype(np.float64) for name, of_set in found.items()}
         for part in ("train", "held_out")
     )
-    return _Known(train, held_out, picked, answers[0].refs[0])
+    sides = {"training": "train right", "held_out": "held_out right"}
+    right: dict[str, Tree] = {
+        name: {side: float(np.mean([arrays[part] for arrays in of_set])) for side, part in sides.items()}
+        for name, of_set in found.items()
+    }
+    return _Known(train, held_out, right, picked, answers[0].refs[0])
 
 
 def _cells(run: Run, artifact: Artifact, choices: Sequence[Indices], folder: Place | None) -> dict[str, list[Cell]]:
@@ -129,7 +140,7 @@ def _asked(run: Run, cell: Cell) -> Task:
 
 
 def _key_of(cell: Cell) -> str:
-    return "" if cell.file is None else cell.file.name.removesuffix(".json")
+    return "" if cell.file is None else digest_of(cell.file.name.removesuffix(".json"), WITH_RIGHT)
 
 
 def _file_of(cell: Cell) -> Place | None:
@@ -239,10 +250,10 @@ def _starts(run: Run, artifact: Artifact, place: Place) -> NDArray[np.float32] |
 
 def _of_set(name: str, known: _Known, near: Nearness) -> Tree:
     """One set: how sure its networks are, how near it is, and which attacks tell who was in it."""
-    train, held_out = known.train[name], known.held_out[name]
+    train = known.train[name]
     took_part = list(known.picked) if name == "random" else [np.ones(train.shape[1], bool)] * len(train)
     found: Tree = {
-        "accuracy": {"training": float((train > 0).mean()), "held_out": float((held_out > 0).mean())},
+        "right": known.right[name],
         "attacks": _attacks(name, known, took_part),
     }
     if name == "full":

@@ -28,7 +28,7 @@ def attacks(value: float) -> dict[str, Any]:
 SPREAD = {"least": 1.0, "lower_quarter": 2.0, "median": 3.0, "upper_quarter": 4.0}
 BOTH = {"training": SPREAD, "held_out": {**SPREAD, "median": 5.0}, "nearer_to_training": {"value": 0.7, "error": 0.1}}
 NEAR = {"images": 20, "copies": 0, "distances": {"pixels": BOTH, "features": BOTH}}
-RIGHT = {"accuracy": {"training": 0.8, "held_out": 0.75}}
+RIGHT = {"right": {"training": 0.8, "held_out": 0.75}}
 FOUND: dict[str, Any] = {
     "networks": 8,
     "seeds": 3,
@@ -60,6 +60,13 @@ def test_every_set_has_its_column_and_a_group_one_more() -> None:
     assert [column[0] for column in columns[1:]] == ["distilled", "random", "held-out"]
     found["sets"]["distilled"]["distances"]["features"]["training"].update(least=0.0, median=2.1e-8)
     assert list(zip(*distance_grid(found), strict=True))[1][5:7] == ("0 (0)", "5 (1)")
+
+
+def test_of_an_audit_that_counted_who_is_more_than_half_sure_nothing_is_said_to_be_right() -> None:
+    found = copy.deepcopy(FOUND)
+    found["sets"]["full"]["accuracy"] = found["sets"]["full"].pop("right")
+    assert [row[-1] for row in area_grid(found)[-2:]] == ["–", "–"]
+    assert [row[1] for row in area_grid(found)[-2:]] == ["80.0", "75.0"]
 
 
 def test_an_area_of_one_image_has_no_error() -> None:

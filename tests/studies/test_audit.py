@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from local_pool import LocalPool, blocks_of, local_run, shared_experts, small
 
+from dasm_ray.core.networks.training import steps_for
 from dasm_ray.method.choices import random_choice
 from dasm_ray.method.dasm import distil
 from dasm_ray.method.experts import train_experts
@@ -17,8 +18,12 @@ from dasm_ray.method.run import Run
 from dasm_ray.method.sets import distilled_set, selected_set
 from dasm_ray.plain import Tree
 from dasm_ray.runtime.decoding import RealRefs
+from dasm_ray.runtime.worker import Everything
+from dasm_ray.store import tensors
 from dasm_ray.store.place import Place
 from dasm_ray.studies.audit import audit
+from dasm_ray.studies.cells import cells_for
+from dasm_ray.studies.rows import always
 
 LEARNING: dict[str, Any] = {"epochs": 300, "full_epochs": 2, "batch": 20, "seeds": 2, "checkpoints": 1, "lr": 0.05}
 MEMORISING = small(
@@ -76,8 +81,34 @@ def test_the_yardsticks_are_those_of_the_real_images(copied: tuple[Run, Tree, np
     assert found["usual"]["pixels"]["median"] == pytest.approx(np.median(slow))
     full = found["sets"]["full"]
     assert full["attacks"]["loss"]["members"] == len(train)
-    assert full["accuracy"]["held_out"] > 0.5
+    assert full["right"]["held_out"] > 0.5
     assert "distances" not in full
+
+
+def test_right_is_an_image_whose_label_is_the_likeliest(copied: tuple[Run, Tree, np.ndarray, Path]) -> None:
+    _, found, _, folder = copied
+    kept = [tensors.read(Place(path))[0] for path in (folder / "cells").iterdir()]
+    unsure = 0
+    for arrays in kept:
+        for side in ("train", "held_out"):
+            is_right, is_sure = arrays[f"{side} right"], arrays[side] > 0
+            assert is_right[is_sure].all(), "no other label can be likelier"
+            unsure += (is_right & ~is_sure).sum()
+    assert unsure, "a label may be the likeliest of ten with less than half of the probability"
+    of_set = [arrays for arrays in kept if "flat" in arrays]
+    own = found["sets"]["distilled"]["right"]
+    assert own["training"] == pytest.approx(np.mean([arrays["train right"] for arrays in of_set]))
+    assert own["held_out"] == pytest.approx(np.mean([arrays["held_out right"] for arrays in of_set]))
+
+
+def test_what_was_kept_without_who_is_right_is_not_read(copied: tuple[Run, Tree, np.ndarray, Path]) -> None:
+    run, _, _, folder = copied
+    recipe, count = run.config.evaluate, int(run.real.counts["train"].sum())
+    steps = steps_for(count, recipe, recipe.full_epochs)
+    cells = cells_for(run, "audit full", always(Everything()), steps, Place(folder / "cells"))
+    formerly = {cell.file.name.removesuffix(".json") for cell in cells if cell.file}
+    assert len(formerly) == 2
+    assert not formerly & {path.stem for path in (folder / "cells").iterdir()}
 
 
 def test_networks_that_are_on_disk_are_not_trained_again(copied: tuple[Run, Tree, np.ndarray, Path]) -> None:
