@@ -1,7 +1,7 @@
 """Images that a program holds in memory, written as Parquet so that runs, workers and later evaluations find them.
 
-What must stay true: no pixel is changed without a word, and what could be read in two ways is refused; the same images
-are written to the same folder, so a run on them goes on where it stopped.
+What must stay true: no pixel is changed without a word, and what could be read in two ways is refused; a picture is
+read as if it lay in a file; the same images are written to the same folder, so a run on them goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dasm_ray.config.shown import escaped
 from dasm_ray.errors import DataError
 from dasm_ray.plain import Plain
 from dasm_ray.store import parquetfile
+from dasm_ray.store.datasets.pixels import turned
 from dasm_ray.store.place import Place
 from dasm_ray.store.retries import first_line
 
@@ -30,6 +31,8 @@ FILES = {"train": "train", "val": "validation", "test": "test"}
 
 MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 """Of PIL images: those that a PNG keeps as they are."""
+
+LABEL_EACH = "give one class number an image"
 
 EXAMPLE = "give (images, labels), a PyTorch data set of (image, label), or {'train': ..., 'test': ...} of these"
 
@@ -94,16 +97,14 @@ class Indexed(Protocol):
 def _split(name: str, data: object) -> Split:
     if not isinstance(data, Indexed):
         raise DataError(f"data, {name}: a {type(data).__name__} holds no labelled images; {EXAMPLE}")
-    is_pair = isinstance(data, tuple | list) and len(data) == 2 and all(hasattr(part, "__len__") for part in data)
+    is_pair = isinstance(data, tuple | list) and len(data) == 2 and all(map(_is_column, data))
     if is_pair:
-        advice = "give images of one size and kind, or a PyTorch data set"
-        images = _as_array(f"data, {name}: the images", data[0], advice)
-        labels = _as_array(f"data, {name}: the labels", data[1], "give one class number an image")
+        images, labels = _images(name, data[0]), _as_array(f"data, {name}: the labels", data[1], LABEL_EACH)
         if labels.ndim == 0:
-            raise DataError(f"data, {name}: the labels are a single {labels.dtype}; give one class number an image")
-        pairs = list(zip(_in_rows(name, images), labels, strict=False))
+            raise DataError(f"data, {name}: the labels are a single {labels.dtype}; {LABEL_EACH}")
         if len(images) != len(labels):
             raise DataError(f"data, {name}: there are {len(images)} images and {len(labels)} labels; give as many")
+        pairs = list(zip(images, labels, strict=True))
     else:
         pairs = [_pair(name, number, data[number]) for number in range(len(data))]
     if not pairs:
@@ -113,6 +114,30 @@ def _split(name: str, data: object) -> Split:
     is_named = isinstance(named, Sequence) and named and all(isinstance(each, str) for each in named)
     labels_of = [_label(f"data, {name}, image {row}", label) for row, (_, label) in enumerate(pairs)]
     return Split(pictures, labels_of, tuple(named) if is_named and named is not None else None)
+
+
+def _is_column(part: object) -> bool:
+    """Whether it may be all images or all labels: one image and its label are not."""
+    is_row = isinstance(part, tuple | list) and len(part) == 2 and _is_number(part[1]) and not _is_number(part[0])
+    return hasattr(part, "__len__") and not is_row
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) or getattr(value, "ndim", None) == 0
+
+
+def _images(name: str, images: object) -> Sequence[object]:
+    """Each image of all: those of a list one by one, since they may be pictures, and of several kinds and sizes."""
+    if not isinstance(images, tuple | list):
+        return list(_in_rows(name, _as_array(f"data, {name}: the images", images, "give uint8")))
+    found: list[object] = []
+    for row, image in enumerate(images):
+        if isinstance(image, Image.Image):
+            found.append(image)
+        else:
+            values = _as_array(f"data, {name}, image {row}: its pixels", image, "give uint8, or a PIL image")
+            found.extend(_in_rows(f"{name}, image {row}", values[None]))
+    return found
 
 
 def _pair(name: str, number: int, row: object) -> tuple[object, object]:
@@ -183,7 +208,7 @@ def _png(where: str, image: object) -> bytes:
     out = io.BytesIO()
     picture = _picture(where, image)
     try:
-        picture.save(out, "PNG")
+        turned(picture).image.save(out, "PNG")  # upright, since the file keeps no EXIF
     except (OSError, ValueError, SyntaxError) as error:  # of a file that PIL reads only now
         why = escaped(first_line(error), 100)
         raise DataError(f"{where}: cannot be read ({why}); mend it or leave it out") from None

@@ -67,6 +67,10 @@ class Pictures:
         (TensorDataset(torch.tensor(COLOUR).permute(0, 3, 1, 2) / 255, torch.tensor(LABELS)), COLOUR),
         (TensorDataset(torch.tensor(GREY)[:, None].float() / 255, torch.tensor(LABELS)), GREY[..., None]),
         (Pictures(), COLOUR),
+        (([Image.fromarray(each) for each in COLOUR], LABELS), COLOUR),
+        (([*COLOUR[:4], *COLOUR[4:8].transpose(0, 3, 1, 2), *map(Image.fromarray, COLOUR[8:])], LABELS), COLOUR),
+        ((COLOUR.tolist(), LABELS.tolist()), COLOUR),
+        (([torch.tensor(each) for each in GREY], LABELS), GREY[..., None]),
     ],
 )
 def test_a_run_finds_the_pixels_that_were_given(data: Any, pixels: np.ndarray, tmp_path: Path) -> None:
@@ -74,6 +78,35 @@ def test_a_run_finds_the_pixels_that_were_given(data: Any, pixels: np.ndarray, t
     np.testing.assert_array_equal(images.transpose(0, 2, 3, 1), pixels)
     assert labels.tolist() == LABELS.tolist()
     assert names == (Pictures.classes if isinstance(data, Pictures) else ("0", "1", "2"))
+
+
+@pytest.mark.parametrize("given", ["all images and all labels", "image by image"])
+def test_pictures_are_read_as_if_they_lay_in_files(given: str, tmp_path: Path) -> None:
+    """Palettes are colours, what is transparent lies on white, and what its camera held askew is upright."""
+    plain = Image.fromarray(np.kron(COLOUR[0, :2, :2] // 64 * 64, np.ones((8, 8, 1), np.uint8)))
+    clear = plain.convert("RGBA")
+    clear.paste((0, 0, 0, 0), (0, 0, 8, 8))
+    lying, camera = io.BytesIO(), Image.Exif()
+    camera[0x0112] = 6
+    plain.save(lying, "PNG", exif=camera)
+    pictures = [plain.convert("P", palette=Image.Palette.ADAPTIVE), clear, plain.convert("1"), Image.open(lying)]
+    data: Any = (pictures, [0, 0, 1, 1]) if given.startswith("all") else list(zip(pictures, [0, 0, 1, 1], strict=True))
+    images, labels, _ = read(keep(Place(tmp_path), data))
+    expected = np.asarray(plain)
+    on_white = expected.copy()
+    on_white[:8, :8] = 255
+    pixels = [expected, on_white, np.asarray(plain.convert("1").convert("RGB")), np.rot90(expected, -1)]
+    np.testing.assert_array_equal(images.transpose(0, 2, 3, 1), pixels)
+    assert labels.tolist() == [0, 0, 1, 1]
+
+
+def test_two_rows_are_no_images_and_labels_and_sizes_may_differ_where_a_size_is_asked_for(tmp_path: Path) -> None:
+    pictures = [Image.fromarray(COLOUR[0]), Image.fromarray(COLOUR[1]).resize((9, 4))]
+    for data in ([(pictures[0], 1), (pictures[1], 0)], (pictures, [1, 0])):
+        place = keep(Place(tmp_path), data)
+        asked = Data(name="parquet", path=place.uri, image_size=8)
+        (shard,) = open_source(asked).shards["train"]
+        assert decode(shard, rows_of(shard), asked).labels.tolist() == [1, 0]
 
 
 def test_splits_and_names_are_kept_and_the_same_images_lie_in_the_same_folder(tmp_path: Path) -> None:
@@ -111,8 +144,8 @@ def test_splits_and_names_are_kept_and_the_same_images_lie_in_the_same_folder(tm
         (TensorDataset(torch.tensor(GREY), torch.eye(3)[LABELS]), "image 0: a label of shape (3,)"),
         ((GREY, [[0], [1, 2]] * 6), "the labels make no array"),
         ((GREY, np.array(3)), "the labels are a single int64"),
-        (([Image.new("L", (4, 5)), Image.new("L", (6, 5))], [0, 1]), "the images make no array"),
-        (([torch.zeros(4, 5), torch.zeros(6, 5)], [0, 1]), "give images of one size and kind"),
+        (([[[0, 1], [2]]], [0]), "image 0: its pixels make no array"),
+        (([torch.zeros(4, 5), torch.zeros(5)], [0, 1]), "images of shape (1, 5) are not (n, H, W)"),
         ((torch.zeros(2, 5, 6, dtype=torch.bfloat16), [0, 1]), "BFloat16"),
         ([(Image.new("CMYK", (4, 5)), 0)] * 3, "image 0: its mode CMYK is none that PNG keeps"),
         ([(Image.new("F", (4, 5)), 0)] * 3, "give image.convert('RGB')"),

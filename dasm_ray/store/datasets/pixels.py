@@ -106,7 +106,7 @@ def open_image(raw: Raw, where: str) -> Opened:
             f"{where} holds {frames} frames, and could be read as the first or as all of them; "
             f"save those that are meant as images of their own"
         )
-    return _turned(image, (MAIN_PICTURE,) if frames > 1 else ())
+    return turned(image, (MAIN_PICTURE,) if frames > 1 else ())
 
 
 def to_pixels(
@@ -168,8 +168,8 @@ BITS_IN_HEADER: dict[str, Callable[[bytes], int]] = {"JPEG2000": _bits_of_jpeg_2
 """Formats whose depth Pillow does not tell."""
 
 
-def _turned(image: Image.Image, done: tuple[str, ...]) -> Opened:
-    """The image upright. An orientation that is none of the eight, or cannot be read, leaves it as it is stored."""
+def turned(image: Image.Image, done: tuple[str, ...] = ()) -> Opened:
+    """A decoded image upright. An orientation that is none of the eight, or cannot be read, leaves it as it is."""
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
     except Exception:  # EXIF is a file format of its own, and as often damaged
