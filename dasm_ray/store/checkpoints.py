@@ -25,6 +25,7 @@ import pyarrow as pa
 from dasm_ray.errors import RunDirError
 from dasm_ray.plain import Tree, Values
 from dasm_ray.store import parquetfile, tensors
+from dasm_ray.store.checked import parse_json
 from dasm_ray.store.place import Place
 from dasm_ray.store.room import room
 
@@ -86,7 +87,7 @@ def read_scores(place: Place, segment: int, key: str | None) -> Scores | None:
     data = file.read_bytes()
     try:
         table = parquetfile.read(data)
-        note = json.loads(table.schema.metadata[tensors.NOTE.encode()])
+        note = parse_json(table.schema.metadata[tensors.NOTE.encode()].decode())
         names = [name for name in COLUMNS if name in table.column_names or name not in MAY_LACK]
         columns = {name: table.column(name).to_numpy() for name in names}
         expected = note.pop("checksum")

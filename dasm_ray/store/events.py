@@ -94,13 +94,13 @@ class EventLog:
 
 
 def read_events(run: Place) -> Iterator[Tree]:
-    """The events of a run, the oldest first; a line that was torn when its writer was killed is left out."""
+    """The events of a run, the oldest first; a line that is no JSON, as one that was torn, is left out."""
     files = [run / EVENTS, *(run / PARTS / name for name in _parts_of(run))]
     for file in files:
         for line in file.read_bytes().splitlines() if file.exists() else ():
             try:
                 event = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(event, dict):
                 yield event

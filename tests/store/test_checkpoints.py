@@ -82,6 +82,13 @@ def test_a_file_of_another_program_is_refused(tmp_path):
         read_scores(Place(tmp_path), 0, "abc")
 
 
+def test_a_note_that_is_nested_without_end_is_damage(tmp_path):
+    table = pa.table({"label": [1, 2]}).replace_schema_metadata({"dasm_ray": "[" * 100_000})
+    pq.write_table(table, tmp_path / "segment_000.parquet")
+    with pytest.raises(ArtifactError, match=r"segment_000.parquet is damaged .*nested deeper than"):
+        read_scores(Place(tmp_path), 0, "abc")
+
+
 def test_no_flipped_byte_changes_a_score_in_silence(tmp_path):
     place, whole = Place(tmp_path), scores_of(9)
     write_scores(place, 0, whole, "abc")

@@ -112,6 +112,11 @@ def test_a_line_that_was_torn_takes_no_other_with_it(tmp_path: Path, torn: bytes
     assert kinds(Place(tmp_path)) == [*(["whole"] if torn else []), "next", "last"]
 
 
+def test_a_line_that_is_nested_without_end_takes_no_other_with_it(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text('{"kind": "one"}\n' + "[" * 100_000 + '\n{"kind": "two"}\n')
+    assert kinds(Place(tmp_path)) == ["one", "two"]
+
+
 def test_a_run_directory_that_is_gone_is_more_than_a_log(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mark").write_text("")

@@ -344,7 +344,7 @@ def _names_in(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
     text = (schema.metadata or {}).get(b"huggingface")
     try:
         names = json.loads(text)["info"]["features"][label]["names"] if text else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return tuple(str(name) for name in names) if isinstance(names, list) and names else None
 

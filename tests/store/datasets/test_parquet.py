@@ -210,7 +210,9 @@ def test_files_of_two_sets_are_not_mixed(tmp_path):
         open_source(parquet(tmp_path))
 
 
-@pytest.mark.parametrize("metadata", ["not json", '{"info": {"features": null}}', '{"info": {"features": {}}}'])
+@pytest.mark.parametrize(
+    "metadata", ["not json", '{"info": {"features": null}}', '{"info": {"features": {}}}', "[" * 100_000]
+)
 def test_metadata_that_does_not_name_the_classes_leaves_numbers(tmp_path, metadata):
     table = table_of([png(0), png(1)], [0, 1]).replace_schema_metadata({"huggingface": metadata})
     write(tmp_path / "train.parquet", table)
