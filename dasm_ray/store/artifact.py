@@ -343,6 +343,11 @@ def write_card(
     (place / CARD).write_text(card_text(replace(facts, has_picture=(place / PICTURE).exists())))
 
 
+def plain_card(artifact: Artifact) -> str:
+    """The card of a set of whose worth nothing is known."""
+    return card_text(_facts(artifact, digest(artifact)))
+
+
 def _facts(artifact: Artifact, stamp: str) -> Facts:
     """What the set itself says for its card."""
     kept, found = (artifact.provenance.get(name) for name in ("config", "found"))

@@ -10,7 +10,7 @@ import re
 
 from dasm_ray.config.shown import escaped
 from dasm_ray.errors import ConfigError, RunFailure
-from dasm_ray.store.artifact import WHITENING, read_artifact
+from dasm_ray.store.artifact import WHITENING, plain_card, read_artifact
 from dasm_ray.store.card import CARD, PICTURE, licensed
 from dasm_ray.store.description import DESCRIPTION, artifact_place
 from dasm_ray.store.place import Place
@@ -31,8 +31,9 @@ def push(path: str, repository: str, *, licence: str | None = None, private: boo
     if licence is not None and not LICENCE.fullmatch(licence):
         raise ConfigError(f"--license {escaped(licence, 60)}: write it as the hub does, such as cc-by-4.0 or mit")
     place = artifact_place(Place(path))
-    read_artifact(place)  # what is damaged is not published
+    artifact = read_artifact(place)  # what is damaged is not published
     files = _files(place)
+    files.setdefault(CARD, plain_card(artifact).encode())  # without one nobody could tell what it is
     if licence is not None:
         files[CARD] = licensed(files[CARD].decode(), licence).encode()
     return _sent(files, repository, private)

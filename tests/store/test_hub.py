@@ -194,6 +194,18 @@ def test_what_is_published_is_the_set_under_its_licence_and_an_older_one_is_gone
     assert not any(TOKEN.encode() in data for data in kept)
 
 
+def test_a_set_whose_card_is_gone_is_published_under_a_new_one(hub: tuple[Hub, str], tmp_path: Path) -> None:
+    held, address = hub
+    write_artifact(Place(tmp_path / "set"), a_set())
+    (tmp_path / "set" / "README.md").unlink()
+    done = called(tmp_path / "set", address, tmp_path / "home", "me/ants", "--license", "mit")
+    assert done.returncode == 0, done.stderr
+    card = held.files["README.md"].decode()
+    assert "license: mit" in card
+    assert "`ant`, `bee`" in card
+    assert not (tmp_path / "set" / "README.md").exists(), "the set here is left as it is"
+
+
 def test_a_refusal_says_what_to_do_and_shows_no_token(hub: tuple[Hub, str], tmp_path: Path) -> None:
     held, address = hub
     write_artifact(Place(tmp_path / "set"), a_set())
