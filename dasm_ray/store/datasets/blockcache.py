@@ -6,6 +6,7 @@
     CACHE/KEY/whole                             there unless the folder holds copies of some of its files
     CACHE/.KEY.lock                             locked by the one command that makes it
     CACHE/.KEY.UUID.tmp                         a set while it is made; left by a command that was killed
+    CACHE/chunks/KEY-UUID/                      the same in an object store, but for what is under its key by then
 
 What must stay true: a set under its key is whole, or it is found not to be and made anew; nothing that a command uses
 is removed; and what is not as it was written is never used.
@@ -16,11 +17,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import resource
 import shutil
 import stat
 import tempfile
+import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dasm_ray.config.keys import Data
-from dasm_ray.errors import ResourceError, RunDirError, StorageError
+from dasm_ray.errors import DasmError, ResourceError, RunDirError, StorageError
 from dasm_ray.plain import Values
 from dasm_ray.store.checked import read_checked_json, write_checked_json
 from dasm_ray.store.datasets.blockfile import Damaged, Part, Shape, mapped
@@ -44,6 +47,9 @@ INDEX, IN_USE, WHOLE = "index.json", "in_use", "whole"
 
 VARIABLE = "DASM_RAY_CACHE"
 """Of the environment: the folder of all caches of a machine, where it is not ~/.cache/dasm_ray."""
+
+LEFT_SECONDS = 24 * 3600.0
+"""A folder in an object store in which nothing was written for so long was left by a command that was killed."""
 
 GB = 10**9
 
@@ -272,6 +278,7 @@ class BlockCache:
         """
         folder = self.place.local
         if folder is None:
+            _remove_left_chunks(self.place / "chunks")
             making = Making(self.place / key, self.place / "chunks" / f"{key}-{uuid.uuid4().hex}")
             try:
                 yield making
@@ -397,6 +404,18 @@ def _remove_left(folder: Path) -> None:
         lock = filelock.FileLock(folder / f".{left.name.split('.')[1]}.lock", thread_local=False)
         with contextlib.suppress(filelock.Timeout, OSError, NotImplementedError), lock.acquire(timeout=0):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _remove_left_chunks(chunks: Place) -> None:
+    """The same in an object store, where nobody can lock: by age, where that is known of all files in a folder."""
+    newest: dict[str, float] = {}
+    for path, when in chunks.times(recursive=True).items():
+        folder = path.partition("/")[0]
+        newest[folder] = max(newest.get(folder, 0.0), math.inf if when is None else when)
+    for folder, when in newest.items():
+        if time.time() - when > LEFT_SECONDS:
+            with contextlib.suppress(DasmError):  # somebody else may be removing it, and it does no harm
+                (chunks / folder).delete()
 
 
 def _remove(folder: Path) -> bool:

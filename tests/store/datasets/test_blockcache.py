@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import multiprocessing
 import os
 import resource
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from dasm_ray.config.keys import Data
 from dasm_ray.errors import ResourceError, RunDirError, StorageError
@@ -502,3 +504,19 @@ def test_a_set_in_an_object_store_is_made_in_place_and_its_index_comes_last(tmp_
         assert making.place == Place("memory://bucket/c/key")
         raise ValueError
     assert cache.place.walk()[1] == []
+
+
+@pytest.mark.parametrize("kind", ["timed", "timeless"])
+def test_what_a_killed_command_has_left_in_an_object_store_is_removed_once_it_is_a_day_old(
+    kind: str, timeless: Place, tmp_path: Path
+) -> None:
+    cache = cache_at(tmp_path)
+    cache.place = timeless if kind == "timeless" else Place("memory://left-of-a-test/c")
+    dead, mixed, alive = (cache.place / "chunks" / f"{key}-{'0' * 32}" for key in ("key", "other", "third"))
+    for file in (dead / "0.raw", dead / "1.raw", mixed / "0.raw", mixed / "1.raw", alive / "0.raw"):
+        file.write_bytes(b"chunk")
+    for file in (dead / "0.raw", dead / "1.raw", mixed / "0.raw"):
+        MemoryFileSystem.store[file._at].created -= datetime.timedelta(days=2)
+    with cache.making("key", 100):
+        left = [dead, mixed, alive] if kind == "timeless" else [mixed, alive]
+        assert (cache.place / "chunks").names() == [folder.name for folder in left]
