@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 
-from dasm_ray.config.afterwards import RELABELLING, changed, without_address
+from dasm_ray.config.afterwards import RELABELLING
 from dasm_ray.config.compared import Plan, check
 from dasm_ray.config.digests import config_digest, digest_of
 from dasm_ray.config.keys import Model, RunConfig
@@ -65,7 +65,7 @@ from dasm_ray.studies import audit as audits
 from dasm_ray.studies import incremental
 from dasm_ray.studies.cells import Accuracies, cells_place
 from dasm_ray.studies.comparison import Comparison
-from dasm_ray.studies.finished import opened_again
+from dasm_ray.studies.finished import opened_again, sets_again
 from dasm_ray.studies.laboratory import Laboratory, rows_of
 from dasm_ray.studies.ranking import agreement, try_networks
 from dasm_ray.studies.rows import evaluate_rows
@@ -400,23 +400,22 @@ def _kept_set(place: Place, artifact: Artifact) -> tuple[Place, str]:
 def evaluate(path: str, overrides: Iterable[str] = (), network: str | None = None) -> Result:
     """Evaluates a run directory anew, or an artifact alone, under changes of evaluate, runtime or data.path.
 
-    A run's table is written to RUN/report, beside its own as table_DIGEST where the settings differ. An artifact alone
-    has no initialisation and no experts to select by, and nothing is written beside it. ``network``: another than the
-    run's, ARCH, ARCH:NORM, or the caller's own MODULE:FUNCTION or timm:NAME, which is imported and run.
+    A run's table is written to RUN/report, beside its own as table_DIGEST where the settings differ. Nothing is
+    distilled: the set, where it began and the experts are those that the run has kept, and only experts that are gone
+    are trained, under the changes. Raises ArtifactError for other images, and where the start is asked for and gone.
+    An artifact alone has no initialisation and no experts to select by, and nothing is written beside it. ``network``:
+    another than the run's, ARCH, ARCH:NORM, or the caller's own MODULE:FUNCTION or timm:NAME, which is imported and
+    run.
     """
     place, changes = Place(path), list(overrides)
     if (place / "dataset.json").exists():
         return _evaluate_artifact(path, changes, network)
-    record = RunDir.read(path)
-    config, place = changed(without_address(record.config), changes), record.place
-    stamp = digest(read_artifact(place / "synthetic"))
-    with connected(config, place) as run:
-        experts = train_experts(run)
-        made = distil(run, experts)
-        sets = {"distilled": flattened(made.segments), "initial": flattened(made.starts)}
-        rows = evaluate_rows(run, sets, config.synthetic.factor, experts, cells_place(run), network)
-        shown = run if network is None else replace(run, config=config.under(network))
-        return _reported(shown, rows, stamp, config_digest(record.config), network)
+    own = RunDir.read(path).config
+    with opened_again(path, changes) as kept:
+        run, (sets, experts) = kept.run, sets_again(kept)
+        rows = evaluate_rows(run, sets, kept.artifact.factor, experts, kept.cells, network)
+        shown = run if network is None else replace(run, config=run.config.under(network))
+        return _reported(shown, rows, digest(kept.artifact), config_digest(own), network)
 
 
 def learn_incrementally(path: str, steps: int = 5, overrides: Iterable[str] = ()) -> Accuracies:

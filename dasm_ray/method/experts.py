@@ -64,6 +64,11 @@ def train_experts(run: Run) -> Experts:
     return experts
 
 
+def are_trained(run: Run) -> bool:
+    """Whether all experts are on disk."""
+    return {trajectory_name(number) for number in range(run.config.experts.count)} <= set(run.shared_place.names())
+
+
 def _say_if_weak(run: Run, accuracy: float) -> None:
     """Says where experts know too little for what hangs on which images they know."""
     config, least = run.config, max(GOOD, ABOVE_CHANCE / run.classes)

@@ -35,13 +35,45 @@ from dasm_ray.store import tensors
 from dasm_ray.store.place import Place
 from dasm_ray.store.rundir import RunDir
 
+WHITENING = "whitening.safetensors"
 WHITENING_PARTS = 8
 """Tasks that a fit is cut into: fixed, so that sums do not depend on the number of workers."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What experts, scores and segments come of: a configuration, the digest of the images, and the device."""
+
+    config: RunConfig
+    data: str
+    device: str
+
+    @property
+    def key(self) -> str:
+        """The digest of everything that scores and segments depend on; how they are evaluated is no part of it."""
+        kept = {name: value for name, value in result_keys(self.config).items() if name != "evaluate"}
+        return digest_of(kept, self.data, self.device)
+
+    @property
+    def expert_key(self) -> str:
+        """The digest of everything that affects an expert; how many there are does not, so some of them are usable."""
+        config = self.config
+        runtime = config.runtime.rounding(self.device)
+        recipe = {name: value for name, value in result_keys(config.experts).items() if name != "count"}
+        return digest_of(recipe, result_keys(config.model), result_keys(config.data), config.seed, runtime, self.data)
+
+    def shared_place(self, run: Place) -> Place:
+        """Where experts and what they need lie: under the key of experts, in the run or a shared cache."""
+        cache = self.config.experts.cache
+        return (Place(cache) if cache else run / "experts") / self.expert_key
+
+
 @dataclass
 class Run:
-    """An open run: its files, its workers, its images, and what every task needs to know."""
+    """An open run: its files, its workers, its images, and what every task needs to know.
+
+    ``origin``: what its files come of, where that is not what the run is open with now.
+    """
 
     config: RunConfig
     place: Place
@@ -50,6 +82,7 @@ class Run:
     session: Session
     real: RealRefs
     whitening: ObjectRef | None = None
+    origin: Origin | None = None
     said: set[str] = field(default_factory=set)
 
     @cached_property
@@ -59,25 +92,22 @@ class Run:
 
     @property
     def key(self) -> str:
-        """The digest of everything that scores and segments depend on; how they are evaluated is no part of it."""
-        kept = {name: value for name, value in result_keys(self.config).items() if name != "evaluate"}
-        return digest_of(kept, self.real.digest, self.session.device)
+        """The key of scores and segments, as `Origin` says."""
+        return self._origin.key
 
     @property
     def expert_key(self) -> str:
-        """The digest of everything that affects an expert; how many there are does not, so some of them are usable."""
-        config = self.config
-        runtime = config.runtime.rounding(self.session.device)
-        recipe = {name: value for name, value in result_keys(config.experts).items() if name != "count"}
-        return digest_of(
-            recipe, result_keys(config.model), result_keys(config.data), config.seed, runtime, self.real.digest
-        )
+        """The key of experts."""
+        return self._origin.expert_key
 
     @property
     def shared_place(self) -> Place:
-        """Where experts and what they need lie: under the key of experts, in the run or a shared cache."""
-        cache = self.config.experts.cache
-        return (Place(cache) if cache else self.place / "experts") / self.expert_key
+        """Where experts and what they need lie."""
+        return self._origin.shared_place(self.place)
+
+    @property
+    def _origin(self) -> Origin:
+        return self.origin or Origin(self.config, self.real.digest, self.session.device)
 
     @property
     def classes(self) -> int:
@@ -294,14 +324,27 @@ def whitened(run: Run, known: Values | None = None) -> Run:
     return replace(run, whitening=run.pool.put(dict(known)) if known else _whitening(run))
 
 
+def kept_whitening(folder: Place, config: RunConfig, data: str) -> Values | None:
+    """The arrays of the whitening in the folder of experts, for images of digest ``data``; None unless it is usable."""
+    file = folder / WHITENING
+    if not file.exists():
+        return None
+    arrays, note = tensors.read(file)
+    tensors.check_key(file, note, _whitening_key(config, data))
+    return dict(arrays) if all(np.isfinite(array).all() for array in arrays.values()) else None
+
+
+def _whitening_key(config: RunConfig, data: str) -> str:
+    return digest_of(config.data.zca, data)
+
+
 def _whitening(run: Run) -> ObjectRef:
     """Reference to the arrays of the whitening, fitted on all training images, or read."""
-    file, key = run.shared_place / "whitening.safetensors", digest_of(run.config.data.zca, run.real.digest)
+    file, key = run.shared_place / WHITENING, _whitening_key(run.config, run.real.digest)
+    kept = kept_whitening(run.shared_place, run.config, run.real.digest)
+    if kept is not None:
+        return run.pool.put(dict(kept))
     if file.exists():
-        arrays, note = tensors.read(file)
-        tensors.check_key(file, note, key)
-        if all(np.isfinite(array).all() for array in arrays.values()):
-            return run.pool.put(arrays)
         run.progress.note(f"{file}: holds numbers that are not finite; the whitening is fitted again")
     count, batch = int(run.real.counts["train"].sum()), run.config.score.batch
     run.progress.stage("whitening", WHITENING_PARTS + 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from dasm_ray.config.keys import CHOSEN_STARTS
+from dasm_ray.errors import ArtifactError
 from dasm_ray.method.experts import Experts, soft_labels
 from dasm_ray.method.run import Run, run_all
 from dasm_ray.method.sets import Held, Images, Indices, Segment, Segments, Target, labels_of, stored
@@ -15,7 +16,7 @@ from dasm_ray.runtime.groups import groups_in
 from dasm_ray.runtime.pool import Done, task
 from dasm_ray.runtime.sharing import ObjectRef
 from dasm_ray.runtime.worker import ClassStanding, Worker
-from dasm_ray.store.checkpoints import Scores
+from dasm_ray.store.checkpoints import KeptPixels, Scores, group_name, read_start
 
 
 def start_of(
@@ -93,3 +94,42 @@ def _with_labels(run: Run, experts: Experts, start: Segment, frozen: Segments) -
     images = Images(pixels.reshape(-1, *pixels.shape[2:]), labels_of(pixels), None, is_normalised=True)
     (logits,) = soft_labels(run, experts, [stored(run, images)])
     return Segment(pixels, logits.reshape(*pixels.shape[:2], -1), rate)
+
+
+# --- of a finished set -------------------------------------------------------------------------------------------
+
+
+def kept_starts(run: Run) -> Segments:
+    """Where the segments of a finished set began, as its checkpoints have it, without labels that are learned.
+
+    Read through once, a group at a time, so that what is missing is known before anything is trained. Raises
+    ArtifactError where it is not there or is not this run's: to find it again, segments would have to be distilled.
+    """
+    starts = [_kept_start(run, segment) for segment in range(run.config.synthetic.segments)]
+    for segment, start in enumerate(starts):
+        if start is None:
+            raise ArtifactError(
+                f"{run.place / 'segments'}: where segment {segment + 1} began is not there any more; leave initial out "
+                f"of evaluate.rows, or distil the set anew in another --run"
+            )
+    return [start for start in starts if start is not None]
+
+
+def _kept_start(run: Run, segment: int) -> Segment | None:
+    place = run.place / "segments"
+    if run.config.is_trajectory:
+        pixels = read_start(place, segment, run.key)
+        return None if pixels is None else Segment(pixels, None, run.config.trajectory.step_size)
+    groups = len(groups_in(run.config, run.classes))
+    if not {group_name(segment, group) for group in range(groups)} <= set(place.names()):
+        return None
+    start = Segment(KeptPixels(place, segment, run.key, groups, run.classes, "initial"))
+    return start if sum(len(part) for part in start.parts()) == run.classes else None
+
+
+def labelled(run: Run, experts: Experts | None, starts: Segments) -> Segments:
+    """Kept starts with the labels that they began with, where these are learned: the experts'."""
+    if not run.config.learns_labels:
+        return starts
+    assert experts is not None, "learned labels are theirs"
+    return [_with_labels(run, experts, start, []) for start in starts]

@@ -210,8 +210,19 @@ def start_name(segment: int) -> str:
 
 
 def write_start(place: Place, segment: int, pixels: np.ndarray, key: str) -> None:
-    """Writes the pixels (K, m, C, H, W) float32 that a segment begins with into folder ``place``: to look at alone."""
+    """Writes the pixels (K, m, C, H, W) float32 that a segment begins with into folder ``place``: a run never goes on
+    from them."""
     tensors.write(place / start_name(segment), {"initial": pixels}, {"key": key, "segment": segment})
+
+
+def read_start(place: Place, segment: int, key: str) -> np.ndarray | None:
+    """The pixels (K, m, C, H, W) that a segment began with, or None; errors as ``read_group``."""
+    file = place / start_name(segment)
+    if not file.exists():
+        return None
+    arrays, note = tensors.read(file)
+    tensors.check_key(file, note, key)
+    return arrays["initial"]
 
 
 def segment_pixels(place: Place, segment: int, classes: int, name: str) -> np.ndarray | None:

@@ -18,7 +18,7 @@ from dasm_ray.config.space import Sweep, Trial
 from dasm_ray.core.networks.training import steps_for
 from dasm_ray.errors import ConfigError, NonFinite, RunFailure, SessionError
 from dasm_ray.method.dasm import distil
-from dasm_ray.method.experts import train_experts
+from dasm_ray.method.experts import are_trained, train_experts
 from dasm_ray.method.run import Given, Run, check_against_data, connected, opened, under
 from dasm_ray.method.scores import static_name, static_scores
 from dasm_ray.method.sets import Segments, flattened, stored
@@ -32,7 +32,6 @@ from dasm_ray.runtime.tune import Callbacks, Report, Stopping, run_trials
 from dasm_ray.store.datasets.fingerprint import read_keys
 from dasm_ray.store.findings import find, keep, keep_stopped, trial_place, write_trials
 from dasm_ray.store.place import Place
-from dasm_ray.store.trajectories import trajectory_name
 from dasm_ray.studies.cells import cells_for, evaluate_cells
 from dasm_ray.studies.rows import always, label_of
 
@@ -131,8 +130,7 @@ def _make_shared(trials: Sequence[Trial], place: Place, session: Session, real: 
 
 def _is_made(run: Run) -> bool:
     """Whether all that trials share is on disk."""
-    wanted = {trajectory_name(number) for number in range(run.config.experts.count)} | {static_name(run)}
-    return wanted <= set(run.shared_place.names())
+    return are_trained(run) and static_name(run) in run.shared_place.names()
 
 
 # --- the trials --------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from dasm_ray.errors import NonFinite
 from dasm_ray.method.experts import GOOD, _say_if_weak, soft_labels, train_experts
 from dasm_ray.method.match import match
 from dasm_ray.method.probes import Probes
-from dasm_ray.method.run import Run
+from dasm_ray.method.run import Origin
 from dasm_ray.method.scores import scores_before, target_of
 from dasm_ray.method.sets import chosen
 from dasm_ray.method.starts import start_of
@@ -173,7 +173,7 @@ def test_epochs_that_were_numbers_stay_on_disk(
     before = open_trajectory(place, 0, key)
     assert before is not None
     longer = again(run, small(experts={"epochs": 3, "lr": 1e30}))
-    monkeypatch.setattr(Run, "expert_key", key)  # as if it were the same training, gone on with
+    monkeypatch.setattr(Origin, "expert_key", key)  # as if it were the same training, gone on with
     with pytest.raises(NonFinite, match="expert 0, epoch 3"):
         train_experts(longer)
     assert open_trajectory(place, 0, key) == before
