@@ -372,13 +372,13 @@ class Matcher(Section):
     )
     lr_img: Positive = Field(
         5e-3,
-        description="Step of SGD on the pixels, which lie in [0, 1]; with scale_lr, the step at 10 images a class of "
-        "the base size.",
+        description="Step of SGD on the pixels, which lie in [0, 1]; with scale_lr, the step of a segment of 10 images "
+        "a class of the base size.",
     )
     scale_lr: StrictBool = Field(
         True,
-        description="Scale lr_img by (ipc / 10) (size / base)², as IDC does; the base size is 28 or 32 pixels, and 224 "
-        "above 128 pixels.",
+        description="Scale lr_img by (images a class of the segment / 10) (size / base)², as IDC does for a whole set; "
+        "the base size is 28 or 32 pixels, and 224 above 128 pixels.",
     )
     union_rate: StrictBool = Field(
         False,
@@ -782,7 +782,8 @@ class RunConfig(Section):
             raise ConfigError(
                 f"{network}: there is no such network; take any of {known}, or your own as MODULE:FUNCTION"
             )
-        model = self.model.model_copy(update={"arch": arch, "norm": norm or NORMS[arch][0], "depth": None})
+        depth = self.model.depth if arch == self.model.arch else None  # its own, where another norm is asked for
+        model = self.model.model_copy(update={"arch": arch, "norm": norm or NORMS[arch][0], "depth": depth})
         changes = {name: recipe.model_dump(exclude_none=True) for name, recipe in self.networks.items()}
         evaluate = self.evaluate.model_copy(update=changes.get(model.arch, {}))
         return self.model_copy(update={"model": model, "evaluate": evaluate})

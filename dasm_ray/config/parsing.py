@@ -73,7 +73,7 @@ def apply_override(tree: Tree, override: str) -> str:
     source = f"--set {escaped(override, 120)}"
     if not equals or not all(key.split(".")):
         raise ConfigError(f"{source}: write it as section.key=value")
-    set_key(tree, key, plain_yaml.read(value, source), source)
+    set_key(tree, key, plain_yaml.read_value(value, source), source)
     return key
 
 

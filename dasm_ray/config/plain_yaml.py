@@ -29,6 +29,7 @@ MOST_DIGITS = 100
 TOO_DEEP = f"is nested deeper than {MOST_DEPTH}, which no recipe is"
 
 NUMBER = re.compile(r"[-+]?(?:\d+|\d+\.\d*(?:[eE][-+]\d+)?|\.\d+(?:[eE][-+]\d+)?)")
+COLOUR_LOST = re.compile(r"[:-]\s+#[0-9a-fA-F]{6}\s*$")
 HEXADECIMAL = re.compile(r"0x[0-9a-fA-F]+")
 SPECIAL: Tree = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
@@ -106,12 +107,23 @@ def read(text: str, source: str) -> Plain:
         raise ConfigError(f"{source}: {where}{fault.problem}") from None
 
 
+def read_value(text: str, source: str) -> Plain:
+    """The same of a text in which nothing can be meant as a comment, as what stands behind ``--set a.b=``."""
+    value = read(text, source)
+    tokens = yaml.scan(text, Loader=_Loader)
+    end = max((token.end_mark.index for token in tokens if not isinstance(token, yaml.StreamEndToken)), default=0)
+    if text[end:].strip().startswith("#"):
+        raise ConfigError(f"{source}: what begins with # would be left out as a comment; put the value in quotes")
+    return value
+
+
 class _Reader:
     """Values out of the events of a parser, which come one by one: what is too deep or too much is never parsed."""
 
     def __init__(self, text: str) -> None:
         if len(text) > MOST_BYTES or len(text.encode("utf-8", "replace")) > MOST_BYTES:
             raise _Fault(0, f"is larger than {MOST_BYTES} bytes, which no recipe is")
+        self._lines = text.splitlines()
         self._events: Iterator[yaml.Event] = _events(text)
         self._values = 0
 
@@ -140,7 +152,15 @@ class _Reader:
         if isinstance(event, yaml.MappingStartEvent):
             return self._mapping(depth)
         assert isinstance(event, yaml.ScalarEvent)
+        if not event.value and not event.style:
+            self._check_empty(event)
         return _scalar(event)
+
+    def _check_empty(self, event: yaml.Event) -> None:
+        """A fault for a colour: to YAML it is a comment, and the value is empty."""
+        line = self._lines[_line(event) - 1] if 0 < _line(event) <= len(self._lines) else ""
+        if COLOUR_LOST.search(line):
+            raise _Fault(_line(event), "a colour begins with #, which makes it a comment; put it in quotes")
 
     def _items(self, depth: int) -> Iterator[Plain]:
         while not isinstance(event := next(self._events), yaml.SequenceEndEvent):

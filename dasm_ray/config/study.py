@@ -335,8 +335,9 @@ def _change(tree: Tree, keys: Keys, where: str) -> None:
 
 
 def _identity(arm: Arm) -> str:
-    """What an arm is but for its name. Of real images chosen without a network only the choice counts."""
-    made = [] if arm.source in ("random", "full") else [result_keys(config) for config in arm.configs.values()]
+    """What an arm is but for its name. Of real images chosen without a network, under their own labels, only that."""
+    is_plain = arm.source in ("random", "full") and arm.labels == "hard"
+    made = [] if is_plain else [result_keys(config) for config in arm.configs.values()]
     return digest_of(arm.source, arm.labels, made)
 
 

@@ -64,10 +64,11 @@ def static_range(
 ) -> Scored:
     """The static score, averaged over trajectories (E+1, P) and their first ``early`` epochs, and who errs at the end.
 
-    ``forgetting`` counts over whole trajectories instead. ``training``: the images that the networks'
-    statistics are of, whichever are scored; unset: all of ``blocks``.
+    Of shorter trajectories all epochs count; ``forgetting`` counts over whole ones instead. ``training``: the images
+    that the networks' statistics are of, whichever are scored; unset: all of ``blocks``.
     """
-    counted = len(experts[0]) - 1 if score == "forgetting" else early
+    whole = len(experts[0]) - 1
+    counted = whole if score == "forgetting" else min(early, whole)
     flats = [flat for snapshots in experts for flat in (*snapshots[1 : counted + 1], snapshots[-1])]
 
     def judged(readings: Sequence[Reading], labels: Tensor) -> tuple[Tensor, ...]:

@@ -56,6 +56,10 @@ def normalise(
     return images if whitening is None else whitening.apply(images)
 
 
+CHUNK = 500
+"""Images that are multiplied at once: fixed, since the last bits of the sums, and of all after them, depend on it."""
+
+
 def sums_of(batches: Iterable[Tensor]) -> Sums:
     """The sums over batches of normalised images (n, C, H, W), in the order of the batches."""
     count, total, products = 0, torch.zeros(()), torch.zeros(())

@@ -19,6 +19,7 @@ from dasm_ray.core.networks.convnet import default_depth
 from dasm_ray.core.networks.reading import fewest_pixels
 from dasm_ray.core.scoring import shard_ranges
 from dasm_ray.core.selection import CROPS
+from dasm_ray.core.whiten import CHUNK
 from dasm_ray.errors import ConfigError, DataError, TaskLost, UserError
 from dasm_ray.plain import Plain, Tree, Values
 from dasm_ray.runtime.decoding import RealRefs, load_real
@@ -346,11 +347,11 @@ def _whitening(run: Run) -> ObjectRef:
         return run.pool.put(dict(kept))
     if file.exists():
         run.progress.note(f"{file}: holds numbers that are not finite; the whitening is fitted again")
-    count, batch = int(run.real.counts["train"].sum()), run.config.score.batch
+    count = int(run.real.counts["train"].sum())
     run.progress.stage("whitening", WHITENING_PARTS + 1)
     tasks = [
         task(f"whitening, images {first} to {last - 1}", Worker.whitening_sums, run.job, first, last)
-        for first, last in shard_ranges(count, batch, WHITENING_PARTS)
+        for first, last in shard_ranges(count, CHUNK, WHITENING_PARTS)
     ]
     parts = tuple(done.refs[0] for done in run_all(run, tasks, lambda _: run.progress.advance()))
     (fitted,) = run_all(run, [task("whitening", Worker.fit_whitening, run.job, file, key, parts)])

@@ -42,7 +42,7 @@ from dasm_ray.core.patches import drawn_crops, losses_of, packed
 from dasm_ray.core.scoring import Scored, features_of, score_range, static_range
 from dasm_ray.core.seed import numpy_generator, torch_generator
 from dasm_ray.core.start import initial_pixels
-from dasm_ray.core.whiten import Sums, Whitening, fit, sums_of
+from dasm_ray.core.whiten import CHUNK, Sums, Whitening, fit, sums_of
 from dasm_ray.errors import NonFinite, StorageError
 from dasm_ray.runtime import turns
 from dasm_ray.runtime.decoding import RealRefs
@@ -302,8 +302,8 @@ class Worker:
     @outputs(2)
     def whitening_sums(self, job: Job, first: int, last: int) -> tuple[Answer, Sums]:
         """What the whitening needs of the training images [first, last)."""
-        real, size = self._real(self._network(job), job, "train"), job.config.score.batch
-        chunks = (np.arange(start, min(start + size, last)) for start in range(first, last, size))
+        real = self._real(self._network(job), job, "train")
+        chunks = (np.arange(start, min(start + CHUNK, last)) for start in range(first, last, CHUNK))
         return _answer(), sums_of(real.take(chunk)[0] for chunk in chunks)
 
     @outputs(2)

@@ -84,6 +84,7 @@ def test_another_network_has_the_recipe_that_networks_says_and_the_norm_that_it_
     run = parse_config({"model": {"depth": 2}, "networks": {"resnet18": {"lr": 0.5, "epochs": 7}}})
     assert run.under("convnet") is run
     assert (run.network_name, run.under("convnet:batch").network_name) == ("convnet", "convnet:batch")
+    assert run.under("convnet:batch").model == run.model.model_copy(update={"norm": "batch"}), "all else is the run's"
     other = run.under("resnet18")
     assert (other.model.arch, other.model.norm, other.model.depth) == ("resnet18", "instance", None)
     assert (other.evaluate.lr, other.evaluate.epochs, other.evaluate.batch) == (0.5, 7, run.evaluate.batch)

@@ -309,6 +309,12 @@ def test_a_kept_configuration_of_terabytes_is_not_read(tmp_path: Path) -> None:
         (["a.b.c.d.e.f=1"], "there is no key of 6 parts"),
         (["a" + ".a" * 3000 + "=1"], "there is no key of 3001 parts"),
         (["data..name=1"], "write it as section.key=value"),
+        (
+            ["data.ground=#ff0000"],
+            "what begins with # would be left out as a comment; put the value in quotes",
+        ),
+        (["data.path=/data/set #1"], "what begins with # would be left out as a comment"),
+        (["evaluate.rows=[distilled, random] # those"], "what begins with # would be left out as a comment"),
         ([".=1"], "write it as section.key=value"),
     ],
 )
@@ -319,6 +325,11 @@ def test_overrides_that_speak_of_one_thing_twice(tmp_path: Path, overrides: list
         load_config(recipe, overrides)
     (sentence,) = caught.value.problems
     assert part in sentence
+
+
+def test_a_number_sign_within_a_value_is_part_of_it() -> None:
+    config = load_config(None, ["data.ground='#ff0000'", "data.path=/data/set#1", 'name="a"'])
+    assert (config.data.ground, config.data.path, config.name) == ("#ff0000", "/data/set#1", "a")
 
 
 def test_an_option_and_a_set_that_say_two_things(tmp_path: Path) -> None:

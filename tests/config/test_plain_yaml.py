@@ -77,6 +77,15 @@ def test_what_has_one_reading_is_read(text: str, value: Any) -> None:
     assert type(read(text, "here")) is type(value)
 
 
+def test_comments_are_left_out_where_they_can_be_meant() -> None:
+    assert read("a:  # unset\nb: #\nc: 'x' # one\nd: '#ff0000'\n", "t") == {
+        "a": None,
+        "b": None,
+        "c": "x",
+        "d": "#ff0000",
+    }
+
+
 def test_numbers_that_are_none_are_read_as_what_they_are() -> None:
     """Each key refuses them in its own words."""
     assert math.isnan(read(".nan", "here"))
@@ -157,6 +166,8 @@ REFUSED = {
     "half a character": ("a: \udcff", "is not YAML"),
     "a character that there is not": ('"\\UFFFFFFFF"', "is not YAML"),
     "a percent sign": ("%a", "is not YAML"),
+    "a colour without quotes": ("a: 1\ndata:\n  ground: #ff0000\n", "line 3: a colour begins with #, which makes it"),
+    "a colour in a list": ("a:\n- #ff0000\n- b\n", "line 2: a colour begins with #"),
 }
 
 

@@ -76,6 +76,12 @@ def test_real_images_and_starts_are_arms(folder: Path) -> None:
     assert [arm.is_selected for arm in study.arms] == [False, False, True, True, False]
 
 
+def test_random_images_with_labels_of_other_experts_are_another_arm(folder: Path) -> None:
+    soft: dict[str, Any] = {"select": "random", "labels": "soft"}
+    study = loaded(folder, arms={"a": soft, "b": {**soft, "set": {"experts.epochs": 16}}}, against=None)
+    assert [arm.name for arm in study.arms] == ["a", "b"]
+
+
 def test_a_screen_makes_arms_of_factors(folder: Path) -> None:
     study = loaded(folder, arms=None, screen={"set": {"matcher.rounds": 4}, "factors": factors(*"abcde")})
     assert study.screen is not None

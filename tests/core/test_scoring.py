@@ -135,6 +135,15 @@ def test_the_static_score_of_a_held_out_image_does_not_depend_on_the_others(norm
     np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
+def test_of_trajectories_shorter_than_early_all_epochs_count() -> None:
+    """As where the run scores by forgetting, which asks for none: ``early`` is its default then."""
+    network, blocks = toy_network(), toy_blocks()
+    experts = trajectories(network, epochs=2)
+    by_all, asked = (static_range(network, blocks, experts, "el2n", early, 0, 20, BATCH) for early in (2, 3))
+    assert asked.score.tobytes() == by_all.score.tobytes()
+    assert asked.missed.tobytes() == by_all.missed.tobytes()
+
+
 def test_forgetting_counts_over_whole_trajectories() -> None:
     network = toy_network()
     experts = trajectories(network)

@@ -47,6 +47,17 @@ def test_a_run_opens_whitened_where_that_is_asked_and_reads_it_again(digits: Rea
     assert local_run(small(), tmp_path / "plain", digits).whitening is None
 
 
+def test_a_whitening_does_not_depend_on_how_many_images_a_forward_pass_takes(digits: RealRefs, tmp_path: Path) -> None:
+    """It stands for all experts under one key, in which the batch of scores is not."""
+    runs = [
+        local_run(small(data={"zca": 0.1}, score={"batch": batch}), tmp_path / str(batch), digits)
+        for batch in (500, 70)
+    ]
+    one, other = (run.pool.fetch(run.whitening)["matrix"].tobytes() for run in runs)
+    assert one == other
+    assert runs[0].expert_key == runs[1].expert_key
+
+
 def test_a_whitening_that_is_known_is_taken_as_it_is(digits: RealRefs, tmp_path: Path) -> None:
     run = local_run(small(data={"zca": 0.1}), tmp_path, digits)
     known = {"mean": np.zeros(64, np.float32), "matrix": np.eye(64, dtype=np.float32)}
