@@ -357,8 +357,10 @@ def compare(
     """
     with _reporting_errors():
         settings = [_config(config, overrides, workers, address) for config in configs]
-        _starting(settings[0], f"comparing {len(settings)} recipe{'s' * (len(settings) > 1)}")
         from dasm_ray.config.compared import Plan
+        from dasm_ray.config.shown import several
+
+        _starting(settings[0], f"comparing {several(len(settings), 'recipes')}")
 
         plan = Plan(_numbers("--ipc", ipcs), _names(selections), _names(labels), _names(networks))
         _checking().check_comparison(settings, plan, run)
@@ -401,12 +403,13 @@ def sweep(
     are done one after another. --set changes all trials.
     """
     with _reporting_errors("the same command with --resume goes on where it was stopped"):
+        from dasm_ray.config.shown import several
         from dasm_ray.config.space import load_sweep
 
         if run and len(sweeps) > 1:
             raise ConfigError(f"--run {run}: is the folder of one sweep, and there are {len(sweeps)}; leave it out")
         plans = [load_sweep(path, _with_options(overrides, None, address), workers) for path in sweeps]
-        _starting(plans[0].trials[0].config, f"sweeping {len(plans[0].trials)} trials")
+        _starting(plans[0].trials[0].config, f"sweeping {several(len(plans[0].trials), 'trials')}")
         for plan in plans:
             _checking().check_sweep(plan, run, resume=resume)
         from rich.console import Console
@@ -441,13 +444,14 @@ def study(
     one after another. --set changes all arms. `docs/studies.md` says how to read one.
     """
     with _reporting_errors():
+        from dasm_ray.config.shown import several
         from dasm_ray.config.study import load_study
 
         if run and len(studies) > 1:
             raise ConfigError(f"--run {run}: is the folder of one study, and there are {len(studies)}; leave it out")
         plans = [load_study(path, _with_options(overrides, workers, address)) for path in studies]
         _check_address(plans[0].config.runtime.address)
-        _say_starting(f"{plans[0].name}: studying {len(plans[0].arms)} arms")
+        _say_starting(f"{plans[0].name}: studying {several(len(plans[0].arms), 'arms')}")
         for plan in plans:
             _checking().check_study(plan, run)
         from rich.console import Console

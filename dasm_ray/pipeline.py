@@ -223,7 +223,7 @@ def estimate(config: RunConfig) -> list[str]:
         found, workers = measured(whole), run.session.workers
     lines = [
         f"{stage.name:24} {clock_text(stage.wall(workers))} on {several(workers, 'workers')}, "
-        f"{clock_text(stage.seconds)} of work in {stage.tasks} parallel tasks"
+        f"{clock_text(stage.seconds)} of work in {several(stage.tasks, 'parallel tasks')}"
         for stage in found.stages
     ]
     first, later = found.compiling
@@ -237,7 +237,7 @@ def estimate(config: RunConfig) -> list[str]:
     facts = {
         "in all": f"{clock_text(total)}{', with the first compiling' * (first > 0)}, whitening and scoring not counted",
         "memory of a worker": _size(found.worker_memory) + ", as measured",
-        **({"more than there is": f"{_size(memory)} for {workers} workers; {short}"} if short else {}),
+        **({"more than there is": f"{_size(memory)} for {several(workers, 'workers')}; {short}"} if short else {}),
         "memory on its GPU": _size(found.device_memory) if found.device_memory else "none",
         "object store": _size(found.object_store) + " on each node",
         "sorted images": f"{_size(found.sorted_images)} in data.cache, twice that while they are sorted",
@@ -310,7 +310,7 @@ def compare(
             shown = Shown(digest_of(*map(config_digest, configs), astuple(plan)), open_run.session.device)
             stem, tested = stem_for(place, shown), tested_by(open_run)
             rows = Comparison(open_run, configs, plan).rows(stem)
-        title = f"{configs[0].data.name}; {configs[0].evaluate.seeds} seeds"
+        title = f"{configs[0].data.name}; {several(configs[0].evaluate.seeds, 'seeds')}"
         keep_table(place, stem, rows, title, tested, shown)
         if configs[0].runtime.page:
             with Progress() as progress:
@@ -359,9 +359,9 @@ def sweep(plan: Sweep, run: str | None = None, *, resume: bool = False) -> Swept
             trials.check_images(plan)
             with Progress() as progress:
                 session = own.enter_context(Session.open(plan.trials[0].config.runtime, progress.note))
-                progress.note(f"{plan.name}: {len(plan.trials)} trials of {session}, results in {place}")
+                progress.note(f"{plan.name}: {several(len(plan.trials), 'trials')} of {session}, results in {place}")
             trials.run_all_trials(plan, place, session)
-        lines, title = trials.lines(plan, place), f"{plan.name}: {len(plan.trials)} trials"
+        lines, title = trials.lines(plan, place), f"{plan.name}: {several(len(plan.trials), 'trials')}"
         trials.write_table(place, lines)
         (place / "table.md").write_text(standings.markdown(lines, title))
         best = standings.best(lines)

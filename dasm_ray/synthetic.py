@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dasm_ray.config.shown import escaped
+from dasm_ray.config.shown import escaped, several
 from dasm_ray.core.decode import Decoded, decode_all
 from dasm_ray.core.networks.samples import HELD_BYTES
 from dasm_ray.core.whiten import Whitening, normalise
@@ -362,8 +362,8 @@ def _moments(text: str, channels: int) -> tuple[list[float], list[float]]:
     if not fits:
         example = ",".join(["0.5"] * channels) + ":" + ",".join(["0.25"] * channels)
         raise ConfigError(
-            f"--normalise {escaped(text, 60)}: say own, none, or means and stds above 0 of {channels} channel(s), as "
-            f"in {example}"
+            f"--normalise {escaped(text, 60)}: say own, none, or means and stds above 0 of "
+            f"{several(channels, 'channels')}, as in {example}"
         )
     return means, stds
 

@@ -84,7 +84,7 @@ def test_what_is_wrong_with_a_key_is_said(changes: Any, said: str) -> None:
 def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="class_names: are those of data"):
         dasm_ray.distill(TREE, tmp_path / "run", class_names=["a"])
-    with pytest.raises(DataError, match="there are 2 images and 1 labels"):
+    with pytest.raises(DataError, match="there are 2 images and 1 label;"):
         dasm_ray.distill(TREE, tmp_path / "run", data=(np.zeros((2, 8, 8), np.uint8), [0]))
     with pytest.raises(ConfigError, match="names no run"):
         dasm_ray.report()

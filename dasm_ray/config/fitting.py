@@ -16,7 +16,7 @@ from pathlib import Path
 from dasm_ray.config import plain_yaml
 from dasm_ray.config.keys import Data
 from dasm_ray.config.parsing import parse_config
-from dasm_ray.config.shown import escaped
+from dasm_ray.config.shown import escaped, several
 from dasm_ray.errors import ConfigError
 
 SMALL_SIDE = 64
@@ -113,7 +113,8 @@ def _lines(facts: Facts) -> Iterator[str]:
     if size is not None:
         why = "the images differ in size" if len(facts.sizes) > 1 else "the images are large"
         yield f"  image_size: {size} # {why}; twice as many pixels a side take about four times as long"
-    yield f"model: {{width: 32}} # 128 on a GPU; {blocks(side)} blocks, since images have {side} pixels a side"
+    deep = several(blocks(side), "blocks")
+    yield f"model: {{width: 32}} # 128 on a GPU; {deep}, since images have {side} pixels a side"
     yield "synthetic:"
     yield f"  ipc: {ipc} # stored images a class; the smallest class has about {facts.fewest} to train on"
     yield f"  segments: {segments} # distilled one after another, easy images first"

@@ -23,7 +23,7 @@ from dasm_ray.config import plain_yaml
 from dasm_ray.config.keys import RunConfig, Section
 from dasm_ray.config.recipes import located
 from dasm_ray.config.rules import contradictions
-from dasm_ray.config.shown import escaped
+from dasm_ray.config.shown import escaped, several
 from dasm_ray.errors import ConfigError
 from dasm_ray.plain import Plain, Tree, Values
 
@@ -152,8 +152,8 @@ _KEYS = "must have keys below it, not be {given}"
 IN_WORDS = {
     "missing": "is missing",
     "tuple_type": "must be a list in brackets, not {given}",
-    "too_long": "must have at most {max_length} values, not {actual_length}",
-    "too_short": "must have at least {min_length} values, not {actual_length}",
+    "too_long": "must have at most {most}, not {actual_length}",
+    "too_short": "must have at least {least}, not {actual_length}",
     "dict_type": _KEYS,
     "model_type": _KEYS,
     "model_attributes_type": _KEYS,
@@ -184,7 +184,9 @@ def sentence_of(detail: Plain, root: type[Section]) -> str:
     if kind == "missing" and isinstance(detail["loc"][-1], int):  # of a row of numbers, and its own place is no key
         return f"{where.rpartition('.')[0]}: must have more values than {given}; `dasm-ray config` says which"
     if kind in IN_WORDS:
-        return f"{where}: {IN_WORDS[kind].format(given=given, **context)}"
+        bounds = {"most": context.get("max_length"), "least": context.get("min_length")}
+        in_words = {name: several(count, "values") for name, count in bounds.items() if count is not None}
+        return f"{where}: {IN_WORDS[kind].format(given=given, **in_words, **context)}"
     message = escaped(detail["msg"].removeprefix("Value error, "), 400)
     return f"{where}: {message[0].lower()}{message[1:]}, not {given}"
 

@@ -12,6 +12,7 @@ import pydantic
 
 from dasm_ray.config.keys import NORMS, RunConfig
 from dasm_ray.config.matchers import MEANT, keys_without_meaning
+from dasm_ray.config.shown import several
 
 
 def contradictions(config: RunConfig) -> Iterator[str]:
@@ -41,18 +42,18 @@ def _of_the_set(config: RunConfig) -> Iterator[str]:
     synthetic, matcher = config.synthetic, config.matcher
     if synthetic.sizes is None and synthetic.ipc % synthetic.segments:
         yield (
-            f"synthetic.ipc: {synthetic.ipc} images a class cannot be cut into {synthetic.segments} equal segments; "
-            f"make synthetic.ipc a multiple of synthetic.segments, or give synthetic.sizes"
+            f"synthetic.ipc: {several(synthetic.ipc, 'images')} a class cannot be cut into {synthetic.segments} equal "
+            f"segments; make synthetic.ipc a multiple of synthetic.segments, or give synthetic.sizes"
         )
     if synthetic.sizes is not None and len(synthetic.sizes) != synthetic.segments:
         yield (
-            f"synthetic.sizes: names {len(synthetic.sizes)} segments, but synthetic.segments is {synthetic.segments}; "
-            f"make them agree"
+            f"synthetic.sizes: names {several(len(synthetic.sizes), 'segments')}, but synthetic.segments is "
+            f"{synthetic.segments}; make them agree"
         )
     elif synthetic.sizes is not None and sum(synthetic.sizes) != synthetic.ipc:
         yield (
-            f"synthetic.sizes: add up to {sum(synthetic.sizes)} images a class, but synthetic.ipc is {synthetic.ipc}; "
-            f"make them agree"
+            f"synthetic.sizes: add up to {several(sum(synthetic.sizes), 'images')} a class, but synthetic.ipc is "
+            f"{synthetic.ipc}; make them agree"
         )
     if config.is_trajectory and synthetic.factor != 1:
         yield f"synthetic.factor: {matcher.name} matches images as they are stored; set it to 1"
@@ -138,7 +139,7 @@ def _of_walks(config: RunConfig) -> Iterator[str]:
 def _of_experts_and_scores(config: RunConfig) -> Iterator[str]:
     score, experts = config.score, config.experts
     if score.static != "forgetting" and score.early > experts.epochs:
-        yield f"score.early: {score.early} is more than the {experts.epochs} epochs of experts.epochs"
+        yield f"score.early: {score.early} is more than the {several(experts.epochs, 'epochs')} of experts.epochs"
     if score.static == "forgetting" and experts.epochs < 2:
         yield "score.static: forgetting needs at least 2 epochs; raise experts.epochs"
 

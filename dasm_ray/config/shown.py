@@ -98,6 +98,8 @@ def _written(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-def several(count: int, things: str) -> str:
-    """So many ``things``, a word whose plural has an s: 1 seed, 3 seeds."""
-    return f"{count} {things if count != 1 else things.removesuffix('s')}"
+def several(count: int, things: str, one: str | None = None) -> str:
+    """So many ``things``: 1 seed, 3 seeds. ``one``: what a single one is called, where that is not an s less."""
+    if count != 1:
+        return f"{count} {things}"
+    return f"{count} {things.removesuffix('s') if one is None else one}"

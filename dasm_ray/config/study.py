@@ -31,7 +31,7 @@ from dasm_ray.config.keys import Natural, RunConfig, Section, Text, Whole, liste
 from dasm_ray.config.parsing import apply_overrides, as_one_of_many, field_of, meet, parse_config, sentences_of, set_key
 from dasm_ray.config.recipes import located
 from dasm_ray.config.selections import SELECTIONS
-from dasm_ray.config.shown import escaped
+from dasm_ray.config.shown import escaped, several
 from dasm_ray.config.space import name_of
 from dasm_ray.errors import ConfigError
 from dasm_ray.plain import Plain, Tree
@@ -346,6 +346,7 @@ def _check_extent(name: str, study: Study) -> None:
     count = len(study.arms) * len(study.ipcs) * len(study.seeds) * seeds
     if count > MOST_TRAININGS:
         raise ConfigError(
-            f"{name}: arms: {len(study.arms)} arms, {len(study.ipcs)} sizes, {len(study.seeds)} seeds and "
+            f"{name}: arms: {several(len(study.arms), 'arms')}, {several(len(study.ipcs), 'sizes')}, "
+            f"{several(len(study.seeds), 'seeds')} and "
             f"evaluate.seeds {seeds} make {count} trainings, and at most {MOST_TRAININGS} are run; take fewer"
         )

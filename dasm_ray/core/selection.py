@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from dasm_ray.config.shown import several
 from dasm_ray.core.window import easiest_first, exact
 from dasm_ray.errors import DataError
 
@@ -35,7 +36,9 @@ def random(counts: Sequence[int] | Indices, ipc: int, generator: np.random.Gener
     """
     for label, count in enumerate(counts):
         if count < ipc:
-            raise DataError(f"class {label}: has {count} images, fewer than the {ipc} to pick; lower synthetic.ipc")
+            raise DataError(
+                f"class {label}: has {several(count, 'images')}, fewer than the {ipc} to pick; lower synthetic.ipc"
+            )
     return [generator.choice(int(count), ipc, replace=False).astype(np.int64) for count in counts]
 
 

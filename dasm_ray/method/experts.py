@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dasm_ray.config.keys import CHOSEN_STARTS
+from dasm_ray.config.shown import several
 from dasm_ray.core.networks.training import steps_for
 from dasm_ray.method.run import Run, run_all
 from dasm_ray.method.sets import Pixels
@@ -118,6 +119,6 @@ def _announce(run: Run) -> None:
     gigabytes = len(missing) * (recipe.epochs + 1) * pace.value.parameters * 4 / 1e9
     spread = f" on {workers} workers" if workers > 1 else ""
     run.progress.note(
-        f"experts: {len(missing)} of {recipe.count} to train for {recipe.epochs} epochs, about "
+        f"experts: {len(missing)} of {recipe.count} to train for {several(recipe.epochs, 'epochs')}, about "
         f"{clock_text(seconds)}{spread}, {gigabytes:.2g} GB in {place}"
     )

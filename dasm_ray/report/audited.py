@@ -120,7 +120,8 @@ def words(found: Tree) -> Iterator[str]:
     own, training, held_out = found["sets"][OWN], number(found["training"]), number(found["held_out"])
     yield f"Held against {training} training images, and {held_out} held-out ones that nothing here was made from."
     if own["copies"]:
-        yield f"{number(own['copies'])} of its {number(own['images'])} images are copies of training images."
+        copies = "is a copy of a training image" if own["copies"] == 1 else "are copies of training images"
+        yield f"{number(own['copies'])} of its {number(own['images'])} images {copies}."
     else:
         yield f"None of its {number(own['images'])} images is a copy of a training image."
     clear = _clear(own["attacks"])

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from dasm_ray.config.shown import several
 from dasm_ray.plain import Tree
 from dasm_ray.report.chronicle import Stage, Work
 
@@ -355,7 +356,11 @@ def timeline(work: Sequence[Work], stages: Sequence[Stage], resumed: Sequence[fl
         axes.spines["left"].set_visible(False)
 
     lost = sum(bool(task.lost) for task in work)
-    said = f"{len(work)} tasks on {len(rows)} workers, {lost} of them lost" if work else f"{len(stages)} stages"
+    said = (
+        f"{several(len(work), 'tasks')} on {several(len(rows), 'workers')}, {lost} of them lost"
+        if work
+        else f"{several(len(stages), 'stages')}"
+    )
     return svg(draw, 0.8 + 0.34 * (1 + min(len(rows), 24)), f"Who did what when: {said}")
 
 

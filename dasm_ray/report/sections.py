@@ -19,6 +19,7 @@ from dasm_ray.report.gallery import gallery
 from dasm_ray.report.gathered import Gathered, real_bytes, stored_bytes
 from dasm_ray.report.table import LEGEND, WORDS, Row, as_cells, best_selection, cautions, selection_of
 from dasm_ray.report.wording import duration, figure, grid, number, percent, points, share, size, thinned
+from dasm_ray.store.datasets.found import COPIES, leaks
 
 METHOD = (
     "The set is made in segments, one after another. Before each, a probe is trained on the segments so far and looks "
@@ -179,9 +180,10 @@ def _oddities(found: Values) -> Iterator[tuple[str, str]]:
         yield "converted", f"{many} {what}"
     equal = found.get("equal")
     if isinstance(equal, int) and equal:
-        yield "equal", f"{equal} training images are copies of another training image"
+        yield "equal", several(equal, *COPIES)
     for role, many in _pairs(found.get("leaked")):
-        yield "warning", f"{many} {ROLES.get(role, role)} are equal to training images"
+        things, one = leaks(ROLES.get(role, role))
+        yield "warning", f"{many} {one if many == '1' else things}"
     for left in _listed(found.get("left_out")):
         if isinstance(left, Mapping):
             yield "left out", escaped(f"{left.get('count')} {left.get('what')}")
@@ -283,7 +285,7 @@ def _experts(run: Gathered) -> Iterator[Tree]:
             f"expert {n + 1}": [(epoch, scale * value) for epoch, value in enumerate(curve[which])]
             for n, curve in enumerate(run.experts[:MOST_EXPERTS])
         }
-        says = f"Of {len(run.experts)} networks trained on the real images."
+        says = f"Of {several(len(run.experts), 'networks')} trained on the real images."
         yield figure(title, figures.lines(curves, "epoch", words, f"{words} of experts by epoch"), says)
 
 

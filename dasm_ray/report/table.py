@@ -79,7 +79,9 @@ def cautions(rows: Sequence[Row], tested: int | None) -> list[str]:
     """
     said = []
     if tested is not None and tested < FEW_IMAGES:
-        said.append(f"The test set has {tested} images: a figure moves by {100 / tested:.1f} points with each.")
+        said.append(
+            f"The test set has {several(tested, 'images')}: a figure moves by {100 / tested:.1f} points with each."
+        )
     alone = dict.fromkeys(row.name for row in rows if len(row.accuracies) == 1)
     whose = "" if all(len(row.accuracies) == 1 for row in rows) else f" of {', '.join(alone)}"
     said += [f"One seed{whose}: no spread is known."] if alone else []
@@ -101,8 +103,7 @@ def _against_the_chosen(made: Row, rows: Sequence[Row]) -> str:
         return ""
     gain, seeds = made.mean - best.mean, min(len(made.accuracies), len(best.accuracies))
     chosen, figures = selection_of(best), f"{100 * best.mean:.1f} against {100 * made.mean:.1f}"
-    where = _join(made.network, "" if made.ipc is None else f"{several(made.ipc, 'images')} a class")
-    where = f" ({where})" if where else ""
+    where = _where(made, rows)
     if gain <= 0:
         return f"{chosen} does at least as well as {made.name}{where}, {figures}: choosing takes seconds, so take it."
     error = math.hypot(made.std or 0.0, best.std or 0.0) / math.sqrt(seeds)
@@ -117,9 +118,17 @@ def _against_its_start(made: Row, rows: Sequence[Row]) -> str:
     if made.name != "distilled" or start is None or made.mean > start.mean:
         return ""
     return (
-        f"initial, the real images that distilled starts as, does at least as well, {100 * start.mean:.1f} against "
-        f"{100 * made.mean:.1f}: matching takes away; try a smaller rate of the pixels."
+        f"initial, the real images that distilled starts as, does at least as well{_where(made, rows)}, "
+        f"{100 * start.mean:.1f} against {100 * made.mean:.1f}: matching takes away; try a smaller rate of the pixels."
     )
+
+
+def _where(made: Row, rows: Sequence[Row]) -> str:
+    """What tells this row of a set from its others, in brackets: network, size, and labels where it has both kinds."""
+    kinds = {row.labels for row in rows if row.name == made.name}
+    size = "" if made.ipc is None else f"{several(made.ipc, 'images')} a class"
+    told_by = _join(made.network, size, f"{made.labels} labels" if len(kinds) > 1 else "")
+    return f" ({told_by})" if told_by else ""
 
 
 def render(rows: Sequence[Row], title: str = "", tested: int | None = None) -> RenderableType:

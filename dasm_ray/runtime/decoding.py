@@ -24,6 +24,7 @@ from ray.exceptions import RayError
 
 from dasm_ray.config.digests import digest_of
 from dasm_ray.config.keys import Data
+from dasm_ray.config.shown import several
 from dasm_ray.errors import DataError, SessionError, TaskLost
 from dasm_ray.plain import Tree, Values
 from dasm_ray.runtime import watchdog
@@ -160,7 +161,8 @@ def _decode_in_its_colours(
     coloured = sum(each.coloured for shard, each in zip(shards, facts, strict=True) if shard.split == "train")
     if source.shape[0] == 3 or not coloured:
         return source, facts
-    notice(f"{coloured} training images are in colour, unlike those looked at first: all are read as RGB, once more")
+    what = several(coloured, "training images are", "training image is")
+    notice(f"{what} in colour, unlike those looked at first: all are read as RGB, once more")
     source = source.with_shape((3, *source.shape[1:]))
     _check_room(source, data)
     shards = [shard for of_role in source.shards.values() for shard in of_role]

@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 import yaml
 
+from dasm_ray.config.shown import several
 from dasm_ray.errors import ArtifactError
 from dasm_ray.plain import Tree
 from dasm_ray.store.description import DESCRIPTION, read_description
@@ -190,7 +191,7 @@ def write_run_card(run: Place, finished: Mapping[str, str] = MappingProxyType({}
         write_unfinished(run)
         return
     sets = {set_name(digest, folder): f"{folder}/{FILES}" for folder, digest in found.items()}
-    title = f"{len(found)} synthetic set(s) of one run"
+    title = f"{several(len(found), 'synthetic sets')} of one run"
     rows = "\n".join(
         f'| `{folder}/` | `load_dataset(PATH, "{set_name(digest, folder)}")` |' for folder, digest in found.items()
     )

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from dasm_ray.config.shown import escaped
+from dasm_ray.config.shown import escaped, several
 from dasm_ray.errors import DataError
 from dasm_ray.plain import Plain
 from dasm_ray.store import parquetfile
@@ -103,7 +103,10 @@ def _split(name: str, data: object) -> Split:
         if labels.ndim == 0:
             raise DataError(f"data, {name}: the labels are a single {labels.dtype}; {LABEL_EACH}")
         if len(images) != len(labels):
-            raise DataError(f"data, {name}: there are {len(images)} images and {len(labels)} labels; give as many")
+            raise DataError(
+                f"data, {name}: there are {several(len(images), 'images')} and "
+                f"{several(len(labels), 'labels')}; give as many"
+            )
         pairs = list(zip(images, labels, strict=True))
     else:
         pairs = [_pair(name, number, data[number]) for number in range(len(data))]
@@ -239,7 +242,10 @@ def _names(splits: Mapping[str, Split], given: Sequence[str] | None) -> tuple[st
         raise DataError(f"data: there is a label {count - 1} and {images} images; number the classes without gaps")
     names = named if named is not None else tuple(map(str, range(count)))
     if len(names) < count:
-        raise DataError(f"data: there are {len(names)} class names, but a label {count - 1}; name {count} classes")
+        raise DataError(
+            f"data: has {several(len(names), 'class names')}, but a label {count - 1}; "
+            f"name {several(count, 'classes', 'class')}"
+        )
     return names
 
 

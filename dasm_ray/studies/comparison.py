@@ -85,7 +85,7 @@ class Comparison:
                 ipc=entry.ipc,
                 network=network if len(self._networks) > 1 else "",
                 ratio=self._real_bytes / entry.bytes,
-                note=f"{cells[entry, network][0].steps} steps" if entry.ipc is None else "",
+                note=several(cells[entry, network][0].steps, "steps") if entry.ipc is None else "",
             )
             for (entry, network), outcome in outcomes.items()
         ]

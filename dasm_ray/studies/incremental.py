@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dasm_ray.config.shown import several
 from dasm_ray.core.networks.training import steps_for
 from dasm_ray.core.seed import numpy_generator
 from dasm_ray.errors import DataError
@@ -35,11 +36,11 @@ def learn_incrementally(run: Run, artifact: Artifact, steps: int, folder: Place 
         known = np.sort(order[:count])
         many = steps_for(count * run.config.synthetic.ipc * artifact.factor**2, run.config.evaluate)
         for name, training_of in _memories(run, artifact, known).items():
-            row = f"{name}, {count} classes"
+            row = f"{name}, {count} classes"  # no sentence: random numbers are drawn by it
             made = cells_for(
                 run, f"evaluate {row}", training_of, many, folder, label=row, classes=tuple(known.tolist())
             )
-            cells += [((name, f"{count} classes"), cell) for cell in made]
+            cells += [((name, several(count, "classes", "class")), cell) for cell in made]
     return accuracies_of(run, cells)
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from dasm_ray.config.selections import SELECTIONS
+from dasm_ray.config.shown import several
 from dasm_ray.core.networks.training import steps_for
 from dasm_ray.method.choices import choices, random_choice
 from dasm_ray.method.experts import Experts, soft_labels
@@ -60,7 +61,7 @@ def evaluate_rows(
     named = {} if network is None else {"network": network}
     return _best_selection(
         [
-            row_of(name, kind, [next(found) for _ in row], note=f"{steps[name, kind]} steps", **named)
+            row_of(name, kind, [next(found) for _ in row], note=several(steps[name, kind], "steps"), **named)
             for (name, kind), row in cells.items()
         ]
     )

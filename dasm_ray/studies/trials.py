@@ -14,6 +14,7 @@ from statistics import fmean
 
 from dasm_ray.config.digests import digest_of, result_keys
 from dasm_ray.config.keys import RunConfig
+from dasm_ray.config.shown import several
 from dasm_ray.config.space import Sweep, Trial
 from dasm_ray.core.networks.training import steps_for
 from dasm_ray.errors import ConfigError, NonFinite, RunFailure, SessionError
@@ -58,8 +59,8 @@ def run_all_trials(sweep: Sweep, place: Place, session: Session) -> None:
     if errors:
         number, why = min(errors.items())
         raise RunFailure(
-            f"{place}: {len(errors)} of {len(trials)} trials did not finish, such as trial {number} ({why}); "
-            f"--resume tries them again"
+            f"{place}: {len(errors)} of {several(len(trials), 'trials')} did not finish, such as trial {number} "
+            f"({why}); --resume tries them again"
         )
 
 
@@ -81,7 +82,8 @@ def _crews(session: Session, left: Sequence[Trial], progress: Progress) -> tuple
     if session.started_here or not grows():
         if each > everyone.workers:
             progress.note(
-                f"the cluster has room for {everyone.workers} workers and does not grow: a trial gets as many"
+                f"the cluster has room for {several(everyone.workers, 'workers')} and does not grow: "
+                f"a trial gets as many"
             )
             each = everyone.workers
         most = everyone.workers

@@ -105,3 +105,4 @@ def test_what_is_long_is_cut_and_anything_can_be_shown() -> None:
 
 def test_one_thing_is_no_several() -> None:
     assert [several(count, "images") for count in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert [several(count, "classes", "class") for count in (1, 2)] == ["1 class", "2 classes"]

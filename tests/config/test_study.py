@@ -155,7 +155,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "segments that do not divide": ({"ipc": [3]}, "arms.dasm: synthetic.ipc: 3 images a class cannot be cut into 2"),
     "a size twice": ({"ipc": [2, 2]}, "ipc: holds 2 twice"),
     "a seed twice": ({"seeds": [1, 0, 1]}, "seeds: holds 1 twice"),
-    "no seed": ({"seeds": []}, "seeds"),
+    "no seed": ({"seeds": []}, "seeds: must have at least 1 value, not 0"),
     "too many trainings": ({"seeds": list(range(1000)), "set": {"evaluate.seeds": 9}}, "make 18000 trainings"),
     "a name that is a path": ({"name": "../up"}, "name"),
     "an arm that is a path": ({"arms": {"../up": {}}}, "arms"),

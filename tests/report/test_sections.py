@@ -125,7 +125,7 @@ def test_findings() -> None:
     assert ("images", "20 × 30 pixels, colour") in said
     assert ("converted", "4 palette turned to RGB") in said
     assert ("equal", "2 training images are copies of another training image") in said
-    assert ("warning", "1 test images are equal to training images") in said
+    assert ("warning", "1 test image is equal to a training image") in said
     assert ("left out", "7 text files") in said
     assert ("note", "a word") in said
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -231,6 +232,21 @@ def test_the_best_selection_is_the_one_that_validation_prefers_at_this_size() ->
     assert best is rows[1]
     assert best_selection(made, [made]) is None
     assert cautions([made, rows[1]], None) == []
+
+
+def test_sentences_of_both_kinds_of_labels_name_them() -> None:
+    rows = [
+        Row(name, [share, share], labels=labels, ipc=1)
+        for labels in ("hard", "soft")
+        for name, share in (("idc", 0.5), ("herding", 0.6))
+    ]
+    assert [sentence.partition(":")[0] for sentence in cautions(rows, None)] == [
+        f"herding does at least as well as idc (1 image a class, {labels} labels), 60.0 against 50.0"
+        for labels in ("hard", "soft")
+    ]
+    starts = [replace(row, name={"idc": "distilled", "herding": "initial"}[row.name], ipc=None) for row in rows]
+    for labels, said in zip(("hard", "soft"), cautions(starts, None), strict=True):
+        assert f"does at least as well ({labels} labels), 60.0" in said
 
 
 def test_a_table_of_several_sizes_says_it_once() -> None:

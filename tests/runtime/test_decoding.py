@@ -196,7 +196,7 @@ def test_an_image_in_colour_makes_the_set_so_wherever_it_stands(
     in_b = np.concatenate([of_split[1] for of_split in fetched(real).values()])
     assert (in_b[:, 0] != in_b[:, 1]).any()
     assert real.found["converted"] == {"grey turned to RGB": 59}
-    assert any("1 training images are in colour" in notice for notice in notices)
+    assert any("1 training image is in colour" in notice for notice in notices)
 
 
 def test_a_test_image_in_colour_leaves_a_grey_set_grey(ray_session: object, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_what_can_be_read_in_two_ways_or_none_is_refused(data: Any, said: str, t
 
 
 def test_too_few_class_names_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there are 2 class names, but a label 2"):
+    with pytest.raises(DataError, match="data: has 2 class names, but a label 2"):
         keep(Place(tmp_path), (GREY, LABELS), ["a", "b"])
 
 

@@ -14,9 +14,9 @@ from functools import cached_property
 import numpy as np
 
 from dasm_ray.config.keys import Data
-from dasm_ray.config.shown import escaped
+from dasm_ray.config.shown import escaped, several
 from dasm_ray.errors import DataError
-from dasm_ray.store.datasets.found import Found, LeftOut, SplitFound
+from dasm_ray.store.datasets.found import Found, LeftOut, SplitFound, leaving
 from dasm_ray.store.datasets.listing import list_all
 from dasm_ray.store.datasets.parquet import parquet_files, source_of
 from dasm_ray.store.datasets.pixels import is_image_name
@@ -143,13 +143,16 @@ def _tree_at(place: Place) -> tuple[_Tree, tuple[LeftOut, ...]]:
     tree = _Tree(place, images, listing.folders, others)
     if not images:
         raise DataError(_nothing(tree))
-    left_out = [_left("files that are no images by their names", others)] if others else []
-    left_out += [_left("hidden or system files and folders", listing.hidden)] if listing.hidden else []
+    left_out = [leaving(others, *NO_IMAGES)] if others else []
+    if listing.hidden:
+        left_out.append(
+            leaving(listing.hidden, "hidden or system files and folders", "hidden or system file or folder")
+        )
     return tree, tuple(left_out)
 
 
-def _left(what: str, paths: Sequence[str]) -> LeftOut:
-    return LeftOut(what, len(paths), paths[0])
+NO_IMAGES = "files that are no images by their names", "file that is no image by its name"
+"""For `several`."""
 
 
 def _nothing(tree: _Tree) -> str:
@@ -157,7 +160,11 @@ def _nothing(tree: _Tree) -> str:
     start = f"data.path: {tree.place} holds no class folders with images; "
     if any(path.endswith(".parquet") for path in tree.others):
         return f"{start}it holds Parquet files, so set data.name to parquet"
-    holds = f" (it holds {len(tree.others)} other files such as {escaped(tree.others[0])})" if tree.others else ""
+    holds = (
+        f" (it holds {several(len(tree.others), 'other files')} such as {escaped(tree.others[0])})"
+        if tree.others
+        else ""
+    )
     return f"{start}lay the images out as {tree.place}/CLASS/IMAGE{holds}"
 
 
@@ -205,7 +212,12 @@ def _parts(tree: _Tree) -> tuple[dict[str, _Tree], tuple[LeftOut, ...], tuple[st
             raise DataError(_unsorted(parts[split], split))
         parts[split].check_no_loose(f", as the folder {escaped(top)} was taken for the {CALLED[split]} split")
     _check_empty_splits(tree)
-    left_out = tuple(_left(f"images in folder {top}, which names no split", _all_in(tree, top)) for top in others)
+    left_out = tuple(
+        leaving(
+            _all_in(tree, top), *(f"{images} in folder {top}, which names no split" for images in ("images", "image"))
+        )
+        for top in others
+    )
     return parts, left_out, ()
 
 
@@ -293,8 +305,8 @@ def _check_filled(tree: _Tree, class_names: Sequence[str]) -> None:
         files = [path for path in tree.others if path.startswith(f"{name}/")] if name not in tree.tops else []
         if files:
             raise DataError(
-                f"class {escaped(name)} has no training image, but {len(files)} files that are no images by their "
-                f"names ({escaped(str(tree.place / files[0]))}); save them as images, or take the folder out"
+                f"class {escaped(name)} has no training image, but {several(len(files), *NO_IMAGES)} "
+                f"({escaped(str(tree.place / files[0]))}); save what is there as images, or take the folder out"
             )
 
 
@@ -321,7 +333,8 @@ def _fitting(part: _Tree, class_names: Sequence[str]) -> _Tree:
 
 def _nested_notes(tree: _Tree) -> tuple[str, ...]:
     deep = [path for path in tree.images if path.count("/") > 1]
-    return (f"{len(deep)} images lie in folders below their class folder ({deep[0]})",) if deep else ()
+    below = "images lie in folders below their class folder", "image lies in a folder below its class folder"
+    return (f"{several(len(deep), *below)} ({deep[0]})",) if deep else ()
 
 
 def _some(names: Sequence[str], most: int = 4) -> str:
@@ -355,7 +368,9 @@ def open_tiny_imagenet(data: Data) -> Source:
         labelled["val"] = val.labelled(wnids)
     used = {path for of_split in labelled.values() for path, _ in of_split}
     unused = tuple(path for path in tree.images if address(place / path) not in used)
-    without = (_left("images that no list gives a label", unused),) if unused else ()
+    without = (
+        (leaving(unused, "images that no list gives a label", "image that no list gives a label"),) if unused else ()
+    )
     names = {split: split for split in labelled}
     return _source(data, _words(place / "words.txt", wnids), labelled, names, (*without, *left_out), ())
 

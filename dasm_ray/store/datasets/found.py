@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from dasm_ray.config.shown import escaped
+from dasm_ray.config.shown import escaped, several
 from dasm_ray.plain import Tree
 from dasm_ray.store.datasets.splits import CALLED, NOTHING_CUT, Cut
 
@@ -40,11 +40,16 @@ class SplitFound:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Something that lies in the set and is not used: what, how many, one of them, and why."""
+    """Something that lies in the set and is not used: what, in the singular of one, how many, and one of them."""
 
     what: str
     count: int
     example: str = ""
+
+
+def leaving(names: Sequence[str], things: str, one: str) -> LeftOut:
+    """The ``things`` of these names, ``one`` where there is but one of them."""
+    return LeftOut(one if len(names) == 1 else things, len(names), names[0])
 
 
 @dataclass(frozen=True)
@@ -101,11 +106,8 @@ class Found:
         rows = [("decoded", f"{sizes}; {'RGB' if self.shape[0] == 3 else 'grey'}")]
         rows += [("converted", f"{count} {what}") for what, count in self.converted.items()]
         if self.equal:
-            rows.append(("equal", f"{self.equal} training images are copies of another training image"))
-        rows += [
-            ("warning", f"{count} {CALLED[role]} images are equal to training images")
-            for role, count in self.leaked.items()
-        ]
+            rows.append(("equal", several(self.equal, *COPIES)))
+        rows += [("warning", several(count, *leaks(f"{CALLED[role]} images"))) for role, count in self.leaked.items()]
         rows += [("warning", warning) for warning in self._warnings_of_cut()]
         return [line for label, text in rows for line in _wrapped(label, text)]
 
@@ -129,7 +131,7 @@ class Found:
         name = f" ({split.name})" if split.name else ""
         if role != split.split:
             name = f" ({split.name}, the {CALLED[split.split]} split, which serves as such)"
-        return f"{split.images} images{name}"
+        return f"{several(split.images, 'images')}{name}"
 
     def _warnings_of_cut(self) -> Iterator[str]:
         """The same of the splits that were cut from the training split."""
@@ -145,19 +147,30 @@ class Found:
     def _class_rows(self) -> Iterator[tuple[str, str]]:
         counts, names = self.of_train.per_class, [escaped(name) for name in self.class_names]
         if len(set(counts)) == 1:
-            yield "classes", f"{len(names)} of {counts[0]} training images each: {_some(names)}"
+            yield "classes", f"{len(names)} of {several(counts[0], 'training images')} each: {_some(names)}"
         elif len(names) <= LISTED:
             counted = ", ".join(f"{name}={count}" for name, count in zip(names, counts, strict=True))
             yield "classes", f"{len(names)}, with training images: {counted}"
         else:
             few, many = (at(range(len(counts)), key=counts.__getitem__) for at in (min, max))
-            extremes = f"from {counts[few]} training images ({names[few]}) to {counts[many]} ({names[many]})"
+            extremes = (
+                f"from {several(counts[few], 'training images')} ({names[few]}) to {counts[many]} ({names[many]})"
+            )
             yield "classes", f"{len(names)}, {extremes}: {_some(names)}"
+
+
+COPIES = "training images are copies of another training image", "training image is a copy of another training image"
+"""What equal images are, for `several`."""
+
+
+def leaks(images: str) -> tuple[str, str]:
+    """What is said of ``images`` of another split that training images equal, for `several`."""
+    return f"{images} are equal to training images", f"{images.removesuffix('s')} is equal to a training image"
 
 
 def _small(role: str, images: int) -> str:
     each = f", so one of them is {100 / images:.1f} points" if images else ""
-    return f"the {CALLED[role]} split has only {images} images{each}"
+    return f"the {CALLED[role]} split has only {several(images, 'images')}{each}"
 
 
 def _left_out(left: LeftOut) -> str:

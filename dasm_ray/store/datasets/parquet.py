@@ -20,7 +20,7 @@ from dasm_ray.config.keys import Data
 from dasm_ray.config.shown import escaped, several
 from dasm_ray.errors import DataError, RunDirError
 from dasm_ray.store import parquetfile
-from dasm_ray.store.datasets.found import Found, LeftOut, SplitFound
+from dasm_ray.store.datasets.found import Found, LeftOut, SplitFound, leaving
 from dasm_ray.store.datasets.listing import Listing, is_hidden, list_one_level
 from dasm_ray.store.datasets.pixels import first_line
 from dasm_ray.store.datasets.shards import SHARD_ROWS, Rows, Shard, Source, address, check_counts, cut_rows, needed_path
@@ -128,7 +128,8 @@ def parquet_files(place: Place) -> Files | None:
     for split, of_split in splits.items():
         _check_one_series(place, split, of_split)
     if without:
-        left_out = (*left_out, LeftOut("Parquet files whose names say no split", len(without), without[0]))
+        what = "Parquet files whose names say no split", "Parquet file whose name says no split"
+        left_out = (*left_out, leaving(without, *what))
     return Files(place, splits, left_out)
 
 
@@ -159,7 +160,7 @@ def _holders(place: Place) -> tuple[dict[str, list[str]], tuple[LeftOut, ...]]:
                 holders[folder] += _parquet_in(list_one_level(place / folder / split), f"{folder}/{split}/")
         hidden += [f"{folder}/{name}" for name in inner.hidden]
     hidden = [name for name in hidden if name.lower().endswith(SUFFIX)]
-    left_out = (LeftOut("hidden Parquet files", len(hidden), hidden[0]),) if hidden else ()
+    left_out = (leaving(hidden, "hidden Parquet files", "hidden Parquet file"),) if hidden else ()
     return {holder: paths for holder, paths in holders.items() if paths}, left_out
 
 
@@ -364,7 +365,12 @@ def _without_unlabelled(tables: _Tables) -> tuple[_Tables, tuple[LeftOut, ...]]:
             if split == "train":
                 raise DataError(f"{of_split[0].file} holds no labelled row; label its images")
             name = of_split[0].file.name
-            left_out.append(LeftOut(f"{CALLED[split]} images, none of which has a label", rows, name))
+            what = (
+                f"{CALLED[split]} image without a label"
+                if rows == 1
+                else f"{CALLED[split]} images, none of which has a label"
+            )
+            left_out.append(LeftOut(what, rows, name))
         else:
             kept[split] = of_split
     return kept, tuple(left_out)

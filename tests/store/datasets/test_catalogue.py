@@ -112,7 +112,7 @@ READ = {
     "exif_sideways": all_of(120, classes="abc", done={"turned upright as their EXIF says": 40}),
     "alpha": all_of(120, classes="abc", done={"transparent, laid on white": 120}),
     "jfif_some": all_of(120, classes="abc"),
-    "long_tail": all_of(132, says="from 1 training images (t00) to 40 (a)"),
+    "long_tail": all_of(132, says="from 1 training image (t00) to 40 (a)"),
     "wide": all_of(120, classes="abc", shape=(3, 32, 64)),
     "plain": all_of(120, classes="abc", shape=(3, 16, 16)),
 }

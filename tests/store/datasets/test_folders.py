@@ -76,7 +76,10 @@ def test_a_class_folder_of_other_files_says_what_it_holds(tmp_path, name):
     save(tmp_path / "a" / "1.png", 0)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / name).write_bytes(png(0))
-    with pytest.raises(DataError, match=rf"class b has no training image, but 1 files .*b/{re.escape(name)}"):
+    with pytest.raises(
+        DataError,
+        match=rf"class b has no training image, but 1 file that is no image by its name .*b/{re.escape(name)}",
+    ):
         open_source(folder(tmp_path))
 
 
@@ -303,7 +306,7 @@ def test_linked_folders_are_read(tmp_path):
     ("spoil", "message"),
     [
         (lambda root: write(root / "x" / "train.parquet", table_of([png(0)], [0])), "set data.name to parquet"),
-        (lambda root: (root / "a").mkdir() or (root / "a" / "1.npy").write_bytes(b""), "1 other files such as a/1.npy"),
+        (lambda root: (root / "a").mkdir() or (root / "a" / "1.npy").write_bytes(b""), "1 other file such as a/1.npy"),
         (lambda root: None, r"lay the images out as .*/CLASS/IMAGE"),
     ],
 )
@@ -357,7 +360,7 @@ def test_tiny_imagenet_as_published(tiny):
 def test_tiny_imagenet_says_what_it_leaves_out(tiny):
     source = open_source(tiny_data(tiny))
     assert serving(source) == {"train": "train", "test": "val"}
-    assert "left out 1 images that no list gives a label (test/images/test_0.JPEG)" in said(source)
+    assert "left out 1 image that no list gives a label (test/images/test_0.JPEG)" in said(source)
 
 
 def test_tiny_imagenet_whose_list_names_a_file_that_is_not_there(tiny):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from dasm_ray.store.datasets.found import WIDTH, Found, LeftOut, SplitFound
+from dasm_ray.store.datasets.found import WIDTH, Found, LeftOut, SplitFound, leaving
 from dasm_ray.store.datasets.splits import Cut
 
 TRAIN = SplitFound("train", "train", "Training", (40, 41, 42))
@@ -47,6 +47,22 @@ def test_what_decoding_tells():
     ]
 
 
+def test_what_is_one_is_told_as_one():
+    test, notes = SplitFound("test", "test", "test", (1, 0, 0)), "file that is no image by its name"
+    train = dataclasses.replace(TRAIN, per_class=(1, 1, 1))
+    found = dataclasses.replace(PLAIN, splits=(train, test), equal=1, leaked={"test": 1})
+    text = " ".join(" ".join([*found.lines(), *found.decoded_lines()]).split())
+    for said in (
+        "test 1 image",
+        "3 of 1 training image each",
+        "the test split has only 1 image, so",
+        "1 training image is a copy of another",
+        "1 test image is equal to a training image",
+    ):
+        assert said in text
+    assert leaving(["a/x"], "files that are no images by their names", notes) == LeftOut(notes, 1, "a/x")
+
+
 @pytest.mark.parametrize(("images", "is_small"), [(99, True), (100, False)])
 def test_a_small_split_is_warned_of(images, is_small):
     test = SplitFound("test", "test", "test", (images - 2, 1, 1))
@@ -76,7 +92,7 @@ def test_every_line_fits_whatever_the_names():
     assert not any("\x1b" in line for line in lines)
     assert len(lines) < 30
     text = " ".join(lines)
-    assert "from 1 training images" in text
+    assert "from 1 training image (" in text
     assert "to 1000" in text
 
 

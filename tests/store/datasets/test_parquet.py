@@ -394,8 +394,8 @@ def test_what_names_no_split_is_left_out_with_a_word(tmp_path):
     put(tmp_path, "train.parquet", "test.parquet", "extra.parquet", "._train.parquet")
     source = open_source(parquet(tmp_path))
     assert rows_by_role(source) == {"train": 4, "test": 4}
-    assert "left out 1 Parquet files whose names say no split (extra.parquet)" in said(source)
-    assert "left out 1 hidden Parquet files (._train.parquet)" in said(source)
+    assert "left out 1 Parquet file whose name says no split (extra.parquet)" in said(source)
+    assert "left out 1 hidden Parquet file (._train.parquet)" in said(source)
 
 
 def test_a_shard_that_is_named_alone_is_said_to_be_one(tmp_path):
