@@ -7,20 +7,24 @@ file says, only the caller names code to be run.
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 from dasm_ray import pipeline
 from dasm_ray.config import parsing
 from dasm_ray.config.compared import at_size
 from dasm_ray.config.keys import RunConfig
+from dasm_ray.config.shown import escaped
 from dasm_ray.errors import ConfigError
 from dasm_ray.pipeline import Result, Table
 from dasm_ray.plain import Plain, Tree, Values
 from dasm_ray.report import notebook, webpage
 from dasm_ray.store.memory import keep
 from dasm_ray.store.place import Place
+from dasm_ray.store.uris import text_of
 from dasm_ray.studies.cells import Accuracies
 
 Config = str | os.PathLike[str] | Values | RunConfig
@@ -30,7 +34,7 @@ Where = str | os.PathLike[str] | Place | Result
 """A run directory or an artifact, local or by URI; or what `distill` gave back."""
 
 Changes = Values | Iterable[str]
-"""Keys to change: {"matcher.rounds": 8}, or texts as of --set, "matcher.rounds=8"."""
+"""Keys to change: {"matcher.rounds": 8}, or texts as of --set, "matcher.rounds=8", one or a list of them."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,11 @@ def load_config(config: Config, set: Changes = ()) -> RunConfig:
         tree = config.model_dump(mode="json") if isinstance(config, RunConfig) else _copied(config)
         parsing.apply_overrides(tree, changes)
         return parsing.parse_config(tree)
-    return parsing.load_config(config if isinstance(config, str) else os.fspath(config), changes)
+    if not isinstance(config, str | os.PathLike):
+        raise ConfigError(
+            f"config: {escaped(repr(config), 60)} is no recipe; give the name or the file of one, or a mapping of keys"
+        )
+    return parsing.load_config(text_of(config), changes)
 
 
 def _copied(tree: Values) -> Tree:
@@ -66,12 +74,28 @@ def _copied(tree: Values) -> Tree:
 
 def _as_texts(changes: Changes, **more: Plain) -> list[str]:
     """Changes as --set spells them, and those of ``more`` that are given; a value may be anything that JSON holds."""
-    texts = [] if isinstance(changes, Mapping) else list(changes)
+    texts = [] if isinstance(changes, Mapping) else list(_listed("set", changes))
     given = {**(changes if isinstance(changes, Mapping) else {}), **{k: v for k, v in more.items() if v is not None}}
     try:
         return [*texts, *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items())]
     except TypeError as error:
         raise ConfigError(f"set: {error}; give numbers, texts, lists and mappings") from None
+
+
+def _listed(name: str, given: object) -> tuple[str, ...]:
+    """Several texts, or one, which is not walked letter by letter; ConfigError for what is neither."""
+    several = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (None,)
+    texts = tuple(each for each in several if isinstance(each, str))
+    if len(texts) < len(several):
+        raise ConfigError(f"{name}: {escaped(repr(given), 60)} must be a text or a list of texts")
+    return texts
+
+
+def _whole(name: str, given: object) -> int:
+    """A whole number, as of any library that has such; ConfigError for what is none."""
+    if isinstance(given, SupportsIndex) and not isinstance(given, bool):
+        return operator.index(given)
+    raise ConfigError(f"{name}: {escaped(repr(given), 60)} must be a whole number")
 
 
 # --- commands ----------------------------------------------------------------------------------------------------
@@ -103,10 +127,13 @@ def distill(
         config, _as_texts(set, **{"seed": seed, "runtime.workers": workers, "runtime.address": address})
     )
     if ipc is not None:
-        settings = at_size(settings, ipc)
-    place = run if isinstance(run, Place) else Place(os.fspath(run) if run is not None else f"runs/{settings.name}")
+        settings = at_size(settings, _whole("ipc", ipc))
+    if on_event is not None and not callable(on_event):
+        raise ConfigError(f"on_event: {escaped(repr(on_event), 60)} cannot be called; give a function of one event")
+    place = Place(run if run is not None else f"runs/{settings.name}")
     if data is not None:
-        path = keep(place.parent / f"{place.name}-data", data, class_names)
+        names = None if class_names is None else _listed("class_names", class_names)
+        path = keep(place.parent / f"{place.name}-data", data, names)
         settings = load_config(settings, {"data.name": "parquet", "data.path": path.uri})
     elif class_names is not None:
         raise ConfigError("class_names: are those of data, and there is none; leave them out")
@@ -132,14 +159,16 @@ def evaluate(
     changes = {
         "evaluate.seeds": seeds,
         "runtime.workers": workers,
-        "data.path": None if data_path is None else os.fspath(data_path),
+        "data.path": None if data_path is None else text_of(data_path),
     }
+    if network is not None:
+        (network,) = _listed("network", [network])
     return pipeline.evaluate(_path(path), _as_texts(set, **changes), network)
 
 
 def audit(path: Where, networks: int = 8, set: Changes = ()) -> Tree:
     """How much a set tells of its real images, as plain values; `docs/audit.md` says what they mean."""
-    return pipeline.audit(_path(path), networks, _as_texts(set))
+    return pipeline.audit(_path(path), _whole("networks", networks), _as_texts(set))
 
 
 def incremental(path: Where, steps: int = 5, set: Changes = ()) -> Accuracies:
@@ -147,7 +176,7 @@ def incremental(path: Where, steps: int = 5, set: Changes = ()) -> Accuracies:
 
     Test accuracies in [0, 1], one a seed, by ("distilled" or "random", "4 classes").
     """
-    return pipeline.learn_incrementally(_path(path), steps, _as_texts(set))
+    return pipeline.learn_incrementally(_path(path), _whole("steps", steps), _as_texts(set))
 
 
 def compare(
@@ -161,14 +190,15 @@ def compare(
     set: Changes = (),
 ) -> Table:
     """Distils every recipe at every size, and trains on each set, and on each selection of real images, alike."""
-    several = [configs] if isinstance(configs, str | os.PathLike | Mapping | RunConfig) else configs
+    several = list(configs) if isinstance(configs, Sequence) and not isinstance(configs, str) else [configs]
+    changes = _as_texts(set)
     return pipeline.compare(
-        [load_config(config, set) for config in several],
-        ipcs=tuple(ipcs),
-        selections=tuple(selections),
-        labels=tuple(labels),
-        networks=tuple(networks),
-        run=None if run is None else os.fspath(run),
+        [load_config(config, changes) for config in several],
+        ipcs=tuple(_whole("ipcs", ipc) for ipc in (ipcs if isinstance(ipcs, Iterable) else [ipcs])),
+        selections=_listed("selections", selections),
+        labels=_listed("labels", labels),
+        networks=_listed("networks", networks),
+        run=None if run is None else text_of(run),
     )
 
 
@@ -176,11 +206,11 @@ def report(*runs: Where, to: str | os.PathLike[str] | None = None) -> Page:
     """Draws one HTML page of a run, or of several side by side, which then needs ``to``: its file."""
     if not runs:
         raise ConfigError("report: names no run; give one or more")
-    return Page(webpage.report([_path(run) for run in runs], None if to is None else os.fspath(to)))
+    return Page(webpage.report([_path(run) for run in runs], None if to is None else text_of(to)))
 
 
 def _path(where: Where) -> str:
     """A place as the commands take it."""
     if isinstance(where, Result):
         return where.place.uri
-    return where.uri if isinstance(where, Place) else os.fspath(where)
+    return where.uri if isinstance(where, Place) else text_of(where)

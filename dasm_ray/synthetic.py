@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -200,9 +200,20 @@ def _scaled(values: NDArray[np.generic]) -> NDArray[np.generic]:
 # --- the set on disk ---------------------------------------------------------------------------------------------
 
 
-def load(path: str | os.PathLike[str]) -> SyntheticSet:
-    """The set in a run directory or an artifact folder, local or by URI. Raises ArtifactError if it cannot be used."""
-    return SyntheticSet(read_artifact(artifact_place(Place(path))))
+@runtime_checkable
+class Placed(Protocol):
+    """What knows where it lies, such as the result of a run."""
+
+    @property
+    def place(self) -> Place: ...
+
+
+def load(path: str | os.PathLike[str] | Place | Placed) -> SyntheticSet:
+    """The set in a run directory or an artifact folder, local or by URI, or in what `distill` gave back.
+
+    Raises ArtifactError if it cannot be used, RunDirError for what names no place.
+    """
+    return SyntheticSet(read_artifact(artifact_place(path.place if isinstance(path, Placed) else Place(path))))
 
 
 KINDS = ("png", "npz", "pt", "ddranking")

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 import dasm_ray
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config
-from dasm_ray.errors import ConfigError, DataError, RunDirError
+from dasm_ray.errors import ConfigError, DasmError, DataError, RunDirError
 from dasm_ray.store.place import Place
 
 TREE: dict[str, Any] = yaml.safe_load(SMALL)
@@ -61,6 +61,10 @@ def test_a_recipe_is_the_same_in_every_form(tmp_path: Path) -> None:
         assert dasm_ray.load_config(form) == expected
 
 
+def test_a_text_alone_is_one_change() -> None:
+    assert dasm_ray.load_config(TREE, "matcher.rounds=9") == dasm_ray.load_config(TREE, ["matcher.rounds=9"])
+
+
 @pytest.mark.parametrize("changes", [{"matcher.rounds": 9, "data.path": "a b"}, ["matcher.rounds=9", "data.path=a b"]])
 def test_keys_are_changed_by_a_mapping_or_by_texts_and_the_original_is_left_alone(changes: Any) -> None:
     before = json.dumps(TREE)
@@ -79,6 +83,41 @@ def test_keys_are_changed_by_a_mapping_or_by_texts_and_the_original_is_left_alon
 def test_what_is_wrong_with_a_key_is_said(changes: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         dasm_ray.load_config(TREE, changes)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: dasm_ray.load(3), "3 names no place: int is no path"),
+        (lambda: dasm_ray.load(b"runs/x"), "names no place: bytes is no path"),
+        (lambda: dasm_ray.load_config(3), "config: 3 is no recipe"),
+        (lambda: dasm_ray.load_config(None), "config: None is no recipe"),
+        (lambda: dasm_ray.load_config(TREE, 3), "set: 3 must be a text or a list of texts"),
+        (lambda: dasm_ray.load_config(TREE, [3]), r"set: \[3\] must be a text or a list of texts"),
+        (lambda: dasm_ray.distill(TREE, ipc="2"), "ipc: '2' must be a whole number"),
+        (lambda: dasm_ray.distill(TREE, ipc=True), "ipc: True must be a whole number"),
+        (lambda: dasm_ray.distill(TREE, seed="2"), "seed: .* not '2'"),
+        (lambda: dasm_ray.distill(TREE, 3), "3 names no place"),
+        (lambda: dasm_ray.distill(TREE, on_event=3), "on_event: 3 cannot be called"),
+        (lambda: dasm_ray.distill(TREE, class_names=[1], data=([], [])), r"class_names: \[1\] must be"),
+        (lambda: dasm_ray.compare(3), "config: 3 is no recipe"),
+        (lambda: dasm_ray.compare(TREE, 3), "3 names no place"),
+        (lambda: dasm_ray.compare(TREE, ipcs="12"), "ipcs: '1' must be a whole number"),
+        (lambda: dasm_ray.compare(TREE, labels="sft"), "--labels sft: there is no such choice"),
+        (lambda: dasm_ray.evaluate(3), "3 names no place"),
+        (lambda: dasm_ray.evaluate("x", data_path=3), "3 names no place"),
+        (lambda: dasm_ray.evaluate("x", network=3), "network: .3. must be"),
+        (lambda: dasm_ray.audit("x", "8"), "networks: '8' must be a whole number"),
+        (lambda: dasm_ray.incremental("x", 2.5), "steps: 2.5 must be a whole number"),
+        (lambda: dasm_ray.report(3), "3 names no place"),
+        (lambda: dasm_ray.report("x", to=3), "3 names no place"),
+    ],
+)
+def test_an_argument_of_a_wrong_type_is_a_sentence(call: Any, said: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DasmError, match=said):
+        call()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path) -> None:

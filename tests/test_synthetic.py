@@ -21,6 +21,7 @@ from dasm_ray import synthetic as synthetic_module
 from dasm_ray.config.keys import Data
 from dasm_ray.core.decode import decode_all
 from dasm_ray.errors import ArtifactError, ConfigError, DataError
+from dasm_ray.pipeline import Result
 from dasm_ray.store.artifact import Artifact, read_artifact, write_artifact
 from dasm_ray.store.datasets.pixels import open_image, to_pixels
 from dasm_ray.store.place import Place
@@ -52,6 +53,8 @@ def run(tmp_path: Path) -> Path:
 
 def test_images_are_decoded_and_normalised(run: Path) -> None:
     loaded = dasm_ray.load(run)
+    result = Result(Place(run), "", [], "")
+    assert torch.equal(dasm_ray.load(result).images, loaded.images), "what `distill` gives back is a place too"
     stored = loaded.artifact.pixels
     assert len(loaded) == 24
     assert loaded.labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8

@@ -56,7 +56,7 @@ class Place:
         if isinstance(uri, Place):
             self._root, self._path, self._marks = uri._root, uri._path, uri._marks
         else:
-            (self._root, self._path), self._marks = uris.split(os.fspath(uri)), ()
+            (self._root, self._path), self._marks = uris.split(uris.text_of(uri)), ()
 
     def within(self, mark: str) -> Place:
         """The same folder for one who writes only while ``mark``, a file in it, is there.

@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from pyarrow import fs
 
-from dasm_ray.config.shown import INSTEAD, masked, secret_in
+from dasm_ray.config.shown import INSTEAD, escaped, masked, secret_in
 from dasm_ray.errors import RunDirError
 from dasm_ray.plain import Tree
 
@@ -26,6 +26,16 @@ PACKAGES = {"hf": "huggingface_hub"}
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)")
 DRIVE = re.compile(r"[A-Za-z]:([\\/]|$)|\\\\")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def text_of(path: object) -> str:
+    """What a place is named by, as text; RunDirError for what is neither text nor a path."""
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise RunDirError(
+            f"{escaped(repr(path), 60)} names no place: {type(path).__name__} is no path; give a path or a URI"
+        )
+    return text
 
 
 def split(text: str) -> tuple[str, str]:
