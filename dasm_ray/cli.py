@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -75,8 +75,9 @@ class Commands(click.Group):
         sys.stdout = sys.stdout and awaited(sys.stdout)
         sys.stderr = sys.stderr and onlooking(sys.stderr)
         try:
+            _check_utf8(sys.argv[1:] if extra.get("args") is None else extra["args"])
             return self._printed(super().main, *args, **extra)
-        except DasmError as error:  # what no command has told: it is help or a version that could not be printed
+        except DasmError as error:  # what no command has told: words of no text, or help that could not be printed
             click.echo(f"dasm-ray: {error}", err=True)
             sys.exit(error.exit_code)
         finally:
@@ -91,6 +92,16 @@ class Commands(click.Group):
             if not end.code and sys.stdout:
                 sys.stdout.flush()
             raise
+
+
+def _check_utf8(words: Sequence[str]) -> None:
+    """ConfigError for a word that is not UTF-8: neither files nor Ray take it, and it cannot be shown as it is."""
+    from dasm_ray.config.shown import escaped, not_utf8
+
+    for word, shown in ((word, not_utf8(word)) for word in words):
+        if shown is not None:
+            how = "write it so" if "=" in word else "rename it"
+            raise ConfigError(f"{escaped(shown)}: the name is not UTF-8; {how}")
 
 
 @click.group(

@@ -93,6 +93,8 @@ def test_what_is_wrong_with_a_key_is_said(changes: Any, said: str) -> None:
         (lambda: dasm_ray.load_config(3), "config: 3 is no recipe"),
         (lambda: dasm_ray.load_config(None), "config: None is no recipe"),
         (lambda: dasm_ray.load_config(TREE, 3), "set: 3 must be a text or a list of texts"),
+        (lambda: dasm_ray.load_config(TREE, "seed\udce9=1"), r"--set seed\\xe9=1: is not UTF-8; write it so"),
+        (lambda: dasm_ray.load("d\udce9"), r"d\\xe9: the name is not UTF-8; rename it"),
         (lambda: dasm_ray.load_config(TREE, [3]), r"set: \[3\] must be a text or a list of texts"),
         (lambda: dasm_ray.distill(TREE, ipc="2"), "ipc: '2' must be a whole number"),
         (lambda: dasm_ray.distill(TREE, ipc=True), "ipc: True must be a whole number"),

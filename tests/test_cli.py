@@ -819,6 +819,30 @@ def test_a_place_that_is_none_is_refused_by_a_command(recipe: Path, place: str, 
     refused(call("data", recipe, "--set", "data.name=folder", "--set", f"data.path='{place}'"), said)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("init", "d\udce9"), r"d\xe9: the name is not UTF-8; rename it"),
+        (("distill", "digits", "--run", "d\udce9"), r"d\xe9: the name is not UTF-8; rename it"),
+        (("data", "digits", "--png", "d\udce9"), r"d\xe9: the name is not UTF-8; rename it"),
+        (("data", "digits", "--set", "seed\udce9=1"), r"seed\xe9=1: the name is not UTF-8; write it so"),
+        (("evaluate", "runs", "--network", "\ud800"), r"\ud800: the name is not UTF-8; rename it"),
+    ],
+)
+def test_words_that_are_not_utf8_are_a_sentence(words: tuple[str, ...], said: str) -> None:
+    refused(call(*words), said)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file system may refuse such a name")
+def test_a_command_in_a_folder_that_is_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "d\udce9"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for words in (("distill", "digits"), ("inspect", "run"), ("init", "photos")):
+        refused_with_notes(call(*words), r"d\xe9/", "the name is not UTF-8; rename it")
+    assert not list(folder.iterdir())
+
+
 def test_data_says_what_a_set_is(recipe: Path, tmp_path: Path) -> None:
     images, labels = good_images()
     folder = parquet_of(tmp_path / "images", images, labels)

@@ -23,7 +23,7 @@ from dasm_ray.config import plain_yaml
 from dasm_ray.config.keys import RunConfig, Section
 from dasm_ray.config.recipes import located
 from dasm_ray.config.rules import contradictions
-from dasm_ray.config.shown import escaped, several
+from dasm_ray.config.shown import escaped, not_utf8, several
 from dasm_ray.errors import ConfigError
 from dasm_ray.plain import Plain, Tree, Values
 
@@ -71,6 +71,9 @@ def apply_override(tree: Tree, override: str) -> str:
     """Sets one ``a.b=value`` in the tree, and returns the key; the value is read as YAML."""
     key, equals, value = (part.strip() for part in override.partition("="))
     source = f"--set {escaped(override, 120)}"
+    shown = not_utf8(override)
+    if shown is not None:
+        raise ConfigError(f"--set {escaped(shown, 120)}: is not UTF-8; write it so")
     if not equals or not all(key.split(".")):
         raise ConfigError(f"{source}: write it as section.key=value")
     set_key(tree, key, plain_yaml.read_value(value, source), source)

@@ -80,6 +80,23 @@ def odd_character(text: str) -> str | None:
     return next((_written(character) for character in text if _is_odd(character)), None)
 
 
+def not_utf8(text: str) -> str | None:
+    """A text that came as bytes which are not UTF-8, with these written out (``caf\\xe9``); None for any other text.
+
+    Python keeps such bytes of an argument or a file's name as halves of characters, which nothing else takes.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "".join(_as_byte(character) for character in text)
+    return None
+
+
+def _as_byte(character: str) -> str:
+    byte = ord(character) - 0xDC00
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else _written(character) if _is_odd(character) else character
+
+
 def escaped(text: object, most: int = 200) -> str:
     """A text, or what anything prints as, without its secrets, on one line, odd characters written out.
 

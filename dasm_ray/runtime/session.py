@@ -27,6 +27,7 @@ from dasm_ray.runtime.address import checked_address, is_same_head
 from dasm_ray.runtime.autoscaler import ask_autoscaler, grows
 from dasm_ray.runtime.machine import object_store_bytes, read_machine, shm_is_small
 from dasm_ray.runtime.plan import GIB, Plan, Room, Shape, memory_for_workers, plan_here, plan_there, several
+from dasm_ray.store.place import Place
 
 Log = Callable[[str], None]
 
@@ -59,8 +60,10 @@ class Session:
         """Connects to ``runtime.address`` or RAY_ADDRESS, else starts Ray here; an open connection is used as it is.
 
         Notices go to ``log``, one line each. Raises ResourceError for workers that can never be had, SessionError when
-        the cluster does not answer, ConfigError where ``runtime.address`` names another than the open connection's.
+        the cluster does not answer, ConfigError where ``runtime.address`` names another than the open connection's,
+        RunDirError in a folder whose name is not UTF-8.
         """
+        Place(".")  # what Ray would say of such a folder is no sentence
         open_already = ray.is_initialized()
         asked = runtime.address  # an empty one was meant to be one
         if open_already and asked is not None:

@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from pyarrow import fs
 
-from dasm_ray.config.shown import INSTEAD, escaped, masked, secret_in
+from dasm_ray.config.shown import INSTEAD, escaped, masked, not_utf8, secret_in
 from dasm_ray.errors import RunDirError
 from dasm_ray.plain import Tree
 
@@ -38,6 +38,13 @@ def text_of(path: object) -> str:
     return text
 
 
+def _check_text(path: str) -> None:
+    """RunDirError for a path that is not UTF-8, which could be neither written down nor shown."""
+    shown = not_utf8(path)
+    if shown is not None:
+        raise RunDirError(f"{masked(shown)}: the name is not UTF-8; rename it")
+
+
 def split(text: str) -> tuple[str, str]:
     """The root of a place (empty for the local file system, else a URI with its options) and the path below it.
 
@@ -47,6 +54,7 @@ def split(text: str) -> tuple[str, str]:
         raise RunDirError("'' names no place: it is empty; name a folder, a file or a URI")
     if CONTROL.search(text):
         raise RunDirError(f"{masked(text)!r} names no place: it holds a control character; write it without")
+    _check_text(text)
     secret = secret_in(text)
     if secret is not None:
         raise RunDirError(f"{masked(text)}: holds {secret}, which would be kept and shown; {INSTEAD}")
@@ -73,7 +81,9 @@ def _local(text: str) -> str:
     home = os.path.expanduser(text)
     if home == text and text.startswith("~"):
         raise RunDirError(f"{text} is in the home of nobody known here; write ./{text} if a file here has that name")
-    return os.path.abspath(home).replace(os.sep, "/")
+    path = os.path.abspath(home)
+    _check_text(path)  # the folder that a command was started in may be such a one
+    return path.replace(os.sep, "/")
 
 
 def _remote(text: str, scheme: str) -> tuple[str, str]:

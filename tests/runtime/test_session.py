@@ -17,7 +17,7 @@ import ray
 from dasm_ray import pipeline
 from dasm_ray.config.keys import Runtime
 from dasm_ray.config.parsing import load_config
-from dasm_ray.errors import ConfigError, DataError, ResourceError, SessionError, TaskLost
+from dasm_ray.errors import ConfigError, DataError, ResourceError, RunDirError, SessionError, TaskLost
 from dasm_ray.runtime import session as session_module
 from dasm_ray.runtime import watchdog
 from dasm_ray.runtime.plan import Shape
@@ -91,6 +91,15 @@ def run_script(text: str, **variables: str | None) -> list[str]:
     )
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.splitlines()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file system may refuse such a name")
+def test_in_a_folder_that_is_not_utf8_nothing_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "d\udce9"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(RunDirError, match=r"d\\xe9: the name is not UTF-8; rename it"):
+        Session.open(Runtime(workers=1, gpus_per_worker=0), log=lambda text: None)
 
 
 def test_an_impossible_request_is_refused_before_ray_is_started() -> None:

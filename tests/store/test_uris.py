@@ -115,6 +115,11 @@ def test_what_people_see(uri: str, shown: str) -> None:
     assert masked(uri) == shown
 
 
+def test_a_name_that_is_not_utf8_is_refused_with_its_bytes() -> None:
+    with pytest.raises(RunDirError, match=r"^/a/caf\\xe9: the name is not UTF-8; rename it$"):
+        split("/a/caf\udce9")
+
+
 def test_a_name_that_is_refused_does_not_show_its_secret() -> None:
     for text in ("s3://KEY:S3CR3T@[bad/x", "s3://KEY:S3CR3T@bucket/\n"):
         with pytest.raises(RunDirError) as caught:

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from dasm_ray.config.shown import escaped
+from dasm_ray.config.shown import escaped, not_utf8
 from dasm_ray.errors import DataError
 from dasm_ray.store.place import Place
 
@@ -115,13 +115,9 @@ def _scanned(folder: Path, prefix: str) -> tuple[list[str], list[str], list[str]
 
 
 def _check_text(folder: Path, name: str) -> None:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise DataError(
-            f"{escaped(str(folder))}/{os.fsencode(name).decode(errors='backslashreplace')}: the name is not UTF-8; "
-            f"rename it"
-        ) from None
+    shown = not_utf8(name)
+    if shown is not None:
+        raise DataError(f"{escaped(str(folder))}/{shown}: the name is not UTF-8; rename it")
 
 
 def _refuse_odd(entry: os.DirEntry[str]) -> None:
