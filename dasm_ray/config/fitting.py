@@ -7,8 +7,8 @@ class has, and follows from the facts alone.
 from __future__ import annotations
 
 import math
-import re
 import shlex
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,8 +92,10 @@ def recipe_for(facts: Facts) -> str:
 
 
 def name_for(folder: str) -> str:
-    """A name of a run out of a folder's."""
-    return re.sub(r"[^A-Za-z0-9]+", "_", folder).strip("_")[:60] or "mine"
+    """A name of a run out of a folder's: of any script what the key ``name`` takes, letters with marks, and digits."""
+    kinds = ((character, unicodedata.category(character)) for character in unicodedata.normalize("NFC", folder))
+    kept = "".join(character if kind[0] in "LM" or kind == "Nd" else " " for character, kind in kinds)
+    return "_".join(kept.split())[:60] or "mine"
 
 
 def _lines(facts: Facts) -> Iterator[str]:

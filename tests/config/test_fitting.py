@@ -99,6 +99,17 @@ def test_what_is_written_says_why(tmp_path: Path) -> None:
     config = config_for(odd)
     assert (config.name, config.data.path) == ("my_photos_2024", "/data/it's: #1")
     assert name_for("…") == "mine"
+    named = {
+        "été": "été",
+        "e\u0301te\u0301": "été",
+        "写真 2024": "写真_2024",
+        "हिन्दी": "हिन्दी",
+        "m² _x_": "m_x",
+        "v1.5": "v1_5",
+    }
+    assert {folder: name_for(folder) for folder in named} == named
+    for name in named.values():
+        assert config_for(facts(name=name)).name == name, "the key takes it"
 
 
 def test_a_name_that_looks_like_something_else_stays_a_name() -> None:
