@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shlex
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,12 +67,13 @@ def shipped(kind: Kind) -> dict[str, Path]:
 def located(given: str | Path, kind: Kind, beside: Path | None = None) -> str | Path:
     """The file that is meant: a path, relative to ``beside``, or the name of a shipped file.
 
-    Raises ConfigError, one sentence, for a name that is a file and a recipe, and for one that is neither. Whether a
-    path leads to a file is for the reader to say; it is given back as it is, since a URI is no path.
+    Raises ConfigError, one sentence, for a name that is a file and a recipe, for one that is neither, and for a folder.
+    Whether a path leads to a file is for the reader to say; it is given back as it is, since a URI is no path.
     """
     path = Path(given) if beside is None else beside / given
     if not is_name(given):
         _check_suffixed(given, path, kind)
+        _check_no_folder(path, kind)
         return given if beside is None else path
     name, files = str(given), shipped(kind)
     if os.path.isfile(path):
@@ -82,6 +84,7 @@ def located(given: str | Path, kind: Kind, beside: Path | None = None) -> str | 
             )
         return path
     if name not in files:
+        _check_no_folder(path, kind)
         raise ConfigError(f"{name}: is neither a file nor a {kind} that comes with dasm-ray; {_hint(name, kind)}")
     return files[name]
 
@@ -111,6 +114,20 @@ def _check_suffixed(given: str | Path, path: Path, kind: Kind) -> None:
             f"{escaped(str(given))}: there is no such file; the {kind} that comes with dasm-ray is given by "
             f"its name alone, {path.stem}"
         )
+
+
+def _check_no_folder(path: Path, kind: Kind) -> None:
+    """Of a folder the file of its name is told, as `init` writes one, or how one is written."""
+    if not os.path.isdir(path):
+        return
+    shown, file = shlex.quote(escaped(str(path))), path.parent / f"{path.name}.yaml"
+    if path.name and file.is_file():
+        hint = f"the {kind} beside it is {escaped(str(file))}"
+    elif kind == "recipe":
+        hint = f"`dasm-ray init {shown}` writes a recipe for the images in it"
+    else:
+        hint = f"name the file of a {kind}"
+    raise ConfigError(f"{escaped(str(path))}: is a folder and no {kind}; {hint}")
 
 
 def _hint(name: str, kind: Kind) -> str:

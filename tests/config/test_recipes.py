@@ -80,6 +80,19 @@ def test_a_folder_of_the_name_is_no_second_reading(here: Path) -> None:
     assert located("digits", "recipe") == shipped("recipe")["digits"]
 
 
+def test_of_a_folder_the_recipe_beside_it_is_named_or_how_one_is_written(here: Path) -> None:
+    (here / "photos").mkdir()
+    for given in ("photos", "./photos", "photos/"):
+        assert refused(given, "recipe") == (
+            "photos: is a folder and no recipe; `dasm-ray init photos` writes a recipe for the images in it"
+        )
+    assert refused(".", "recipe").startswith(".: is a folder and no recipe; `dasm-ray init .` writes")
+    assert refused("photos", "sweep") == "photos: is a folder and no sweep; name the file of a sweep"
+    (here / "photos.yaml").write_text("name: photos\n")
+    assert refused("photos", "recipe") == "photos: is a folder and no recipe; the recipe beside it is photos.yaml"
+    assert refused(f"{here}/photos", "recipe").endswith(f"beside it is {here}/photos.yaml")
+
+
 def test_the_recipe_of_a_sweep_is_looked_for_beside_it(here: Path) -> None:
     (here / "deep").mkdir()
     text = "name: mine\nrecipe: digits\nspace: {seed: {grid: [1, 2]}}\n"
