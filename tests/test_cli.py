@@ -406,6 +406,8 @@ REFUSED_EARLY = {
     "a study in it": ("study STUDY --run FULL", "FULL"),
     "a study without its opponent": ("study OTHER", "against: there is no arm 'b'"),
     "no set": ("evaluate FULL", "holds no dataset.json"),
+    "nothing to evaluate": ("evaluate nosuch", "there is nothing at "),
+    "nothing to relabel": ("relabel nosuch --to new", "there is nothing at "),
     "no set to relabel": ("relabel FULL --to new", "experts.cache"),
     "a key that made the set": ("rank SET --set matcher.name=dc", "matcher.name=dc"),
     "images that a set does not name": (

@@ -51,6 +51,19 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+def test_where_no_folder_is_it_is_said_of_the_path_that_was_given(run: Path) -> None:
+    (run / "config.yaml").write_text("name: x\n")
+    with pytest.raises(
+        ArtifactError, match=rf"^there is nothing at {re.escape(str(run))}/nosuch; name a run directory"
+    ):
+        dasm_ray.load(run / "nosuch")
+    with pytest.raises(ArtifactError, match=r"run/config.yaml is a file; name a run directory"):
+        dasm_ray.load(run / "config.yaml")
+    (run / "empty").mkdir()
+    with pytest.raises(ArtifactError, match=r"empty/synthetic holds no dataset.json"):
+        dasm_ray.load(run / "empty")
+
+
 def test_images_are_decoded_and_normalised(run: Path) -> None:
     loaded = dasm_ray.load(run)
     result = Result(Place(run), "", [], "")

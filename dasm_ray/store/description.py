@@ -90,8 +90,16 @@ def fault_of_meaning(meaning: Values, shape: tuple[int, ...]) -> str | None:
 
 
 def artifact_place(place: Place) -> Place:
-    """The artifact's own folder: the place itself, or ``synthetic`` in a run directory."""
-    return place if (place / DESCRIPTION).exists() else place / "synthetic"
+    """The artifact's own folder: the place itself, or ``synthetic`` in a run directory.
+
+    Raises ArtifactError where there is no folder.
+    """
+    if (place / DESCRIPTION).exists():
+        return place
+    if not place.is_dir():
+        wrong = f"{place} is a file" if place.exists() else f"there is nothing at {place}"
+        raise ArtifactError(f"{wrong}; name a run directory or the folder of a synthetic set")
+    return place / "synthetic"
 
 
 def read_description(place: Place) -> tuple[Description, Tree]:

@@ -81,6 +81,8 @@ class RunDir:
         """An existing run directory, to look at; RunDirError if there is none."""
         place = Place(uri)
         if not (place / RECORD).exists():
+            if not place.exists():
+                raise RunDirError(f"there is nothing at {place}; name a directory that a run has written")
             again = "; the command that made it writes it again" if (place / CONFIG).exists() else ""
             raise RunDirError(
                 f"{place} is no run directory: it holds no {RECORD}{again}; name one that a run has written"

@@ -83,6 +83,9 @@ def test_a_start_that_was_killed_half_way_is_taken_up(place):
 
 
 def test_reading_what_is_no_run_directory(place):
+    with pytest.raises(RunDirError, match=r"there is nothing at .*where; name a directory"):
+        RunDir.read(place)
+    (place / "notes.txt").write_text("mine")
     with pytest.raises(RunDirError, match="is no run directory"):
         RunDir.read(str(place))
 
