@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from dasm_ray.errors import ArtifactError, ConfigError, DataError
 from dasm_ray.plain import Plain, Tree
 from dasm_ray.store import ddranking
 from dasm_ray.store.artifact import Artifact, read_artifact
+from dasm_ray.store.datasets.pixels import converted, decoded
 from dasm_ray.store.description import LEAST_STD, artifact_place
 from dasm_ray.store.exports import export_npz, export_png
 from dasm_ray.store.place import Place
@@ -75,8 +76,9 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
     def transform(self, image: Image.Image | NDArray[np.generic] | Tensor) -> Tensor:
         """A test image as the network expects it: (C, H, W) float32, normalised, and whitened where the set is.
 
-        A PIL image is turned upright, laid on the set's ground where transparent, and made grey where the set is; it is
-        scaled and cut to the set's square where the set's own images were (``data.image_size``). An array or tensor is
+        A PIL image is read by the rules for files (docs/data.md): upright, laid on the set's ground where transparent,
+        and made grey where the set is, refused where it has several frames or more than 8 bits a channel; it is scaled
+        and cut to the set's square where the set's own images were (``data.image_size``). An array or tensor is
         (C, H, W): integers are levels 0..255, floats lie in [0, 1]. Anything else is refused with a DataError (a
         ValueError too), never cut to fit.
         """
@@ -156,26 +158,11 @@ def pixels_of(
 
 
 def _as_picture(image: Image.Image, mode: str, ground: str) -> Image.Image:
-    """A PIL image of 8 bits, upright, on the ground, grey or RGB."""
-    deep = image.mode if image.mode.startswith(("I", "F")) else next(filter(_is_deep, map(str, _tiles(image))), None)
-    if deep is not None:
-        raise ImageRefused("a test image has more than 8 bits a channel; scale it to 0..255 and give it as uint8")
-    if getattr(image, "n_frames", 1) > 1:
-        raise ImageRefused("a test image has several frames; give one of them")
-    image = ImageOps.exif_transpose(image)
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-        over = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", over.size, ground), over).convert("RGB")
-    return image.convert(mode)
-
-
-def _tiles(image: Image.Image) -> Sequence[Any]:
-    """How the file of an image that is not decoded yet packs it; Pillow cuts 16 bits of RGB to 8 when it decodes."""
-    return getattr(image, "tile", None) or ()
-
-
-def _is_deep(tile: str) -> bool:
-    return ";16" in tile
+    """A PIL image in ``mode``, "L" or "RGB", as the reader of real images makes it."""
+    try:
+        return converted(decoded(image, "a test image"), "a test image", mode, ground)[0]
+    except DataError as error:
+        raise ImageRefused(str(error)) from None
 
 
 def _scaled(values: NDArray[np.generic]) -> NDArray[np.generic]:

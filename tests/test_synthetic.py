@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 import dasm_ray
 from dasm_ray import synthetic as synthetic_module
@@ -23,7 +23,7 @@ from dasm_ray.core.decode import decode_all
 from dasm_ray.errors import ArtifactError, ConfigError, DataError
 from dasm_ray.pipeline import Result
 from dasm_ray.store.artifact import Artifact, read_artifact, write_artifact
-from dasm_ray.store.datasets.pixels import open_image, to_pixels
+from dasm_ray.store.datasets.pixels import open_image, quietly, to_pixels
 from dasm_ray.store.place import Place
 from dasm_ray.synthetic import export
 
@@ -174,6 +174,24 @@ def test_an_image_that_lies_on_its_side_is_turned_upright(run: Path, orientation
     assert torch.allclose(dasm_ray.load(run).transform(image).double(), by_hand(upright), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["EXIF that is damaged", "several pictures in a JPEG", "a TIFF on its side"])
+def test_a_picture_is_read_as_the_sets_own_files_were(run: Path, kind: str) -> None:
+    if kind.startswith("several"):
+        image = multi_picture()
+    elif kind.startswith("EXIF"):
+        image = reread(Image.fromarray(a_picture()), exif=b"Exif\0\0garbage!!xxxx")
+    else:
+        image = reread(Image.fromarray(a_picture()), "TIFF", exif={ORIENTATION: 6})
+    assert isinstance(image, ImageFile.ImageFile)
+    assert image.fp is not None
+    image.fp.seek(0)
+    expected, _ = to_pixels(open_image(image.fp.read(), "it"), "it", (3, 8, 8), Data())
+    with quietly():
+        found = [dasm_ray.load(run).transform(image).double() for _ in range(2)]
+    assert torch.allclose(found[0], by_hand(expected), atol=1e-5)
+    assert torch.equal(*found)
+
+
 def laid_on(picture: np.ndarray, alpha: np.ndarray, ground: int) -> np.ndarray:
     share = alpha[..., None] / 255
     return np.rint(picture * share + ground * (1 - share)).transpose(2, 0, 1)
@@ -257,6 +275,39 @@ def several_frames() -> Image.Image:
     return reread(frames[0], "GIF", save_all=True, append_images=frames[1:])
 
 
+def fine_file(kind: str) -> Image.Image:
+    """RGB of more than 8 bits in a format that says so elsewhere."""
+    data = bytearray()
+    if kind == "JPEG2000":
+        held = io.BytesIO()
+        Image.fromarray(a_picture()).save(held, kind)
+        data += held.getvalue()
+        data[data.find(b"\xff\x4f\xff\x51") + 42] = 15
+    elif kind == "SGI":
+        data += struct.pack(">hBBHHHH", 474, 0, 2, 3, 8, 8, 3).ljust(512, b"\0") + bytes(384)
+    else:
+        data += f"P6\n8 8\n{kind}\n".encode() + bytes(384)
+    return Image.open(io.BytesIO(bytes(data)))
+
+
+def cut_short() -> Image.Image:
+    data = io.BytesIO()
+    Image.fromarray(a_picture()).save(data, "BMP")
+    return Image.open(io.BytesIO(data.getvalue()[:100]))
+
+
+def second_picture() -> Image.Image:
+    image = multi_picture()
+    image.seek(1)
+    return image
+
+
+def multi_picture() -> Image.Image:
+    """As cameras write it: the picture, and a smaller one behind it."""
+    frames = [Image.fromarray(a_picture(seed)) for seed in range(2)]
+    return reread(frames[0], "MPO", save_all=True, append_images=frames[1:])
+
+
 UNIT = a_picture().transpose(2, 0, 1) / 255
 REFUSED = {
     "16 bits of grey": (lambda: Image.fromarray(np.full((8, 8), 300, np.uint16)), "more than 8 bits"),
@@ -265,9 +316,15 @@ REFUSED = {
         "more than 8 bits",
     ),
     "16 bits of RGB": (deep_png, "more than 8 bits"),
+    "16 bits of PPM": (lambda: fine_file("65535"), "more than 8 bits"),
+    "10 bits of PPM": (lambda: fine_file("1023"), "more than 8 bits"),
+    "16 bits of JPEG 2000": (lambda: fine_file("JPEG2000"), "more than 8 bits"),
+    "16 bits of SGI": (lambda: fine_file("SGI"), "more than 8 bits"),
     "32 bits": (lambda: Image.fromarray(np.full((8, 8), 300, np.int32)), "more than 8 bits"),
     "floats as a picture": (lambda: Image.fromarray(np.full((8, 8), 0.5, np.float32)), "more than 8 bits"),
-    "several frames": (several_frames, "several frames"),
+    "several frames": (several_frames, "holds 3 frames"),
+    "the second picture of several": (second_picture, "holds 2 frames"),
+    "a file that is cut short": (cut_short, "is not an image that can be decoded"),
     "floats up to 255": (lambda: UNIT * 255, "reaches from .* floats must lie in"),
     "floats a little above 1": (lambda: UNIT + 0.01, "floats must lie in"),
     "floats from -1 to 1": (lambda: UNIT * 2 - 1, "floats must lie in"),

@@ -22,14 +22,14 @@ from dasm_ray.config.shown import escaped, several
 from dasm_ray.errors import DataError
 from dasm_ray.plain import Plain
 from dasm_ray.store import parquetfile
-from dasm_ray.store.datasets.pixels import turned
+from dasm_ray.store.datasets.pixels import decoded
 from dasm_ray.store.place import Place
 from dasm_ray.store.retries import first_line
 
 FILES = {"train": "train", "val": "validation", "test": "test"}
 """The splits that may be given, and what their files are called."""
 
-MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 """Of PIL images: those that a PNG keeps as they are."""
 
 LABEL_EACH = "give one class number an image"
@@ -175,11 +175,12 @@ def _in_rows(name: str, images: np.ndarray) -> np.ndarray:
 
 def _picture(where: str, image: object) -> Image.Image:
     if isinstance(image, Image.Image):
-        if image.mode not in MODES:
-            raise DataError(f"{where}: its mode {image.mode} is none that PNG keeps; give image.convert('RGB')")
         if not all(image.size):
             raise DataError(f"{where}: its size {image.size} leaves no pixel; leave it out")
-        return image
+        upright = decoded(image, where).image  # since the file that is written keeps no EXIF
+        if upright.mode not in MODES:
+            raise DataError(f"{where}: its mode {upright.mode} is none that PNG keeps; give image.convert('RGB')")
+        return upright
     values = _as_array(f"{where}: its pixels", image, "give uint8, before any normalising or augmenting")
     if not values.size:
         raise DataError(f"{where}: its shape {values.shape} leaves no pixel; leave it out")
@@ -209,12 +210,7 @@ def _levels(where: str, values: np.ndarray) -> np.ndarray:
 
 def _png(where: str, image: object) -> bytes:
     out = io.BytesIO()
-    picture = _picture(where, image)
-    try:
-        turned(picture).image.save(out, "PNG")  # upright, since the file keeps no EXIF
-    except (OSError, ValueError, SyntaxError) as error:  # of a file that PIL reads only now
-        why = escaped(first_line(error), 100)
-        raise DataError(f"{where}: cannot be read ({why}); mend it or leave it out") from None
+    _picture(where, image).save(out, "PNG")
     return out.getvalue()
 
 

@@ -31,6 +31,13 @@ CUT = PICTURE.getvalue()[:200]
 """A file that ends within its picture."""
 
 
+def several(form: str) -> io.BytesIO:
+    """A file of two pictures."""
+    out = io.BytesIO()
+    Image.fromarray(COLOUR[0]).save(out, form, save_all=True, append_images=[Image.fromarray(COLOUR[1])])
+    return out
+
+
 def read(folder: Place, split: str = "train") -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Pixels (n, C, H, W), labels and class names, as a run finds them."""
     data = Data(name="parquet", path=folder.uri)
@@ -100,6 +107,19 @@ def test_pictures_are_read_as_if_they_lay_in_files(given: str, tmp_path: Path) -
     assert labels.tolist() == [0, 0, 1, 1]
 
 
+def test_pictures_that_cameras_write_are_read_as_files_too(tmp_path: Path) -> None:
+    """The main picture of a multi-picture JPEG; a TIFF, which Pillow itself turns when it decodes, is turned once."""
+    lying, camera = io.BytesIO(), Image.Exif()
+    camera[0x0112] = 6
+    Image.fromarray(COLOUR[2]).save(lying, "TIFF", exif=camera)
+    pictures = [Image.open(several("MPO")), Image.open(lying)]
+    place = keep(Place(tmp_path), [(pictures[0], 0), (pictures[1], 1)])
+    (shard,) = open_source(Data(name="parquet", path=place.uri, image_size=8)).shards["train"]
+    held = [Image.open(io.BytesIO(raw)) for _, raw, _ in rows_of(shard) if isinstance(raw, bytes)]
+    np.testing.assert_array_equal(np.asarray(held[0]), np.asarray(Image.open(several("MPO"))))
+    np.testing.assert_array_equal(np.asarray(held[1]), np.rot90(COLOUR[2], -1))
+
+
 def test_two_rows_are_no_images_and_labels_and_sizes_may_differ_where_a_size_is_asked_for(tmp_path: Path) -> None:
     pictures = [Image.fromarray(COLOUR[0]), Image.fromarray(COLOUR[1]).resize((9, 4))]
     for data in ([(pictures[0], 1), (pictures[1], 0)], (pictures, [1, 0])):
@@ -148,12 +168,14 @@ def test_splits_and_names_are_kept_and_the_same_images_lie_in_the_same_folder(tm
         (([torch.zeros(4, 5), torch.zeros(5)], [0, 1]), "images of shape (1, 5) are not (n, H, W)"),
         ((torch.zeros(2, 5, 6, dtype=torch.bfloat16), [0, 1]), "BFloat16"),
         ([(Image.new("CMYK", (4, 5)), 0)] * 3, "image 0: its mode CMYK is none that PNG keeps"),
-        ([(Image.new("F", (4, 5)), 0)] * 3, "give image.convert('RGB')"),
+        ([(Image.new("F", (4, 5)), 0)] * 3, "image 0 has more than 8 bits a channel (mode F)"),
+        ([(Image.open(io.BytesIO(b"P6\n4 4\n1023\n" + bytes(96))), 0)] * 3, "image 0 has more than 8 bits a channel"),
+        ([(Image.open(several("GIF")), 0)] * 3, "image 0 holds 2 frames"),
         ([(Image.new("RGB", (0, 5)), 0)] * 3, "image 0: its size (0, 5) leaves no pixel"),
         ((np.zeros((3, 0, 5), np.uint8), [0, 1, 2]), "image 0: its shape (0, 5) leaves no pixel"),
         ((np.full((3, 4, 5), "a"), [0, 1, 2]), "image 0: <U1 are no levels 0..255"),
         ((np.full((3, 4, 5), None), [0, 1, 2]), "image 0: object are no levels 0..255"),
-        ([(Image.open(io.BytesIO(CUT)), 0)] * 3, "image 0: cannot be read (image file is truncated"),
+        ([(Image.open(io.BytesIO(CUT)), 0)] * 3, "image 0 is not an image that can be decoded (image file is trunc"),
         ((GREY, np.array([0] * 11 + [2**63], np.uint64)), "there is a label 9223372036854775808 and 12 images"),
         ((GREY, [0] * 11 + [10**7]), "there is a label 10000000 and 12 images"),
     ],

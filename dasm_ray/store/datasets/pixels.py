@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from dasm_ray.config.keys import Data
 from dasm_ray.errors import DataError
@@ -92,21 +92,31 @@ def open_image(raw: Raw, where: str) -> Opened:
         return Opened(Image.fromarray(raw))
     try:
         image = Image.open(io.BytesIO(raw))
+    except Exception as error:
+        raise _undecodable(where, error) from None
+    return decoded(image, where)
+
+
+def decoded(image: Image.Image, where: str) -> Opened:
+    """A PIL image, decoded and upright, by the rules for files; DataError as `open_image`.
+
+    Of an image that was decoded before it came here nobody knows any more what Pillow cut, so it is taken as it is.
+    """
+    try:
         frames = getattr(image, "n_frames", 1) if getattr(image, "is_animated", False) else 1
-        finer = _finer_than_8_bits(image, raw)
-        image.load()
+        is_main = image.format == "MPO" and not image.tell()
+        finer = _finer_than_8_bits(image)
+        opened = _turned(image, (MAIN_PICTURE,) if frames > 1 else ())
     except Exception as error:  # Pillow's decoders raise whatever their format makes of odd bytes
-        raise DataError(
-            f"{where} is not an image that can be decoded ({first_line(error)}); mend or remove it"
-        ) from None
+        raise _undecodable(where, error) from None
     if image.mode.startswith(("I", "F")) or finer:
         raise DataError(f"{where} has more than 8 bits a channel (mode {finer or image.mode}); save it with 8")
-    if frames > 1 and image.format != "MPO":
+    if frames > 1 and not is_main:
         raise DataError(
             f"{where} holds {frames} frames, and could be read as the first or as all of them; "
             f"save those that are meant as images of their own"
         )
-    return turned(image, (MAIN_PICTURE,) if frames > 1 else ())
+    return opened
 
 
 def to_pixels(
@@ -114,7 +124,7 @@ def to_pixels(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """(C, H, W) uint8 in the shape of the set, and all that was done to the image."""
     channels, height, width = shape
-    image, done = _converted(opened, where, "L" if channels == 1 else "RGB", ground_of(data))
+    image, done = converted(opened, where, "L" if channels == 1 else "RGB", ground_of(data))
     if data.image_size:
         image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
     elif image.size != (width, height):
@@ -123,6 +133,30 @@ def to_pixels(
             f"set data.image_size or make the sizes agree"
         )
     return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1), done
+
+
+def converted(opened: Opened, where: str, mode: str, ground: str) -> tuple[Image.Image, tuple[str, ...]]:
+    """The image in ``mode`` ("L" or "RGB"), laid on the ground where it is transparent, and all that was done to it.
+
+    Raises DataError for a colour space that cannot be turned to it.
+    """
+    image, done = opened.image, opened.done
+    try:
+        if image.mode in WITH_ALPHA or "transparency" in image.info:
+            clear = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
+            if clear.getchannel("A").getextrema() != (255, 255):
+                laid = Image.alpha_composite(Image.new("RGBA", clear.size, ground), clear)
+                return laid.convert("RGB").convert(mode), (*done, f"transparent, laid on {ground}")
+            flat = clear.convert("RGB")
+        else:
+            flat = image
+        if image.mode == mode:
+            return image, done
+        if (image.mode, mode) == ("1", "L"):
+            return image.convert(mode), done
+        return flat.convert(mode), (*done, f"{MODES.get(image.mode, image.mode)} turned to {MODES[mode]}")
+    except ValueError as error:  # a colour space that Pillow can open but not convert
+        raise DataError(f"{where} cannot be turned to {MODES[mode]} ({first_line(error)}); save it as RGB") from None
 
 
 def ground_of(data: Data) -> str:
@@ -138,9 +172,15 @@ def first_line(error: Exception) -> str:
 # --- steps -------------------------------------------------------------------------------------------------------
 
 
-def _finer_than_8_bits(image: Image.Image, raw: bytes) -> str:
-    """What says that Pillow would cut samples to 8 bits; empty where it would not. To be asked before it decodes."""
-    for tile in getattr(image, "tile", None) or ():
+def _undecodable(where: str, error: Exception) -> DataError:
+    return DataError(f"{where} is not an image that can be decoded ({first_line(error)}); mend or remove it")
+
+
+def _finer_than_8_bits(image: Image.Image) -> str:
+    """What says that Pillow would cut samples to 8 bits; empty where it would not, or has decoded them already."""
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile:
+        return ""
+    for tile in image.tile:
         arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
         raw_mode = str(arguments[0]) if arguments else ""
         if FINE.fullmatch(raw_mode):
@@ -148,8 +188,20 @@ def _finer_than_8_bits(image: Image.Image, raw: bytes) -> str:
         if (tile[0] == "ppm" and len(arguments) > 1 and arguments[1] > 255) or tile[0] == "SGI16":
             return f"{image.mode} of 16 bits"
     bits_in = BITS_IN_HEADER.get(image.format or "")
-    bits = bits_in(raw) if bits_in else 8
+    bits = bits_in(_file_of(image)) if bits_in else 8
     return f"{image.mode} of {bits} bits" if bits > 8 else ""
+
+
+def _file_of(image: ImageFile.ImageFile) -> bytes:
+    """All bytes of the file that an image will be decoded from."""
+    file = image.fp
+    if file is None:
+        return b""
+    at = file.tell()
+    file.seek(0)
+    raw = file.read()
+    file.seek(at)
+    return raw
 
 
 def _bits_of_jpeg_2000(raw: bytes) -> int:
@@ -168,35 +220,23 @@ BITS_IN_HEADER: dict[str, Callable[[bytes], int]] = {"JPEG2000": _bits_of_jpeg_2
 """Formats whose depth Pillow does not tell."""
 
 
-def turned(image: Image.Image, done: tuple[str, ...] = ()) -> Opened:
-    """A decoded image upright. An orientation that is none of the eight, or cannot be read, leaves it as it is."""
-    try:
-        orientation = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # EXIF is a file format of its own, and as often damaged
+def _turned(image: Image.Image, done: tuple[str, ...]) -> Opened:
+    """An image, decoded and upright; as it is where its orientation is none of the eight, or cannot be read."""
+    image.load()
+    orientation = _orientation(image)
+    if orientation is None:
         return Opened(image, (*done, ODD_EXIF))
-    way = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    way = UPRIGHT.get(orientation)
     return Opened(image, done) if way is None else Opened(image.transpose(way), (*done, TURNED))
 
 
-def _converted(opened: Opened, where: str, mode: str, ground: str) -> tuple[Image.Image, tuple[str, ...]]:
-    """The image in ``mode`` ("L" or "RGB"), laid on the ground where it is transparent."""
-    image, done = opened.image, opened.done
+def _orientation(image: Image.Image) -> int | None:
+    """How the camera was held: 1 is upright, or not said; None where it cannot be read."""
     try:
-        if image.mode in WITH_ALPHA or "transparency" in image.info:
-            clear = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
-            if clear.getchannel("A").getextrema() != (255, 255):
-                laid = Image.alpha_composite(Image.new("RGBA", clear.size, ground), clear)
-                return laid.convert("RGB").convert(mode), (*done, f"transparent, laid on {ground}")
-            flat = clear.convert("RGB")
-        else:
-            flat = image
-        if image.mode == mode:
-            return image, done
-        if (image.mode, mode) == ("1", "L"):
-            return image.convert(mode), done
-        return flat.convert(mode), (*done, f"{MODES.get(image.mode, image.mode)} turned to {MODES[mode]}")
-    except ValueError as error:  # a colour space that Pillow can open but not convert
-        raise DataError(f"{where} cannot be turned to {MODES[mode]} ({first_line(error)}); save it as RGB") from None
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # EXIF is a file format of its own, and as often damaged
+        return None
+    return orientation if isinstance(orientation, int) else 1
 
 
 MODES = {
