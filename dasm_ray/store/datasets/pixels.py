@@ -222,10 +222,13 @@ BITS_IN_HEADER: dict[str, Callable[[bytes], int]] = {"JPEG2000": _bits_of_jpeg_2
 
 def _turned(image: Image.Image, done: tuple[str, ...]) -> Opened:
     """An image, decoded and upright; as it is where its orientation is none of the eight, or cannot be read."""
+    by_pillow = image.format == "TIFF" and _orientation(image) in UPRIGHT  # in load, which takes the orientation away
     image.load()
     orientation = _orientation(image)
     if orientation is None:
         return Opened(image, (*done, ODD_EXIF))
+    if by_pillow:
+        return Opened(image, (*done, TURNED))
     way = UPRIGHT.get(orientation)
     return Opened(image, done) if way is None else Opened(image.transpose(way), (*done, TURNED))
 
