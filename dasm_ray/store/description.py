@@ -24,6 +24,9 @@ from dasm_ray.store.place import Place
 SCHEMA_VERSION = 1
 DESCRIPTION = "dataset.json"
 
+LONGEST_NAME, MOST_CLASSES = 1000, 100_000
+"""Characters of a class name, and classes: above them a description is refused, and so is a set of real images."""
+
 LEAST_STD = 1e-8
 """What a channel varies by at least that is not constant, one level in some pixel of all: below it, float32 is lost."""
 
@@ -35,7 +38,7 @@ def _check_name(name: str) -> str:
     return name
 
 
-ClassName = Annotated[StrictStr, Field(max_length=1000), pydantic.AfterValidator(_check_name)]
+ClassName = Annotated[StrictStr, Field(max_length=LONGEST_NAME), pydantic.AfterValidator(_check_name)]
 Side = Annotated[int, Field(ge=1, le=65_536, strict=True)]
 Moment = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
 
@@ -51,7 +54,7 @@ class Recipe(Section):
 class Meaning(Section):
     """What evaluation needs to know, beside the arrays."""
 
-    class_names: Annotated[tuple[ClassName, ...], Field(min_length=1, max_length=100_000)]
+    class_names: Annotated[tuple[ClassName, ...], Field(min_length=1, max_length=MOST_CLASSES)]
     mean: tuple[Moment, ...]
     std: tuple[Annotated[Moment, Field(ge=LEAST_STD)], ...]
     factor: Side

@@ -22,6 +22,7 @@ from dasm_ray.plain import Plain
 from dasm_ray.store.datasets.found import Found
 from dasm_ray.store.datasets.pixels import Raw, open_image, quietly, to_pixels
 from dasm_ray.store.datasets.splits import CALLED, Cut
+from dasm_ray.store.description import LONGEST_NAME, MOST_CLASSES
 from dasm_ray.store.place import Place
 
 SHARD_ROWS, SHARD_BYTES = 2000, 1 << 26
@@ -163,11 +164,28 @@ def check_counts(counts: Mapping[str, np.ndarray], class_names: Sequence[str]) -
 
 
 def check_classes(class_names: Sequence[str], where: str) -> None:
-    """DataError for a single class, of which every network is right about everything, and for names none can print."""
-    for name in class_names:
+    """DataError for a single class, of which every network is right about everything, and for names no set can hold.
+
+    A synthetic set keeps the names of its classes: they are to be shown, no longer than `LONGEST_NAME` characters, and,
+    since `datasets` reads it too, no two may be equal.
+    """
+    if len(class_names) > MOST_CLASSES:
+        raise DataError(f"{where} has {len(class_names)} classes, and a set can hold {MOST_CLASSES}; take some out")
+    numbers: dict[str, int] = {}
+    for number, name in enumerate(class_names):
         odd = odd_character(name)
         if odd is not None:
             raise DataError(f"{where}: class {escaped(name)} has {odd} in its name, which cannot be shown; rename it")
+        if len(name) > LONGEST_NAME:
+            raise DataError(
+                f"{where}: class {escaped(name, 60)} has too long a name; shorten it to {LONGEST_NAME} characters"
+            )
+        if name in numbers:
+            raise DataError(
+                f"{where}: classes {numbers[name]} and {number} are both called {escaped(name, 60)}; give each a name "
+                f"of its own"
+            )
+        numbers[name] = number
     if len(class_names) < 2:
         raise DataError(
             f"{where} holds one class only, {class_names[0]}, so there is nothing to tell apart; name the folder that "

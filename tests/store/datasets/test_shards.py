@@ -8,6 +8,7 @@ from made import decode_all, encoded, parquet, pixels_of, table_of, write
 
 from dasm_ray.config.keys import Data
 from dasm_ray.errors import DataError
+from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.datasets.shards import SHARD_BYTES, Shard, check_classes, check_counts, split_of
 from dasm_ray.store.datasets.splits import cut_of
 
@@ -82,3 +83,25 @@ def test_a_class_whose_name_an_artifact_could_not_hold_is_refused_before_anythin
     with pytest.raises(DataError, match=r"here: class .* in its name, which cannot be shown; rename it") as caught:
         check_classes(("a", name), "here")
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("a" * 1001, "b"), r"class a+ \.\.\. \(1001 characters\) has too long a name; shorten it to 1000 characters"),
+        (("a", "b", "a"), r"classes 0 and 2 are both called a; give each a name of its own"),
+        (range(100_001), r"here has 100001 classes, and a set can hold 100000; take some out"),
+    ],
+)
+def test_class_names_that_no_set_can_hold_are_refused_before_anything_is_made_of_it(names, said):
+    with pytest.raises(DataError, match=said) as caught:
+        check_classes(tuple(map(str, names)), "here")
+    assert len(str(caught.value)) < 200
+    check_classes(("a" * 1000, "b"), "here")
+
+
+def test_a_set_in_parquet_with_two_classes_of_one_name_is_refused_as_it_is_opened(tmp_path):
+    images = [encoded(pixels_of(seed)) for seed in range(3)]
+    write(tmp_path / "train.parquet", table_of(images, [0, 1, 2], names=["ant", "bee", "ant"]))
+    with pytest.raises(DataError, match="classes 0 and 2 are both called ant"):
+        open_source(parquet(tmp_path))
