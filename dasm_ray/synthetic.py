@@ -280,11 +280,12 @@ def _of_slots(artifact: Artifact, stored: bool) -> list[str]:
 
 
 def _export_for_ddranking(artifact: Artifact, target: Place) -> list[str]:
-    """The tensors of training images, class by class, as ddranking has them, and the program that calls it."""
+    """The tensors of training images, class by class, numbered as ddranking does, and the program that calls it."""
     data = ddranking.known(artifact)
-    order = np.argsort(artifact.labels, kind="stable")
-    soft = None if artifact.soft_labels is None else artifact.soft_labels[order]
-    ordered = replace(artifact, pixels=artifact.pixels[order], labels=artifact.labels[order], soft_labels=soft)
+    named = ddranking.numbered(artifact, data)
+    order = np.argsort(named.labels, kind="stable")
+    soft = None if named.soft_labels is None else named.soft_labels[order]
+    ordered = replace(named, pixels=named.pixels[order], labels=named.labels[order], soft_labels=soft)
     is_own = artifact.is_normalised
     lines = _export_tensors(ordered, target, "logits", "own" if is_own else data.statistics)
     model = artifact.recipe.get("model")
@@ -293,6 +294,8 @@ def _export_for_ddranking(artifact: Artifact, target: Place) -> list[str]:
     program = ddranking.call(data, len(artifact.labels) // data.classes, depth, soft is not None, is_own)
     (target / ddranking.CALL).write_text(program)
     needs = "the folder of the real images, and this set" if is_own else "the folder of the real images"
+    if named.class_names != artifact.class_names:
+        lines.append("classes are numbered as ddranking does, by the sorted names of their folders, not as in the set")
     return [*lines, f"{ddranking.CALL}: calls ddranking 0.2 on them; give it {needs}"]
 
 

@@ -1,28 +1,36 @@
 """What the evaluator of `ddranking` (0.2) takes of a set: its names, its statistics, and the call that evaluates.
 
 It normalises test images by statistics of its own, and gives networks that were trained on a set the test images that
-``custom_val_trans`` makes, where there is one. What must stay true: training and test images are normalised alike; and
-nothing that a set says of itself gets into the call.
+``custom_val_trans`` makes, where there is one. It reads Tiny ImageNet from folders, and numbers its classes by their
+sorted names. What must stay true: training and test images are normalised alike; a label means the same class in both;
+and nothing that a set says of itself gets into the call.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
+
 from dasm_ray.errors import ConfigError
+from dasm_ray.plain import Plain
 from dasm_ray.store.artifact import Artifact
 
 CALL = "evaluate.py"
 
 
 class Known(NamedTuple):
-    """A data set as ddranking knows it: its name there, classes, side, and by what it normalises."""
+    """A data set as ddranking knows it: its name there, classes, side, by what it normalises, and how it numbers."""
 
     name: str
     classes: int
     side: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    is_by_folder: bool = False  # classes have the numbers of their folders, in the order of the folders' names
 
     @property
     def statistics(self) -> str:
@@ -36,7 +44,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SETS = {
     "cifar10": Known("CIFAR10", 10, 32, *CIFAR),
     "cifar100": Known("CIFAR100", 100, 32, *CIFAR),
-    "tiny_imagenet": Known("TinyImageNet", 200, 64, *IMAGENET),
+    "tiny_imagenet": Known("TinyImageNet", 200, 64, *IMAGENET, is_by_folder=True),
 }
 
 
@@ -55,6 +63,44 @@ def known(artifact: Artifact) -> Known:
             f"this set is of another shape; take --format pt"
         )
     return found
+
+
+def numbered(artifact: Artifact, data: Known) -> Artifact:
+    """The same set, its classes numbered as ddranking numbers them; ConfigError where their order cannot be told."""
+    folders = _folders_of(artifact) if data.is_by_folder else None
+    if folders is None and (not data.is_by_folder or _is_of_parquet(artifact)):
+        return artifact
+    if folders is None:
+        raise ConfigError(
+            f"--format ddranking: it numbers the classes of {data.name} by their folders, and this set does not say "
+            f"which folder each of its classes had; distil it anew into another directory, or take --format pt"
+        )
+    order = np.argsort(np.array(folders), kind="stable")  # of each number there, the class here
+    soft = None if artifact.soft_labels is None else np.ascontiguousarray(artifact.soft_labels[:, order])
+    names = tuple(artifact.class_names[label] for label in order)
+    labels = np.argsort(order)[artifact.labels].astype(artifact.labels.dtype)
+    return replace(artifact, labels=labels, soft_labels=soft, class_names=names)
+
+
+def _is_of_parquet(artifact: Artifact) -> bool:
+    """Whether the real images came in Parquet, where the published files number classes by their folders too."""
+    form = _found(artifact, "form")
+    return isinstance(form, str) and "in Parquet, column" in form
+
+
+def _folders_of(artifact: Artifact) -> Sequence[str] | None:
+    """The folder of each class, (K,), as the set says or its class names show; None where nobody knows."""
+    told, names = _found(artifact, "class_folders"), artifact.class_names
+    if isinstance(told, list | tuple):
+        folders = [each for each in told if isinstance(each, str)]
+        return folders if len(set(folders)) == len(told) == len(names) else None
+    return names if all(re.fullmatch(r"n\d{8}", name) for name in names) else None
+
+
+def _found(artifact: Artifact, fact: str) -> Plain:
+    """What was found of the real images, as far as the set says."""
+    found = artifact.provenance.get("found")
+    return found.get(fact) if isinstance(found, dict) else None
 
 
 def call(data: Known, per_class: int, depth: int, is_soft: bool, has_own_normalisation: bool) -> str:

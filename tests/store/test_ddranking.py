@@ -82,6 +82,69 @@ def test_a_set_kept_normalised_brings_the_transform_of_its_test_images(tmp_path:
     compile(program, "evaluate.py", "exec")
 
 
+FOLDERS = [f"n{number:08d}" for number in range(200)]
+LISTED = [FOLDERS[number] for number in np.random.default_rng(3).permutation(200)]
+
+
+def a_tiny_set(found: Any, **changes: Any) -> Artifact:
+    """A set of Tiny ImageNet, an image a class, whose first pixel says by its level which folder its class had."""
+    pixels = np.full((200, 3, 64, 64), 0.5, np.float32)
+    pixels[:, :, 0, 0] = np.float32([[FOLDERS.index(folder) / 255] for folder in LISTED])
+    made = {
+        "pixels": pixels,
+        "labels": np.arange(200),
+        "segments": np.zeros(200, np.int32),
+        "class_names": tuple(f"word {number}" for number in range(200)),
+        "factor": 1,
+        "provenance": {"config": {"data": {"name": "tiny_imagenet"}}, "found": found},
+    }
+    return a_set(**{**made, **changes})
+
+
+def levels_of(images: torch.Tensor) -> list[int]:
+    """The level of the first pixel of each image, before it was normalised."""
+    return (images[:, 0, 0, 0] * 0.229 + 0.485).mul(255).round().int().tolist()
+
+
+def test_classes_of_tiny_imagenet_have_the_numbers_of_their_sorted_folders(tmp_path: Path) -> None:
+    """Its loaders are ImageFolder's, and wnids.txt is not sorted."""
+    found = {"form": "image files in folders", "class_folders": LISTED}
+    logits = np.random.default_rng(1).normal(size=(200, 200)).astype(np.float32)
+    logits[np.arange(200), np.arange(200)] = 9
+    hard, soft = a_tiny_set(found), a_tiny_set(found, soft_labels=logits)
+    tensors, _ = exported(tmp_path / "hard", hard)
+    assert tensors["labels"].tolist() == levels_of(tensors["images"]) == list(range(200))
+    tensors, _ = exported(tmp_path / "soft", soft)
+    assert tensors["labels"].argmax(1).tolist() == levels_of(tensors["images"]) == list(range(200))
+    here = LISTED.index(FOLDERS[7])
+    np.testing.assert_array_equal(tensors["labels"][7], [logits[here, LISTED.index(folder)] for folder in FOLDERS])
+
+
+def test_what_names_its_classes_by_folders_is_numbered_so_and_parquet_stays_as_it_is(tmp_path: Path) -> None:
+    tensors, _ = exported(tmp_path / "named", a_tiny_set({}, class_names=tuple(LISTED)))
+    assert tensors["labels"].tolist() == levels_of(tensors["images"])
+    form = "2 files in Parquet, column image and label"
+    tensors, _ = exported(tmp_path / "parquet", a_tiny_set({"form": form}))
+    assert levels_of(tensors["images"]) == [FOLDERS.index(folder) for folder in LISTED]
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        None,
+        {"form": "image files in folders"},
+        {"form": "image files in folders", "class_folders": LISTED[:-1]},
+        {"form": "image files in folders", "class_folders": [*LISTED[:-1], LISTED[0]]},
+        {"form": "image files in folders", "class_folders": [*LISTED[:-1], 3]},
+    ],
+)
+def test_a_set_of_tiny_imagenet_that_does_not_say_its_order_is_refused(found: Any, tmp_path: Path) -> None:
+    write_artifact(Place(tmp_path / "set"), a_tiny_set(found))
+    with pytest.raises(ConfigError, match="does not say which folder each of its classes had; distil it anew"):
+        export(str(tmp_path / "set"), str(tmp_path / "out"), "ddranking")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -372,7 +372,7 @@ def open_tiny_imagenet(data: Data) -> Source:
         (leaving(unused, "images that no list gives a label", "image that no list gives a label"),) if unused else ()
     )
     names = {split: split for split in labelled}
-    return _source(data, _words(place / "words.txt", wnids), labelled, names, (*without, *left_out), ())
+    return _source(data, _words(place / "words.txt", wnids), labelled, names, (*without, *left_out), (), wnids)
 
 
 def _annotated(val: _Tree, wnids: Sequence[str]) -> Labelled:
@@ -409,6 +409,7 @@ def _source(
     names: Mapping[str, str],
     left_out: tuple[LeftOut, ...],
     notes: tuple[str, ...],
+    class_folders: tuple[str, ...] = (),
 ) -> Source:
     roles, classes = roles_of(labelled), len(class_names)
     counts = {split: np.bincount([label for _, label in of], minlength=classes) for split, of in labelled.items()}
@@ -423,6 +424,7 @@ def _source(
         left_out=left_out,
         notes=notes,
         cut=cut_of(roles.values(), data),
+        class_folders=class_folders,
     )
     shards = {roles[split]: tuple(_image_shards(roles[split], of, classes)) for split, of in labelled.items()}
     return Source(data.name, tuple(class_names), shards, found)

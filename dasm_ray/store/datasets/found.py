@@ -54,7 +54,7 @@ def leaving(names: Sequence[str], things: str, one: str) -> LeftOut:
 
 @dataclass(frozen=True)
 class Found:
-    """What a set is. The last four fields are known once its images are decoded."""
+    """What a set is. ``counts``, ``converted``, ``equal`` and ``leaked`` are known once its images are decoded."""
 
     name: str
     form: str
@@ -68,6 +68,7 @@ class Found:
     converted: Mapping[str, int] = dataclasses.field(default_factory=dict)  # what was done to how many images
     equal: int = 0  # training images that are a copy of another one
     leaked: Mapping[str, int] = dataclasses.field(default_factory=dict)  # images that a training image equals, by role
+    class_folders: tuple[str, ...] = ()  # in label order, where classes are not called as their folders are
 
     def of(self, role: str) -> SplitFound | None:
         """The split that serves as ``role``, unless it is cut from the training split."""
@@ -83,8 +84,10 @@ class Found:
         return dataclasses.replace(self, notes=(*self.notes, *notes))
 
     def as_values(self) -> Tree:
-        """All of it as plain values."""
+        """All of it as plain values, without ``class_folders`` where there are none."""
         values = dataclasses.asdict(self)
+        if not self.class_folders:
+            del values["class_folders"]
         return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
 
     def lines(self) -> list[str]:

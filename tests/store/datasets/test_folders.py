@@ -349,6 +349,7 @@ def tiny_data(path):
 def test_tiny_imagenet_as_published(tiny):
     source, images, labels, _ = decode_all(tiny_data(tiny))
     assert source.class_names == ("goldfish", "crane (n01)", "crane (n03)")
+    assert source.found.class_folders == ("n02", "n01", "n03")
     np.testing.assert_array_equal(labels, [0, 1, 2])
     assert images.shape == (3, 3, 6, 5)
     _, images, labels, _ = decode_all(tiny_data(tiny), "test")

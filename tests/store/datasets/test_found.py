@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -100,3 +101,8 @@ def test_it_goes_into_json_and_holds_no_place():
     values = PLAIN.as_values()
     assert json.loads(json.dumps(values))["splits"][1]["role"] == "test"
     assert "path" not in values
+    assert "class_folders" not in values
+
+
+def test_the_folders_of_classes_with_other_names_go_with_it():
+    assert replace(PLAIN, class_folders=("n2", "n1", "n3")).as_values()["class_folders"] == ("n2", "n1", "n3")
