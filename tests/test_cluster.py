@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,26 @@ WHOLE: Tree = {"type": "integer", "minimum": 0}
 def misshapen(tree: Any, schema: Tree) -> list[str]:
     errors = jsonschema.Draft202012Validator(schema).iter_errors(tree)
     return [f"{'/'.join(map(str, error.absolute_path))}: {error.message}" for error in errors]
+
+
+# --- the package --------------------------------------------------------------------------------------------------
+
+PARTS = ("pyproject.toml", "README.md", "LICENSE", "dasm_ray", "configs")
+"""What of a checkout the package is made of."""
+
+
+def assert_installs(parts: list[str], folder: Path) -> None:
+    """The wheel of these parts alone has what pip needs, a recipe and the licence too."""
+    for name in parts:
+        copy_of = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy_of(ROOT / name, folder / name)
+    code = "from setuptools.build_meta import build_wheel; build_wheel('.')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    (built,) = folder.glob("*.whl")
+    held = zipfile.ZipFile(built).namelist()
+    assert {"dasm_ray/cli.py", "dasm_ray/configs/digits.yaml"} <= set(held)
+    assert any(name.endswith("/licenses/LICENSE") for name in held)
 
 
 # --- command lines ------------------------------------------------------------------------------------------------
@@ -298,6 +319,11 @@ def image_faults(tree: Tree) -> Iterator[str]:
     )
 
 
+def mounted(tree: Tree) -> list[str]:
+    """What of the checkout lies on every node."""
+    return [source for source in tree["file_mounts"].values() if not source.startswith("~")]
+
+
 def set_up_faults(tree: Tree) -> Iterator[str]:
     """The package is installed from what is mounted, beside Ray of the image's version; Ray listens to its own only."""
     for target, source in tree["file_mounts"].items():
@@ -305,7 +331,7 @@ def set_up_faults(tree: Tree) -> Iterator[str]:
             continue
         if target != f"/home/ray/dasm-ray/{source}" or not (ROOT / source).exists():
             yield f"file_mounts: {target}"
-    if len(tree["file_mounts"]) != 4:
+    if "/home/ray/.ray/auth_token" not in tree["file_mounts"] or set(mounted(tree)) != set(PARTS):
         yield "file_mounts: not all that an installation needs"
     installs = [command for command in tree["setup_commands"] if command.startswith("pip install")]
     if installs != [f"pip install --quiet /home/ray/dasm-ray 'ray[default,tune]=={ray_version()}'"]:
@@ -333,6 +359,11 @@ def ray_version() -> str:
 @pytest.mark.parametrize("name", LAUNCHED)
 def test_ray_up_reads_the_cluster_file(name: str) -> None:
     assert launcher_faults(tree_of(name)) == []
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_the_package_installs_from_what_is_mounted(name: str, tmp_path: Path) -> None:
+    assert_installs(mounted(tree_of(name)), tmp_path)
 
 
 @pytest.mark.parametrize("name", LAUNCHED)
@@ -645,20 +676,26 @@ def base_faults(found: list[Instruction]) -> Iterator[str]:
         yield f"USER {users[-1:]}: not a number, or root"
 
 
+def copied_in(found: list[Instruction]) -> dict[str, str]:
+    """Sources of the checkout, and where each goes in the image."""
+    copied = {}
+    for word, rest in found:
+        if word == "COPY":
+            *sources, target = [part for part in rest.split() if not part.startswith("--")]
+            copied |= dict.fromkeys(sources, target)
+    return copied
+
+
 def layer_faults(found: list[Instruction]) -> Iterator[str]:
     """Sources exist and end where they are looked for; commands are bash; torch is as the package asks for it."""
-    copied = {}
+    copied = copied_in(found)
     for word, rest in found:
         if word == "RUN" and bash_faults(rest):
             yield f"RUN {rest}: is not bash"
         if word == "CMD" and json.loads(rest)[0] not in PROJECT["scripts"]:
             yield f"CMD {rest}"
-        if word == "COPY":
-            *sources, target = [part for part in rest.split() if not part.startswith("--")]
-            copied |= dict.fromkeys(sources, target)
-            yield from (f"COPY {source}: is not there" for source in sources if not (ROOT / source).exists())
-    targets = {"pyproject.toml": f"{IN_IMAGE}/", "README.md": f"{IN_IMAGE}/"}
-    if copied != targets | {name: f"{IN_IMAGE}/{name}" for name in ("dasm_ray", "configs")}:
+    yield from (f"COPY {source}: is not there" for source in copied if not (ROOT / source).exists())
+    if copied != {name: f"{IN_IMAGE}/{name if (ROOT / name).is_dir() else ''}" for name in PARTS}:
         yield f"COPY: {copied}"
     installs = [shlex.split(rest)[2:] for word, rest in found if word == "RUN" and rest.startswith("pip install ")]
     names = [{word for word in words if not word.startswith("-")} for words in installs]
@@ -669,6 +706,10 @@ def layer_faults(found: list[Instruction]) -> Iterator[str]:
 
 def test_the_image_can_be_meant() -> None:
     assert dockerfile_faults(read("Dockerfile")) == []
+
+
+def test_the_package_installs_from_what_the_image_copies(tmp_path: Path) -> None:
+    assert_installs(list(copied_in(instructions(read("Dockerfile")))), tmp_path)
 
 
 def test_no_typo_in_an_instruction_goes_unseen() -> None:
