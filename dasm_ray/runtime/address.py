@@ -1,7 +1,7 @@
 """How the address of a Ray cluster is spelt.
 
 What must stay true: an address that cannot be one is refused without Ray, and whoever gave another kind of address is
-told what it is for.
+told what it is for; no credentials of an address are shown.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import re
 import socket
 
+from dasm_ray.config.shown import masked
 from dasm_ray.errors import ConfigError
 
 NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
@@ -33,13 +34,20 @@ def checked_address(address: str) -> str:
         return address
     for spelling, advice in MISTAKES.items():
         if re.fullmatch(spelling, address, re.DOTALL):
-            raise ConfigError(f"{address or 'an empty address'}: {advice.format(address)}")
+            named = without_credentials(address)
+            raise ConfigError(f"{named or 'an empty address'}: {advice.format(named)}")
     host, _, port = address.rpartition(":")
     if not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= 65535 or not _is_host(host):
         raise ConfigError(
-            f"{address}: is not host:port of a Ray head (6379 by default); check runtime.address or RAY_ADDRESS"
+            f"{without_credentials(address)}: is not host:port of a Ray head (6379 by default); check runtime.address "
+            f"or RAY_ADDRESS"
         )
     return address
+
+
+def without_credentials(address: str) -> str:
+    """An address as it may be shown: ``***`` for what stands before an ``@``, whether it has a scheme or none."""
+    return masked(address) if "://" in address else masked(f"http://{address}").removeprefix("http://")
 
 
 def is_same_head(address: str, head: str) -> bool:

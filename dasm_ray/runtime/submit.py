@@ -1,7 +1,7 @@
 """A command of ours as a job of a Ray cluster: checked and packed here, run there, followed to its end.
 
 What must stay true: what cannot work there is refused before anything is sent; every wait has an end and says why it
-ended; a token is read by Ray alone, and shown nowhere.
+ended; a token is read by Ray alone, and it and the credentials of an address are shown nowhere.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dasm_ray.config.recipes import Kind, is_shipped
+from dasm_ray.config.shown import masked
 from dasm_ray.errors import ConfigError, ResourceError, SessionError
+from dasm_ray.runtime.address import without_credentials
 
 COMMANDS = (
     *("distill", "experts", "estimate", "score", "select", "compare", "sweep", "study"),
@@ -110,7 +112,9 @@ def check_address(address: str) -> None:
     except ValueError:  # a port that is no number
         good = False
     if not good:
-        raise ConfigError(f"--address {address}: is no URL of a job server; write it as http://127.0.0.1:8265")
+        raise ConfigError(
+            f"--address {without_credentials(address)}: is no URL of a job server; write it as http://127.0.0.1:8265"
+        )
 
 
 def files_sent(folder: Path) -> dict[str, int]:
@@ -164,7 +168,7 @@ def _mib(size: float) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """A job that the cluster has taken."""
+    """A job that the cluster has taken. ``address``: of the job server, as it may be shown."""
 
     name: str
     address: str
@@ -186,7 +190,7 @@ def send(words: Sequence[str], address: str, folder: Path, *, name: str | None =
     if name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", name):
         raise ConfigError(f"--id {name}: must be letters, digits, and ._- after the first")
     name = name or f"{words[0]}-{secrets.token_hex(4)}"
-    client = _connect(address)
+    client, shown = _connect(address), without_credentials(address)
     environment: dict[str, Any] = {"working_dir": str(folder), "excludes": EXCLUDES}
     if install:
         environment["pip"] = ["${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/"]  # Ray puts the folder there, on the node
@@ -195,8 +199,8 @@ def send(words: Sequence[str], address: str, folder: Path, *, name: str | None =
     except Exception as error:  # of many types: of packing, of the connection, of an answer that is no 200
         if f"{name} already exists" in str(error):
             raise ConfigError(f"--id {name}: the cluster has had a job of this name; give another one") from None
-        raise SessionError(f"{address}: the job server did not take the job ({_reason(error)})") from None
-    return Job(name, address, client)
+        raise SessionError(f"{shown}: the job server did not take the job ({_reason(error)})") from None
+    return Job(name, shown, client)
 
 
 def _connect(address: str) -> Any:
@@ -215,16 +219,17 @@ def _connect(address: str) -> Any:
                 seconds = ANSWER_SECONDS
             return super()._do_request(method, endpoint, timeout=seconds, **options)
 
+    shown = without_credentials(address)
     try:
         with _alone(address):
             return Client(address)
     except AuthenticationError as error:
-        raise SessionError(f"{address}: {_without_the_right_token(str(error))}") from None
+        raise SessionError(f"{shown}: {_without_the_right_token(str(error))}") from None
     except (ConnectionError, requests.Timeout):
         open_it = "`ray dashboard` and `kubectl port-forward` open a way to one"
-        raise SessionError(f"{address}: no job server answers there; {open_it}, --address names it") from None
+        raise SessionError(f"{shown}: no job server answers there; {open_it}, --address names it") from None
     except (OSError, RuntimeError, KeyError, TypeError):  # another status, no JSON, other JSON
-        raise SessionError(f"{address}: something else answers there; give the URL of the head's job server") from None
+        raise SessionError(f"{shown}: something else answers there; give the URL of the head's job server") from None
 
 
 @contextlib.contextmanager
@@ -270,9 +275,9 @@ def _without_the_right_token(error: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The last telling line of an error; a server's holds a whole traceback."""
+    """The last telling line of an error, without credentials; a server's holds a whole traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" .")]
-    return (lines[-1] if lines else type(error).__name__)[:300]
+    return masked(lines[-1] if lines else type(error).__name__)[:300]
 
 
 # --- following ---------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import pytest
 
 from dasm_ray.errors import ConfigError
-from dasm_ray.runtime.address import checked_address, is_same_head
+from dasm_ray.runtime.address import checked_address, is_same_head, without_credentials
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,19 @@ def test_any_other_is_refused(address: str, words: str) -> None:
         checked_address(address)
     assert words in str(caught.value)
     assert str(caught.value).count("\n") == address.count("\n")
+
+
+@pytest.mark.parametrize("address", ["http://me:hunter2@head:8265", "ray://me:hunter2@head:1", "me:hunter2@head:6379"])
+def test_no_credentials_are_shown(address: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        checked_address(address)
+    assert "hunter2" not in str(caught.value)
+    assert without_credentials(address) == address.replace("me:hunter2", "***")
+
+
+def test_an_address_without_credentials_is_shown_as_it_is() -> None:
+    for address in ("http://127.0.0.1:8265", "head:6379", "[::1]:6379", ""):
+        assert without_credentials(address) == address
 
 
 @pytest.mark.parametrize(

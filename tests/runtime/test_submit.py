@@ -216,6 +216,8 @@ def call(*words: object) -> Any:
         (["study", "arms.yaml", "--run", "/r"], "dasm-ray: arms.yaml: against: there is no arm 'b'"),
         (["distill", "runs/a.yaml", "--run", "/r"], "dasm-ray: runs/a.yaml: is not among the files sent"),
         (["--address", "localhost:8265", "doctor"], "dasm-ray: --address localhost:8265: is no URL"),
+        (["--address", "ray://me:pass@h:1", "doctor"], "dasm-ray: --address ray://***@h:1: is no URL"),
+        (["--address", "me:pass@h:1", "doctor"], "dasm-ray: --address ***@h:1: is no URL"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_sent(
@@ -263,6 +265,35 @@ def test_a_server_that_is_none_is_refused(tmp_path: Path) -> None:
             assert "something else answers there" in refused_in_time(f"http://127.0.0.1:{wrong.server_port}", tmp_path)
         finally:
             wrong.shutdown()
+
+
+def test_the_credentials_of_an_address_are_shown_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_ports(1)[0]
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://me:hunter2@127.0.0.1:{port}")
+    monkeypatch.chdir(tmp_path)
+    result = call("doctor")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"dasm-ray: http://***@127.0.0.1:{port}: no job server answers there")
+
+
+def test_the_credentials_of_an_address_are_not_in_the_hint_of_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+
+    class Client:
+        def submit_job(self, **_: object) -> None:
+            taken.append("a job")
+            if len(taken) > 1:
+                raise RuntimeError("http://me:hunter2@head:8265 is full")
+
+    monkeypatch.setattr(jobs, "_connect", lambda _: Client())
+    job = jobs.send(["doctor"], "http://me:hunter2@head:8265", tmp_path, name="looked")
+    assert job.hint.startswith("`ray job logs --address http://***@head:8265 --follow looked`")
+    with pytest.raises(SessionError) as caught:
+        jobs.send(["doctor"], "http://me:hunter2@head:8265", tmp_path)
+    told = "http://***@head:8265: the job server did not take the job (http://***@head:8265 is full)"
+    assert str(caught.value) == told
 
 
 # --- a head ------------------------------------------------------------------------------------------------------
