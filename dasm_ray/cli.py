@@ -748,14 +748,17 @@ def submit(address: str, name: str | None, install: bool, no_wait: bool, words: 
         given = _given(words)
         jobs.check(words[0], given)
         jobs.check_address(address)
+        configs: list[RunConfig] = []  # of a sweep or a study one, since all agree in where files lie
         for kind, config in jobs.known_configs(given):
             if kind == "sweep":
-                load_sweep(config, given["overrides"], given["workers"])
+                configs.append(load_sweep(config, given["overrides"], given["workers"]).trials[0].config)
             elif kind == "study":
-                load_study(config, _with_options(given["overrides"], given["workers"], None))
+                configs.append(load_study(config, _with_options(given["overrides"], given["workers"], None)).config)
             else:
-                _config(config, given["overrides"], given["workers"], None)
-        jobs.check_package(jobs.files_sent(Path.cwd()), jobs.sent_configs(given), install=install)
+                configs.append(_config(config, given["overrides"], given["workers"], None))
+        files = jobs.files_sent(Path.cwd())
+        jobs.check_keys(given, configs, files)
+        jobs.check_package(files, jobs.sent_configs(given), install=install)
         job = jobs.send(words, address, Path.cwd(), name=name, install=install)
         click.echo(f"job {job.name}: {job.hint}", err=True)
         if no_wait:

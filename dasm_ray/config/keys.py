@@ -92,6 +92,9 @@ Text = Annotated[StrictStr, Field(max_length=4096), pydantic.AfterValidator(_che
 """A name or a place: one line, and no credentials, since it is written down and shown."""
 
 
+PLACES = ("data.path", "data.cache", "experts.cache", "evaluate.cache")
+"""Keys that say where files lie, as a URI or a path from the folder of the command."""
+
 GROUP_SIZE = 5
 """Classes of a group where none is said: as many tasks as keep many workers busy, each long enough to be worth it."""
 

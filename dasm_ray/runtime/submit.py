@@ -17,13 +17,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from dasm_ray.config.recipes import Kind, is_shipped
-from dasm_ray.config.shown import masked
+from dasm_ray.config import plain_yaml
+from dasm_ray.config.keys import PLACES, RunConfig
+from dasm_ray.config.parsing import apply_overrides
+from dasm_ray.config.recipes import Kind, is_shipped, located
+from dasm_ray.config.shown import escaped, masked
 from dasm_ray.errors import ConfigError, ResourceError, SessionError
+from dasm_ray.plain import Plain, Tree, Values
 from dasm_ray.runtime.address import without_credentials
 
 COMMANDS = (
@@ -35,6 +39,11 @@ COMMANDS = (
 CACHES = ("__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache")
 EXCLUDES = ["/runs", "/data", "/.git", "/.venv", "/venv", *CACHES]
 """What of a folder is not sent, beside what its .gitignore and .rayignore name."""
+
+REACHED = "give a URI or an absolute path that every node reaches"
+
+IMAGES = "data.path"
+"""The one of PLACES that is only read, so that it may be sent along."""
 
 MOST_BYTES = 100 * 2**20
 """Ray's job server takes no larger package; files are packed as they are, without compression."""
@@ -72,15 +81,48 @@ def check(command: str, given: Given) -> None:
     faults = []
     if given.get("address") is not None:
         faults.append(f"--address: a job joins its own cluster; the job server's address stands before {command}")
-    there = "give a URI or an absolute path that every node reaches"
     if "run" in given and given["run"] is None:
-        faults.append(f"--run: is missing, and the default lies in a temporary folder of the job; {there}")
+        faults.append(f"--run: is missing, and the default lies in a temporary folder of the job; {REACHED}")
     for name, label in (("run", "--run "), ("target", "--to "), ("path", "")):
         place = given.get(name)
         if place is not None and not is_shared(place):
-            faults.append(f"{label}{place}: is relative to a temporary folder of the job; {there}")
+            faults.append(f"{label}{place}: is relative to a temporary folder of the job; {REACHED}")
     if faults:
         raise ConfigError(*faults)
+
+
+def check_keys(given: Given, configs: Sequence[RunConfig], files: Mapping[str, int]) -> None:
+    """Refuses keys that mean something else in a job: of the ``configs`` that were read here, and of every ``--set``.
+
+    ``files``: what is sent; images may lie among them. Raises ConfigError with a sentence for each fault.
+    """
+    changes: Tree = {}
+    apply_overrides(changes, given.get("overrides", ()))
+    trees: list[Values] = [changes, *(config.model_dump(mode="json") for config in configs)]
+    faults = [fault for tree in trees for fault in _misplaced(tree, files)]
+    if faults:
+        raise ConfigError(*dict.fromkeys(faults))
+
+
+def _misplaced(tree: Values, files: Mapping[str, int]) -> Iterator[str]:
+    """A sentence for each key of one configuration."""
+    if _value(tree, "runtime.address") is not None:
+        yield "runtime.address: a job joins its own cluster; leave it out"
+    for key in PLACES:
+        place = _value(tree, key)
+        if not isinstance(place, str) or is_shared(place):
+            continue
+        if key != IMAGES:
+            yield f"{key} {escaped(place)}: is relative to a temporary folder of the job; {REACHED}"
+        elif not any(PurePosixPath(name).is_relative_to(os.path.normpath(place)) for name in files):
+            yield f"{key} {escaped(place)}: is not among the files sent from this folder; {REACHED}"
+
+
+def _value(tree: Values, key: str) -> Plain:
+    """What a tree says of the key ``a.b``; None where it says nothing."""
+    section, _, name = key.partition(".")
+    below = tree.get(section)
+    return below.get(name) if isinstance(below, dict) else None
 
 
 def is_shared(place: str) -> bool:
@@ -100,8 +142,19 @@ def known_configs(given: Given) -> list[tuple[Kind, str]]:
 
 
 def sent_configs(given: Given) -> list[str]:
-    """Those that go along with the folder; what comes with the package is there already."""
-    return [name for kind, name in known_configs(given) if not is_shipped(name, kind)]
+    """Those that go along with the folder, and the recipes that they name; what comes with the package is there."""
+    sent = [(kind, name) for kind, name in known_configs(given) if not is_shipped(name, kind)]
+    named = [_recipe_in(name) for kind, name in sent if kind != "recipe"]
+    return [*(name for _, name in sent), *(recipe for recipe in named if not is_shared(recipe))]
+
+
+def _recipe_in(name: str) -> str:
+    """The recipe that a sweep or a study names, as a path from here; an absolute one where it comes with the package.
+
+    Raises ConfigError where the file, or the recipe, cannot be read.
+    """
+    recipe = str(plain_yaml.read_file(name).get("recipe"))
+    return os.path.normpath(located(recipe, "recipe", Path(name).parent))
 
 
 def check_address(address: str) -> None:

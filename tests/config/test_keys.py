@@ -29,6 +29,11 @@ def test_every_field_says_what_it_means(key: str) -> None:
     assert LEAVES[key].description
 
 
+def test_keys_that_say_where_files_lie_are_listed() -> None:
+    """Each says so by how it is described."""
+    assert set(keys.PLACES) == {key for key, field in LEAVES.items() if "older or URI" in str(field.description)}
+
+
 def test_settings_that_fall_back_to_the_matcher() -> None:
     assert [parse_config({"matcher": {"name": name}}).metric for name in ("idc", "dc", "dsa")] == ["mse", "cos", "cos"]
     assert parse_config({"matcher": {"name": "dc", "metric": "l1"}}).metric == "l1"

@@ -106,7 +106,11 @@ def test_what_makes_no_sense_in_a_job_is_refused(command: str, given: dict[str, 
         assert problem.startswith(part)
 
 
-def test_recipes_of_the_folder_are_sent_and_others_are_the_clusters() -> None:
+def test_recipes_of_the_folder_are_sent_and_others_are_the_clusters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text("{recipe: digits}")
     assert jobs.sent_configs(RUN) == ["a.yaml"]
     assert jobs.sent_configs({"configs": ("a.yaml", "/opt/b.yaml", "s3://b/c.yaml")}) == ["a.yaml"]
     assert jobs.sent_configs({"sweeps": ("a.yaml", "/opt/b.yaml")}) == ["a.yaml"]
@@ -114,7 +118,53 @@ def test_recipes_of_the_folder_are_sent_and_others_are_the_clusters() -> None:
     assert jobs.sent_configs({"path": "s3://b/r"}) == []
 
 
-def test_what_comes_with_the_package_is_read_here_and_not_sent() -> None:
+@pytest.mark.parametrize("argument", ["sweeps", "studies"])
+def test_the_recipe_that_a_file_names_is_sent_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str
+) -> None:
+    below, given = tmp_path / "here" / "below", {argument: ("below/a.yaml",)}
+    below.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    sent = {}
+    for recipe in ("base.yaml", "../base.yaml", "../../base.yaml", str(tmp_path / "base.yaml"), "digits"):
+        (below / "a.yaml").write_text(f"{{recipe: {recipe}}}")
+        sent[recipe] = jobs.sent_configs(given)[1:]
+    assert list(sent.values()) == [["below/base.yaml"], ["base.yaml"], ["../base.yaml"], [], []]
+
+
+KEYS = ("data.path=images", "data.cache=c", "experts.cache=runs/experts", "evaluate.cache=../cells")
+
+
+@pytest.mark.parametrize("given", [{"overrides": KEYS}, {"overrides": ()}])
+def test_keys_that_mean_something_else_in_a_job_are_refused(given: dict[str, Any]) -> None:
+    config = load_config(None, [*KEYS, "runtime.address=head:6379"])
+    with pytest.raises(ConfigError) as caught:
+        jobs.check_keys(given, [config, config], {"imagesx/a.png": 1})
+    assert {problem.partition(": ")[0] for problem in caught.value.problems} == {
+        *(key.replace("=", " ") for key in KEYS),
+        "runtime.address",
+    }
+    assert len(caught.value.problems) == 5
+    there = "give a URI or an absolute path that every node reaches"
+    assert f"data.path images: is not among the files sent from this folder; {there}" in caught.value.problems
+    assert f"data.cache c: is relative to a temporary folder of the job; {there}" in caught.value.problems
+
+
+def test_keys_of_a_set_that_is_the_clusters_are_looked_at_too() -> None:
+    with pytest.raises(ConfigError, match=r"^data\.path data/cifar10: is not among the files sent"):
+        jobs.check_keys({"path": "/shared/r", "overrides": ("data.path=data/cifar10",)}, [], {"a.yaml": 1})
+
+
+def test_places_that_a_job_finds_are_taken() -> None:
+    keys = ["data.path=./images", "data.cache=s3://b/blocks", "experts.cache=/shared/experts"]
+    jobs.check_keys({"overrides": keys}, [load_config(None, keys)], {"images/a/1.png": 1})
+    jobs.check_keys({"overrides": ("data.path=.",)}, [], {"a/1.png": 1})
+    jobs.check_keys({"address": None}, [load_config("digits")], {})
+
+
+def test_what_comes_with_the_package_is_read_here_and_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text("{recipe: digits}")
     given = {"sweeps": ("digits", "a.yaml", "/opt/b.yaml")}
     assert jobs.known_configs(given) == [("sweep", "digits"), ("sweep", "a.yaml")]
     assert jobs.sent_configs(given) == ["a.yaml"]
@@ -215,6 +265,15 @@ def call(*words: object) -> Any:
         (["sweep", "bad.yaml", "--run", "/r"], "dasm-ray: bad.yaml: matcher.lr: there is no such key"),
         (["study", "arms.yaml", "--run", "/r"], "dasm-ray: arms.yaml: against: there is no arm 'b'"),
         (["distill", "runs/a.yaml", "--run", "/r"], "dasm-ray: runs/a.yaml: is not among the files sent"),
+        (["sweep", "sweep.yaml", "--run", "/r"], "dasm-ray: runs/a.yaml: is not among the files sent"),
+        (["study", "study.yaml", "--run", "/r"], "dasm-ray: runs/a.yaml: is not among the files sent"),
+        (["distill", "digits", "--run", "/r", "--set", "data.path=data/c"], "dasm-ray: data.path data/c: is not among"),
+        (["sweep", "digits", "--run", "/r", "--set", "experts.cache=e"], "dasm-ray: experts.cache e: is relative to"),
+        (
+            ["study", "study.yaml", "--run", "/r", "--set", "evaluate.cache=e"],
+            "dasm-ray: evaluate.cache e: is relative",
+        ),
+        (["evaluate", "/r", "--set", "runtime.address=h:1"], "dasm-ray: runtime.address: a job joins its own cluster"),
         (["--address", "localhost:8265", "doctor"], "dasm-ray: --address localhost:8265: is no URL"),
         (["--address", "ray://me:pass@h:1", "doctor"], "dasm-ray: --address ray://***@h:1: is no URL"),
         (["--address", "me:pass@h:1", "doctor"], "dasm-ray: --address ***@h:1: is no URL"),
@@ -228,6 +287,8 @@ def test_bad_input_is_refused_before_anything_is_sent(
     (tmp_path / "runs" / "a.yaml").write_text(TINY)
     (tmp_path / "typo.yaml").write_text(TINY.replace("ipc", "icp"))
     (tmp_path / "arms.yaml").write_text("{name: bad, recipe: runs/a.yaml, arms: {a: {}}, against: b}")
+    (tmp_path / "study.yaml").write_text("{name: good, recipe: runs/a.yaml, arms: {a: {}}}")
+    (tmp_path / "sweep.yaml").write_text("{name: good, recipe: runs/a.yaml, space: {seed: {grid: [1]}}}")
     (tmp_path / "bad.yaml").write_text("{name: bad, recipe: runs/a.yaml, space: {matcher.lr: {grid: [1]}}}")
     result = call(*words)
     assert (result.exit_code, result.stdout) == (2, "")
