@@ -193,6 +193,7 @@ def connected(
         else:
             session = given.session
         progress.listen(Metrics(config.name))
+        progress.begin()
         progress.note(f"{config.name}: {session}, results in {place}")
         real = given.real if given else load_real(source, config.data, progress.note, progress)
         check_against_data(config, real)

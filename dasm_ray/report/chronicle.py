@@ -15,6 +15,9 @@ from dasm_ray.plain import Plain, Tree
 
 MOST_SEGMENTS = 1000
 
+KINDS = ("stage", "progress", "stage_end", "task", "workers", "probe", "data")
+"""Lines that tell of work. Others, as a note, may come long before it, and say nothing of when it began."""
+
 FIRST = ("data", "experts")
 """Stages that a driver goes through once, before all others."""
 
@@ -95,7 +98,7 @@ class _Reader:
         self._lost_before = 0
         self._workers_before = 0
         self._at_work: set[int] = set()
-        self._seen: set[str] = set()
+        self._seen: set[tuple[str, str]] = set()  # kinds of lines in this sitting, and of which stage
 
     def take(self, event: Tree) -> None:
         """One line, if it is as a run writes it."""
@@ -103,14 +106,17 @@ class _Reader:
         if at is None:
             return
         self.told.last = at
-        name = f"_{event.get('kind')}"
-        if name not in ("_stage", "_progress", "_stage_end", "_task", "_workers", "_probe", "_data"):
-            return  # a note may be the first line of the next sitting, long after the last of this one
-        if self._offset is None or self._begins_a_sitting(event):
+        if _begins_a_driver(event) or self._begins_again(event):
+            self._sit_down(at)
+        kind = text(event, "kind")
+        if kind not in KINDS:
+            return
+        if self._offset is None:
             self._sit_down(at)
         assert self._offset is not None
         self._now = max(self._now, at - self._offset)
-        getattr(self, name)(event)
+        self._seen.add((kind, text(event, "stage")))
+        getattr(self, f"_{kind}")(event)
 
     def whole(self) -> Chronicle:
         """All that was told, a stage that did not end included."""
@@ -119,20 +125,20 @@ class _Reader:
         return self.told
 
     def _sit_down(self, at: float) -> None:
-        """A driver begins: time goes on where the one before left off."""
-        if self._offset is not None:
+        """A driver begins: time goes on where the one before left off. One that has done nothing was no sitting."""
+        if self._seen:
             self._close()
             self.told.resumed.append(self._now)
             self._workers_before = max((work.worker for work in self.told.work), default=0)
             self._lost_before = self.told.losses
             self._at_work.clear()
+            self._seen.clear()
         self._offset = at - self._now
-        self._seen.clear()
 
-    def _begins_a_sitting(self, event: Tree) -> bool:
-        """Each driver finds the real images and the experts once, and first: whoever does so again is another one."""
-        stage = text(event, "stage") if event.get("kind") == "stage" else ""
-        return stage in FIRST and stage in self._seen
+    def _begins_again(self, event: Tree) -> bool:
+        """Whether somebody finds the real images or the experts who has in this sitting: each driver does so once."""
+        kind, stage = text(event, "kind"), text(event, "stage")
+        return (kind == "data" or (kind == "stage" and stage in FIRST)) and (kind, stage) in self._seen
 
     def _close(self, done: int | None = None) -> None:
         if self._open is not None:
@@ -146,7 +152,6 @@ class _Reader:
     def _stage(self, event: Tree) -> None:
         self._close()
         name, detail = text(event, "stage"), text(event, "detail")
-        self._seen.add(name)
         self._open = (name, detail, self._now, count(event, "done"), count(event, "total"))
 
     def _progress(self, event: Tree) -> None:
@@ -177,6 +182,13 @@ class _Reader:
 
     def _data(self, event: Tree) -> None:
         self.told.found = {name: value for name, value in event.items() if name not in ("time", "kind")}
+
+
+def _begins_a_driver(event: Tree) -> bool:
+    """Whether a line is the first of a driver: it says so or, in older logs, notes its workers and its place."""
+    kind, said = text(event, "kind"), text(event, "text")
+    has_workers = kind == "note" and re.search(r": \d+ workers? of ", said) is not None
+    return kind == "begin" or (has_workers and ", results in " in said)
 
 
 def segment_of(detail: str) -> int | None:

@@ -171,6 +171,10 @@ class Progress:
         """Someone else who gets each fact from now on."""
         self._listeners.append(events)
 
+    def begin(self) -> None:
+        """Somebody sets to work: for those who listen, since what was told before may be hours old."""
+        self._tell(kind="begin")
+
     def expect(self, stages: int, work: Mapping[str, float] | None = None) -> None:
         """So many stages are to come, which the overall bar counts.
 

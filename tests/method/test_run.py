@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from local_pool import LocalPool, Napping, local_run, small
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.errors import ConfigError, DataError, NonFinite, TaskLost
-from dasm_ray.method.run import check_against_data, run_all, under, whitened
+from dasm_ray.method import run as module
+from dasm_ray.method.run import Given, check_against_data, connected, run_all, under, whitened
 from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.runtime.pool import Done, task
 from dasm_ray.runtime.worker import Worker
 from dasm_ray.store import tensors
+from dasm_ray.store.place import Place
 
 
 def test_a_run_has_one_configuration_and_all_keys_follow_from_it(digits: RealRefs, tmp_path: Path) -> None:
@@ -33,6 +36,19 @@ def test_a_run_has_one_configuration_and_all_keys_follow_from_it(digits: RealRef
     assert str(run.shared_place) == f"{tmp_path}/experts/{run.expert_key}"
     cached = replace(run, config=small(experts={"cache": "/cache"}))
     assert str(cached.shared_place) == f"/cache/{run.expert_key}"
+
+
+def test_whoever_opens_a_run_says_first_that_it_begins(
+    digits: RealRefs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing is decoded and all experts are there: the time before it was nobody's work."""
+    events: list[dict[str, Any]] = []
+    session = local_run(small(), tmp_path, digits).session
+    monkeypatch.setattr(module, "_pool", lambda *_: contextlib.nullcontext(LocalPool()))
+    monkeypatch.setattr(module, "Metrics", lambda _: lambda **_: None)
+    with connected(small(), Place(tmp_path), lambda **event: events.append(event), Given(session, digits)):
+        pass
+    assert [event["kind"] for event in events[:2]] == ["begin", "note"]
 
 
 def test_a_run_opens_whitened_where_that_is_asked_and_reads_it_again(digits: RealRefs, tmp_path: Path) -> None:

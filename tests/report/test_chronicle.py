@@ -49,6 +49,38 @@ def test_time_between_two_sittings_is_left_out_and_workers_are_others() -> None:
     assert told.stages[2] == Stage("data", "", 5.0, 7.0, 2, 2)
 
 
+OPENED = "digits: 2 workers of 1 core and 0 GPUs on this machine, results in runs/digits"
+FOUND = at(100.0, "data", name="digits")  # images that were kept: no stage finds them
+DISTILLED = [
+    stage(101.0, "distil", 4, "segment 1 of 1"),
+    at(105.0, "stage_end", stage="distil", detail="segment 1 of 1", done=4),
+]
+
+
+@pytest.mark.parametrize(
+    ("first", "seconds"),
+    [
+        pytest.param([at(99.0, "begin"), at(99.0, "note", text=OPENED), FOUND], 6.0, id="begin"),
+        pytest.param([at(99.0, "note", text=OPENED), at(99.0, "task", task="pace", worker=1)], 6.0, id="note"),
+        pytest.param([at(99.0, "note", text="data digits"), FOUND], 5.0, id="data"),
+    ],
+)
+def test_however_a_driver_begins_the_pause_before_it_is_no_work(first: list[dict[str, Any]], seconds: float) -> None:
+    sitting = [*first, *DISTILLED]
+    hours = [{**event, "time": event["time"] + 8 * 3600} for event in sitting]
+    told = chronicle([*sitting, *hours])
+    assert (told.seconds, told.resumed, told.by_stage) == (2 * seconds, [seconds], {"distil": 8.0})
+    killed = [*sitting[:-1], at(103.0, "progress", stage="distil", done=2, total=4), *hours]
+    assert chronicle(killed).by_stage == {"distil": 6.0}, "a stage that was broken off ends with its last line"
+
+
+def test_a_driver_that_did_nothing_is_no_sitting() -> None:
+    idle = [at(5000.0, "begin"), at(5001.0, "note", text=OPENED), at(9000.0, "begin")]
+    later = [{**event, "time": event["time"] + 8900} for event in SITTING]
+    told = chronicle([at(100.0, "begin"), *SITTING, *idle, *later])
+    assert (told.resumed, told.seconds) == ([6.0], 12.0)
+
+
 def test_probes_and_the_data() -> None:
     told = chronicle([at(1, "data", name="digits", counts={"train": [1, 2]}), at(2, "probe", accuracy=0.25)])
     assert told.found == {"name": "digits", "counts": {"train": [1, 2]}}

@@ -260,6 +260,14 @@ def test_what_was_found_is_told_and_not_printed(clock: Clock, capsys: pytest.Cap
     assert capsys.readouterr().err == ""
 
 
+def test_that_somebody_sets_to_work_is_told_and_not_printed(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    events: list[dict[str, object]] = []
+    with Progress(lambda **event: events.append(event), live=False, clock=clock) as progress:
+        progress.begin()
+    assert events == [{"kind": "begin"}]
+    assert capsys.readouterr() == ("", "")
+
+
 def test_tasks_are_told_and_not_printed(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     events: list[dict[str, object]] = []
     with Progress(lambda **event: events.append(event), live=False, clock=clock) as progress:
