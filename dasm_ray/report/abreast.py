@@ -161,13 +161,18 @@ HEADINGS = ("run", "data", "matcher", "set", "images a class", "segments", "test
 def _summary(runs: Sequence[Gathered]) -> Tree:
     rows = []
     for run, name in zip(runs, names_of(runs), strict=True):
-        config, own = run.config, run.row
-        gained = None if own is None else ior(own, run.rows)
-        figures_of = (
-            "–" if own is None else percent(own).removesuffix(" %"),
-            "–" if gained is None else points(gained),
-        )
-        sizes = (str(config.synthetic.ipc), str(config.synthetic.segments))
-        names = (name, config.data.name, config.matcher.name, run.digest or "not done")
-        rows.append([*names, *sizes, *figures_of, duration(run.log.seconds) if run.log.seconds else "–"])
+        rows += [_line(run, called, own) for called, own in _own_of(run, name)] or [_line(run, name, None)]
     return {**grid("the runs", HEADINGS, rows), "words": HEADINGS[:4]}
+
+
+def _own_of(run: Gathered, name: str) -> list[tuple[str, Row]]:
+    """The rows of a run's own set, called ``name``, or where it serves several arms of a study, as each is."""
+    return [(name if len(run.own) == 1 else f"{name}: {arm}", row) for arm, row in run.own.items()]
+
+
+def _line(run: Gathered, name: str, own: Row | None) -> list[str]:
+    config, gained = run.config, None if own is None else ior(own, run.rows)
+    figures_of = ("–" if own is None else percent(own).removesuffix(" %"), "–" if gained is None else points(gained))
+    sizes = (str(config.synthetic.ipc), str(config.synthetic.segments))
+    names = (name, config.data.name, config.matcher.name, run.digest or "not done")
+    return [*names, *sizes, *figures_of, duration(run.log.seconds) if run.log.seconds else "–"]

@@ -21,7 +21,7 @@ from dasm_ray.errors import ArtifactError, DasmError, RunDirError
 from dasm_ray.plain import Tree
 from dasm_ray.report.chronicle import Chronicle, chronicle
 from dasm_ray.report.neighbours import Levels, Nearest, is_too_much, nearest
-from dasm_ray.report.table import Row, from_json
+from dasm_ray.report.table import OWN, Row, from_json
 from dasm_ray.store import tensors
 from dasm_ray.store.artifact import Artifact, as_levels, digest, read_artifact
 from dasm_ray.store.checked import read_checked_json
@@ -78,7 +78,7 @@ class Gathered:
     scores: list[Scores] = field(default_factory=list)
     experts: list[tuple[list[float], list[float]]] = field(default_factory=list)  # accuracy and loss by epoch
     validation: tuple[tuple[float, ...], ...] = ()  # after each segment, one a seed, in [0, 1]
-    arm: str = ""  # of the study that it is a set of
+    arm: str = ""  # of the study that it is a set of; of several, their names
     sizes: dict[str, int] = field(default_factory=dict)  # bytes by part
     audits: dict[str, Tree] = field(default_factory=dict)  # what "", the set, and selections tell of their real images
     remarks: list[str] = field(default_factory=list)  # what could not be shown, and why
@@ -104,9 +104,16 @@ class Gathered:
         return of_set if isinstance(of_set, dict) and of_set else self.log.found
 
     @property
+    def own(self) -> dict[str, Row]:
+        """The row of the set itself, with its own labels, by the run's name; in a study one for each of its arms."""
+        of_arms = {row.name.removeprefix(f"{OWN}: "): row for row in self.rows if row.name.startswith(f"{OWN}: ")}
+        one = next((row for row in self.rows if row.name == OWN), None)
+        return of_arms if one is None else {self.arm or self.config.name: one}
+
+    @property
     def row(self) -> Row | None:
-        """The row of the set itself: with its own labels."""
-        return next((row for row in self.rows if row.name == "distilled"), None)
+        """The row of the set itself, or the first of them."""
+        return next(iter(self.own.values()), None)
 
     def row_of(self, name: str) -> Row | None:
         """Another row, under the same labels where there is one."""
@@ -196,21 +203,28 @@ def gather_all(place: Place, *, looks_at_data: bool = True) -> list[Gathered]:
         distilled = [training for training in trainings if training["source"] == "distilled"]
         for run in runs:
             mine = [training for training in distilled if str(training["folder"]).endswith(run.place.name)]
-            run.arm, run.rows = ", ".join(dict.fromkeys(training["arm"] for training in mine)), _rows_in(mine)
+            run.arm, run.rows = ", ".join(dict.fromkeys(training["arm"] for training in mine)), _rows_by_arm(mine)
     return runs
 
 
-def _rows_in(trainings: Sequence[Tree]) -> list[Row]:
-    """The row of a study's set, where the study reads the test set."""
-    tests = [training["test"] for training in trainings if training["test"] is not None]
-    return [Row("distilled", tests, [training["validation"] for training in trainings])] if tests else []
+def _rows_by_arm(trainings: Sequence[Tree]) -> list[Row]:
+    """The row of a study's set, where the study reads the test set: one for each arm, if several are trained on it."""
+    by_arm: dict[str, list[Tree]] = {}
+    for training in trainings:
+        if training["test"] is not None:
+            by_arm.setdefault(training["arm"], []).append(training)
+    rows = []
+    for arm, mine in by_arm.items():
+        tests, validation = ([training[of] for training in mine] for of in ("test", "validation"))
+        rows.append(Row(OWN if len(by_arm) == 1 else f"{OWN}: {arm}", tests, validation, mine[0]["labels"]))
+    return rows
 
 
 def _rows_of(run: Gathered, rows: Sequence[Row]) -> list[Row]:
     """A run's own row in the table of its comparison, and those of its size to compare it with."""
     ipc, network = run.config.synthetic.ipc, rows[0].network if rows else ""
     near = [row for row in rows if row.network == network and (row.ipc == ipc or row.name == "full")]
-    own = [replace(row, name="distilled") for row in near if row.name == run.name]
+    own = [replace(row, name=OWN) for row in near if row.name == run.name]
     return [*own, *(row for row in near if row.name != run.name)] if own else []
 
 

@@ -17,7 +17,7 @@ from dasm_ray.plain import Plain, Tree, Values
 from dasm_ray.report import audited, figures
 from dasm_ray.report.gallery import gallery
 from dasm_ray.report.gathered import Gathered, real_bytes, stored_bytes
-from dasm_ray.report.table import LEGEND, WORDS, Row, as_cells, best_selection, cautions, selection_of
+from dasm_ray.report.table import LEGEND, WORDS, Row, as_cells, best_selection, cautions, is_own, selection_of
 from dasm_ray.report.wording import duration, figure, grid, number, percent, points, share, size, thinned
 from dasm_ray.store.datasets.found import COPIES, leaks
 
@@ -80,6 +80,9 @@ def _of_accuracies(run: Gathered) -> str:
     own, random, full = run.row, run.row_of("random"), run.row_of("full")
     if own is None:
         return ""
+    if len(run.own) > 1:
+        each = ", ".join(f"{percent(row)} as {arm}, {row.labels} labels" for arm, row in run.own.items())
+        return f" Of the test images, networks trained on them get right: {each}."
     best = best_selection(own, run.rows)
     said = f" Networks trained on them get {percent(own)} of the test images right"
     said += f", on as many random images {percent(random)}" if random else ""
@@ -114,8 +117,10 @@ def _tiles_of_accuracy(run: Gathered) -> Iterator[Tree]:
     own, random, full = run.row, run.row_of("random"), run.row_of("full")
     if own is None:
         return
-    spread = "one seed" if own.std is None else f"± {100 * own.std:.1f} over {len(own.accuracies)} seeds"
-    yield {"value": f"{100 * own.mean:.1f} %", "label": "test accuracy", "note": spread}
+    for arm, row in run.own.items():
+        spread = "one seed" if row.std is None else f"± {100 * row.std:.1f} over {len(row.accuracies)} seeds"
+        label = "test accuracy" if len(run.own) == 1 else f"test accuracy, {arm}"
+        yield {"value": f"{100 * row.mean:.1f} %", "label": label, "note": spread}
     best = best_selection(own, run.rows)
     if random is not None:
         yield {"value": points(own.mean - random.mean), "label": "points over random images", "note": ""}
@@ -211,7 +216,7 @@ def _pairs(values: Plain) -> Iterator[tuple[str, str]]:
 def table(rows: Sequence[Row], tested: int | None) -> Tree:
     """The fair table for the template."""
     headings, cells = as_cells(rows)
-    drawn = [{"cells": of, "is_own": row.name == "distilled"} for of, row in zip(cells, rows, strict=True)]
+    drawn = [{"cells": of, "is_own": is_own(row)} for of, row in zip(cells, rows, strict=True)]
     below = [LEGEND, *cautions(rows, tested)]
     return {"caption": "test accuracies", "headings": headings, "words": WORDS, "rows": drawn, "below": below}
 
@@ -223,7 +228,7 @@ def _accuracies(rows: Sequence[Row]) -> Tree:
             f"{row.name}, {row.labels} labels" if has_both and row.name != "full" else row.name,
             100 * row.mean,
             None if row.std is None else 100 * row.std,
-            row.name == "distilled",
+            is_own(row),
         )
         for row in rows
     ]

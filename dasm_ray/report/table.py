@@ -32,6 +32,9 @@ LEGEND = (
 BEST = "selection: "
 """How the name of a row begins that is the best of several selections."""
 
+OWN = "distilled"
+"""What the row of a distilled set is called in its own table; of several arms of a study that it serves, `OWN: ARM`."""
+
 FEW_IMAGES = 100
 """Test images below which a table says what one of them weighs."""
 
@@ -58,6 +61,11 @@ class Row:
     def std(self) -> float | None:
         """Sample standard deviation (n - 1) over seeds; None for a single seed."""
         return _spread(self.accuracies)
+
+
+def is_own(row: Row) -> bool:
+    """Whether a row is of the distilled set that its table is about."""
+    return row.name == OWN or row.name.startswith(f"{OWN}: ")
 
 
 def ior(row: Row, rows: Sequence[Row]) -> float | None:

@@ -12,6 +12,7 @@ from test_differences import SEEN, study_of
 from dasm_ray.report.abreast import names_of, side_by_side
 from dasm_ray.report.differences import summary
 from dasm_ray.report.gathered import gather, gather_all
+from dasm_ray.report.sections import sections
 from dasm_ray.report.table import Row, as_json
 from dasm_ray.report.wording import percent
 from dasm_ray.store.checked import write_checked_json
@@ -113,3 +114,25 @@ def test_a_study_shows_its_differences_tables_and_the_sets_of_its_first_seed(run
     assert [drawn["svg"] for drawn in shown["figures"] if drawn["title"] == title and "dasm +2.0" in drawn["svg"]]
     assert [table["caption"] for table in shown["tables"]][:2] == ["2 images a class", "2 images a class, cost"]
     assert any("test is read once" in line for line in shown["tables"][1]["below"])
+
+
+def test_arms_that_share_a_set_have_a_row_each_with_its_own_labels(run_folder: Path, tmp_path: Path) -> None:
+    """They differ in how the set is evaluated alone, so that nothing was distilled twice."""
+    place = Place(a_study(tmp_path, run_folder))
+    hard = [replace(each, folder=f"sets/ipc2_seed3_{'a' * 16}", seed=3) for each in SEEN[3:4]]
+    better = tuple({**training, "test": training["test"] + 0.5} for training in hard[0].trainings)
+    soft = replace(hard[0], arm="dasm_soft", labels="soft", trainings=better)
+    write_trainings(place / "trainings.parquet", rows_of([*hard, soft]), STUDY_COLUMNS)
+    (run,) = gather_all(place, looks_at_data=False)
+    told = {arm: (row.labels, row.accuracies) for arm, row in run.own.items()}
+    assert told == {"dasm": ("hard", [0.25, 0.26]), "dasm_soft": ("soft", [0.75, 0.76])}
+    assert [row.name for row in run.rows] == ["distilled: dasm", "distilled: dasm_soft"]
+    shown = sections(run, "r0", 10**6)
+    assert "right: 25.5 ± 0.7 % as dasm, hard labels, 75.5 ± 0.7 % as dasm_soft, soft labels." in shown["lead"]
+    assert [tile["value"] for tile in shown["tiles"]][:2] == ["25.5 %", "75.5 %"]
+    assert [line["is_own"] for line in shown["table"]["rows"]] == [True, True]
+    lines = [line["cells"] for line in side_by_side([place], [run])["tables"][-1]["rows"]]
+    assert [(line[0], line[6]) for line in lines] == [
+        ("dasm, dasm_soft of 2: dasm", "25.5 ± 0.7"),
+        ("dasm, dasm_soft of 2: dasm_soft", "75.5 ± 0.7"),
+    ]
