@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from dasm_ray.config.afterwards import without_address
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.errors import ArtifactError, DasmError, RunDirError
-from dasm_ray.plain import Tree
+from dasm_ray.plain import Plain, Tree
 from dasm_ray.report.chronicle import Chronicle, chronicle
 from dasm_ray.report.neighbours import Levels, Nearest, is_too_much, nearest
 from dasm_ray.report.table import OWN, Row, from_json
@@ -27,6 +27,8 @@ from dasm_ray.store.artifact import Artifact, as_levels, digest, read_artifact
 from dasm_ray.store.checked import read_checked_json
 from dasm_ray.store.checkpoints import Scores, read_scores, segment_pixels
 from dasm_ray.store.datasets.catalogue import open_source
+from dasm_ray.store.datasets.sorting import Seal
+from dasm_ray.store.datasets.splits import SPLITS
 from dasm_ray.store.description import DESCRIPTION, read_description
 from dasm_ray.store.events import read_events
 from dasm_ray.store.findings import COMPARISON, STUDY, STUDY_COLUMNS, SWEEP, TRAININGS, find, read_trainings
@@ -400,17 +402,49 @@ def _nearest(run: Gathered, pictures: Pictures) -> Nearest | None:
     try:
         source = open_source(data)
         if source.class_names != run.class_names or source.shape[1:] != shape[1:]:
-            run.remarks.append("The real images are not those that the set was made of, so none is shown beside it.")
+            run.remarks.append(OTHERS)
             return None
         if is_too_much(source):
             run.remarks.append(
                 "The real images are too many to be looked at for a page, so none is shown beside the set."
             )
             return None
-        return nearest(source.with_shape(shape), data, pictures.images, pictures.labels, run.config.synthetic.factor)
+        seal, factor = _seal(run, shape), run.config.synthetic.factor
+        found = nearest(source.with_shape(shape), data, pictures.images, pictures.labels, factor, seal)
     except DasmError:
         run.remarks.append("The real images cannot be opened here, so none is shown beside the synthetic ones.")
         return None
+    if seal is None:
+        run.remarks.append("Nothing kept tells whether the real images shown are those that the set was made of.")
+    elif not seal.is_whole or _data_digest(run) not in (None, seal.digest):
+        run.remarks.append(OTHERS)
+        return None
+    return found
+
+
+OTHERS = "The real images are not those that the set was made of, so none is shown beside it."
+
+
+def _data_digest(run: Gathered) -> str | None:
+    """The digest of the real images that the set was made of; None while there is no set."""
+    digest_of_set = None if run.artifact is None else run.artifact.provenance.get("data_digest")
+    return digest_of_set if isinstance(digest_of_set, str) else None
+
+
+def _seal(run: Gathered, shape: tuple[int, ...]) -> Seal | None:
+    """What tells whether real images are those of the run; None where their numbers are not known."""
+    told, classes = run.found.get("counts"), len(run.class_names)
+    of_splits = {split: _counts(told.get(split), classes) for split in SPLITS} if isinstance(told, Mapping) else {}
+    counts = {split: each for split, each in of_splits.items() if each is not None}
+    channels, height, width = shape
+    return Seal(counts, (channels, height, width)) if len(counts) == len(SPLITS) else None
+
+
+def _counts(values: Plain, classes: int) -> list[int] | None:
+    """Numbers of images a class; None for anything else."""
+    listed = list(values) if isinstance(values, list | tuple) else []
+    known = [count for count in listed if type(count) is int and 0 <= count < 1 << 62]
+    return known if len(known) == len(listed) == classes else None
 
 
 # --- for several runs --------------------------------------------------------------------------------------------

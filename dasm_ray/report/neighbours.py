@@ -17,7 +17,8 @@ from PIL import Image
 
 from dasm_ray.config.keys import Data
 from dasm_ray.store.datasets.catalogue import rows_of
-from dasm_ray.store.datasets.shards import Source, decode, split_of
+from dasm_ray.store.datasets.shards import Source, decode, sides_of
+from dasm_ray.store.datasets.sorting import Seal
 
 MOST_VALUES = 2_000_000_000
 """Values of all training images above which none is looked at: minutes of decoding."""
@@ -38,14 +39,22 @@ def is_too_much(source: Source) -> bool:
     return source.found.of_train.images * math.prod(source.shape) > MOST_VALUES
 
 
-def nearest(source: Source, data: Data, pictures: Levels, labels: NDArray[np.int64], factor: int) -> Nearest:
+def nearest(
+    source: Source,
+    data: Data,
+    pictures: Levels,
+    labels: NDArray[np.int64],
+    factor: int,
+    seal: Seal | None = None,
+) -> Nearest:
     """The nearest training images, of the same class, to ``pictures`` (N, C, H, W) of ``labels`` (N,).
 
     A picture holds ``factor`` x ``factor`` tiles, each of which stands for a training image: real images are made as
-    small as a tile is, and compared with it. Reads the training split alone. Raises DataError.
+    small as a tile is, and compared with it. Reads the training split alone, but for a ``seal``, which gets all images.
+    Raises DataError.
     """
     tiles = [_Tile(pictures, box) for box in boxes(pictures.shape[2], pictures.shape[3], factor)]
-    for images, of in _training_images(source, data):
+    for images, of in _training_images(source, data, seal):
         for label in np.unique(labels):
             mine, real = np.flatnonzero(labels == label), images[of == label]
             if len(real):
@@ -103,9 +112,13 @@ def shrunk(images: Levels, size: tuple[int, ...]) -> Levels:
     return np.stack(made).reshape(*images.shape[:2], *size)
 
 
-def _training_images(source: Source, data: Data) -> Iterator[tuple[Levels, NDArray[np.int64]]]:
+def _training_images(source: Source, data: Data, seal: Seal | None) -> Iterator[tuple[Levels, NDArray[np.int64]]]:
     """Training images and their labels, shard by shard, without those that are held out."""
-    for shard in source.shards["train"]:
+    read = source.shards if seal is not None else {"train": source.shards["train"]}
+    for shard in (shard for of_role in read.values() for shard in of_role):
         found = decode(shard, rows_of(shard), data)
-        kept = split_of(found.keys, source.cut) == "train"
+        sides = sides_of(shard, found.keys, source.cut)
+        if seal is not None:
+            seal.add(found.images, found.labels, sides)
+        kept = sides == "train"
         yield found.images[kept], found.labels[kept]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,12 @@ def done_run(config: RunConfig, folder: Path, real: RealRefs) -> Path:
         run = replace(local_run(config, folder, real, LocalPool()), progress=progress, place=Place(folder))
         pipeline._distilled(run)
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_run() -> Callable[[RunConfig, Path, RealRefs], Path]:
+    """Makes such a run in a folder, of other images."""
+    return done_run
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from local_pool import blocks_of
+from local_pool import blocks_of, local_real, small
+from PIL import Image
 
+from dasm_ray.config.keys import RunConfig
 from dasm_ray.errors import ArtifactError, RunDirError
 from dasm_ray.report import gathered as module
 from dasm_ray.report.gathered import BINS, gather, gather_all, real_bytes, runs_in, stored_bytes
@@ -21,6 +24,8 @@ from dasm_ray.store.checked import write_checked_json
 from dasm_ray.store.checkpoints import read_scores
 from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.place import Place
+
+MakeRun = Callable[[RunConfig, Path, RealRefs], Path]
 
 
 def copied(folder: Path, to: Path, *without: str) -> Path:
@@ -167,3 +172,47 @@ def test_runs_of_a_comparison_have_their_rows_from_its_table(run_folder: Path, t
     (run,) = gather_all(Place(folder), looks_at_data=False)
     assert [(row.name, row.mean) for row in run.rows] == [("distilled", 0.5), ("random", 0.4), ("full", 0.95)]
     assert runs_in(Place(folder)) == [Place(folder / "sets" / "small_ipc2")]
+
+
+def of_images(folder: Path, images: np.ndarray) -> Path:
+    """A data set of ten images in each of two classes, as files."""
+    for number, image in enumerate(images):
+        file = folder / ("train" if number % 10 < 7 else "test") / "ab"[number // 10] / f"{number:02}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+    return folder
+
+
+def test_real_images_that_were_replaced_are_not_shown_beside_the_set(make_run: MakeRun, tmp_path: Path) -> None:
+    images = np.random.Generator(np.random.PCG64(5)).integers(0, 256, (20, 8, 8), np.uint8)
+    data = of_images(tmp_path / "data", images)
+    config = small(data={"name": "folder", "path": str(data), "val_share": 0.2})
+    run = make_run(config, tmp_path / "run", local_real(config))
+    found = gather(Place(run))
+    assert found.pictures is not None
+    assert (found.pictures.nearest is not None, found.remarks) == (True, [])
+    of_images(tmp_path / "data", 255 - images)
+    found = gather(Place(run))
+    assert found.pictures is not None
+    assert (found.pictures.nearest, found.remarks) == (None, [module.OTHERS])
+
+
+@pytest.mark.parametrize(
+    ("counts", "remark"),
+    [
+        (None, "Nothing kept tells whether"),
+        ({"train": [1, 2]}, "Nothing kept tells whether"),
+        ({split: [True] * 10 for split in ("train", "val", "test")}, "Nothing kept tells whether"),
+        ({split: [1] * 10 for split in ("train", "val", "test")}, module.OTHERS),
+    ],
+)
+def test_real_images_of_a_run_on_its_way_are_told_by_their_numbers(
+    run_folder: Path, tmp_path: Path, counts: object, remark: str
+) -> None:
+    folder = copied(run_folder, tmp_path / "run", "synthetic", "report")
+    assert gather(Place(folder)).remarks == []
+    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    told = [{**line, "counts": counts} if line["kind"] == "data" else line for line in lines]
+    (folder / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
+    (found,) = gather(Place(folder)).remarks
+    assert found.startswith(remark)

@@ -146,6 +146,11 @@ def split_of(keys: np.ndarray, cut: Cut) -> np.ndarray:
     return np.where(keys < cut.test, "test", np.where(keys < val, "val", "train"))
 
 
+def sides_of(shard: Shard, keys: np.ndarray, cut: Cut) -> np.ndarray:
+    """The split that each image of a shard, by its content key (n,), is in: the shard's, or one that is cut from it."""
+    return split_of(keys, cut) if shard.split == "train" else np.full(len(keys), shard.split)
+
+
 def check_counts(counts: Mapping[str, np.ndarray], class_names: Sequence[str]) -> None:
     """DataError naming each class that has no training image, and where its images went; counts are (K,) by split."""
     missing = [label for label in range(len(class_names)) if counts["train"][label] == 0]

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,12 +19,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dasm_ray.config.digests import digest_of
 from dasm_ray.config.keys import Data
 from dasm_ray.errors import StorageError
 from dasm_ray.store.datasets.blockcache import Making, part_name
 from dasm_ray.store.datasets.blockfile import Part, Shape, write_part
 from dasm_ray.store.datasets.catalogue import rows_of
-from dasm_ray.store.datasets.shards import Shard, decode, split_of
+from dasm_ray.store.datasets.shards import Shard, decode, sides_of
 from dasm_ray.store.datasets.splits import SPLITS, Cut
 from dasm_ray.store.place import Place
 
@@ -65,8 +66,7 @@ def write_chunk(chunks: Place, number: int, shard: Shard, data: Data, cut: Cut) 
     Raises DataError for an image or a label that cannot be used, StorageError where the chunk cannot be written.
     """
     found = decode(shard, rows_of(shard), data)
-    names = split_of(found.keys, cut) if shard.split == "train" else np.full(len(shard), shard.split)
-    sides = np.array([SPLITS.index(name) for name in names], dtype=np.int64)
+    sides = np.array([SPLITS.index(name) for name in sides_of(shard, found.keys, cut)], dtype=np.int64)
     cells = sides * shard.classes + found.labels
     counts = np.bincount(cells, minlength=len(SPLITS) * shard.classes).reshape(len(SPLITS), shard.classes)
     _write_rows(chunks / _chunk_name(number), found.images, np.argsort(cells, kind="stable"))
@@ -218,7 +218,7 @@ class _Class:
         """The next split, of so many images."""
         assert split == len(self._parts)
         self._parts.append([])
-        self._digests.append(hashlib.sha256(str((rows, *self._shape)).encode()))
+        self._digests.append(_digest_of(rows, self._shape))
 
     def add(self, place: Place, images: Pixels) -> None:
         """Its next images in this split."""
@@ -238,6 +238,40 @@ class _Class:
         sums, squares = (tuple(int(value) for value in row) for row in self._sums)
         digests = tuple(digest.hexdigest() for digest in self._digests)
         return Merged(tuple(map(tuple, self._parts)), digests, sums, squares)
+
+
+def _digest_of(rows: int, shape: Shape) -> hashlib._Hash:
+    """The digest of so many images of a class in a split, before the first of them."""
+    return hashlib.sha256(str((rows, *shape)).encode())
+
+
+class Seal:
+    """Tells whether a set is the one whose digest is known, without sorting it: gets all its images, in their order.
+
+    ``counts``: the images a class (K,) that the set had, by split.
+    """
+
+    def __init__(self, counts: Mapping[str, Sequence[int]], shape: Shape) -> None:
+        self._left = np.array([counts[split] for split in SPLITS], np.int64)
+        self._digests = [[_digest_of(int(rows), shape) for rows in of_class] for of_class in self._left.T]
+
+    def add(self, images: Pixels, labels: Indices, sides: NDArray[np.str_]) -> None:
+        """The next images (n, C, H, W), their labels (n,) and the names of their splits (n,)."""
+        for split, name in enumerate(SPLITS):
+            for label in np.unique(labels[sides == name]):
+                mine = images[(labels == label) & (sides == name)]
+                self._left[split, label] -= len(mine)
+                self._digests[label][split].update(mine.data)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there were as many images of every class in every split."""
+        return not self._left.any()
+
+    @property
+    def digest(self) -> str:
+        """What `Index.digest` is of a set of these images."""
+        return digest_of(tuple(tuple(each.hexdigest() for each in of_class) for of_class in self._digests))
 
 
 def _save(place: Place, images: Pixels) -> Part:

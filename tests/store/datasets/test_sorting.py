@@ -11,12 +11,13 @@ import pytest
 from made import encoded, parquet, pixels_of, table_of, write
 
 from dasm_ray.errors import StorageError
+from dasm_ray.runtime.decoding import index_of
 from dasm_ray.store.datasets import sorting
 from dasm_ray.store.datasets.blockcache import Making, part_name
 from dasm_ray.store.datasets.blockfile import mapped
 from dasm_ray.store.datasets.catalogue import open_source, rows_of
 from dasm_ray.store.datasets.shards import decode, split_of
-from dasm_ray.store.datasets.sorting import Merged, merge, pieces, write_chunk
+from dasm_ray.store.datasets.sorting import Merged, Seal, merge, pieces, write_chunk
 from dasm_ray.store.datasets.splits import SPLITS
 from dasm_ray.store.place import Place
 
@@ -58,6 +59,27 @@ def random_chunks(seed: int, sizes: list[int], classes: int) -> list[tuple[np.nd
         )
         for size in sizes
     ]
+
+
+def test_a_seal_gives_the_digest_of_the_sorted_set_and_of_no_other(tmp_path: Path) -> None:
+    chunks = random_chunks(3, [60, 1, 0, 97], 7)
+    wanted = index_of(sort_here(tmp_path, chunks, 7), SHAPE, {}).digest
+    images, sides, labels = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
+    counts = {name: np.bincount(labels[sides == split], minlength=7) for split, name in enumerate(SPLITS)}
+    names = np.array(SPLITS)
+
+    def seal(of: np.ndarray, first: int) -> Seal:
+        made = Seal(counts, SHAPE)
+        for part in (slice(first), slice(first, None)):
+            made.add(of[part], labels[part], names[sides[part]])
+        return made
+
+    for first in (0, 1, 80):
+        assert (seal(images, first).digest, seal(images, first).is_whole) == (wanted, True)
+    assert seal(255 - images, 80).digest != wanted
+    cut = Seal(counts, SHAPE)
+    cut.add(images[1:], labels[1:], names[sides[1:]])
+    assert not cut.is_whole
 
 
 @pytest.mark.parametrize("part_bytes", [1, 5 * WIDTH, 40 * WIDTH, 10**9])
