@@ -59,23 +59,37 @@ def _level(full: Row | None) -> Mapping[str, float]:
 
 def _against(runs: Sequence[Gathered]) -> Iterator[Tree]:
     """Accuracy of distilled sets against their size, beside random images, and against the time they took."""
-    done = [(run, run.row) for run in runs if run.row is not None]
+    done = [(run, row) for run in runs for row in run.own.values()]
     if not done:
         return
-    several = len({run.config.data.name for run, _ in done}) > 1
-    called = {run.place: run.config.matcher.name + f", {run.config.data.name}" * several for run, _ in done}
-    own = [(called[run.place], float(run.config.synthetic.ipc), row) for run, row in done]
+    several, called = len({run.config.data.name for run, _ in done}) > 1, _called(runs)
+    own = [(name, float(run.config.synthetic.ipc), row) for name, (run, row) in zip(called, done, strict=True)]
     beside = {run.config.synthetic.ipc: run.row_of("random") for run, _ in done if not several}
     random = [("random", float(ipc), row) for ipc, row in beside.items() if row is not None]
     full = next((row for run, _ in done if not several and (row := run.row_of("full")) is not None), None)
     drawn = figures.against(_series([*own, *random]), "images a class", _level(full), "Accuracy against size")
     yield figure("Accuracy against size", drawn, f"Of networks trained on each set. {SPREAD}")
-    timed = [(called[run.place], run.log.seconds, row) for run, row in done if run.log.seconds]
+    timed = [(name, run.log.seconds, row) for name, (run, row) in zip(called, done, strict=True) if run.log.seconds]
     if timed:
         unit, size = figures.unit_of(max(seconds for _, seconds, _ in timed))
         scaled = [(name, seconds / size, row) for name, seconds, row in timed]
         drawn = figures.against(_series(scaled), f"{unit} of work", {}, "Accuracy against time")
         yield figure("Accuracy against time", drawn, f"From the first image read to the table. {SPREAD}")
+
+
+def _called(runs: Sequence[Gathered]) -> Sequence[str]:
+    """The series that each row of a run's own set is a point of: its matcher or, where that would have two points at a
+    size, its arm or run, or all that tells runs apart."""
+    of_data = len({run.config.data.name for run in runs if run.own}) > 1
+    ways = [
+        (*(way + f", {run.config.data.name}" * of_data for way in (run.config.matcher.name, arm)), whole)
+        for run, name in zip(runs, names_of(runs), strict=True)
+        for arm, (whole, _) in zip(run.own, _own_of(run, name), strict=True)
+    ]
+    sizes = [run.config.synthetic.ipc for run in runs for _ in run.own]
+    *shorter, whole_names = zip(*ways, strict=True)
+    each_once = (names for names in shorter if len(set(zip(names, sizes, strict=True))) == len(names))
+    return next(each_once, whole_names)
 
 
 def _by_size(places: Sequence[Place]) -> Iterator[Tree]:

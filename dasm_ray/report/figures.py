@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import html
 import io
+import itertools
+import math
 import re
 import warnings
 import zlib
@@ -68,6 +70,9 @@ WIDTH = 4.6
 
 MOST_CLASSES = 24
 """Classes that a figure tells apart by name; of more, the ones with the largest figures."""
+
+NAMES_A_LINE = 3
+"""Names of series beside one another, above a figure."""
 
 Draw = Callable[["Axes"], None]
 
@@ -202,14 +207,19 @@ def against(
     said = "; ".join(
         f"{name}: " + ", ".join(f"{mean:.1f} % at {at:g}" for at, mean, _ in points) for name, points in series.items()
     )
-    return svg(draw, 3.2, f"{what}. {said}")
+    lines = math.ceil(len(series) / NAMES_A_LINE)
+    return svg(draw, 3.2 + 0.17 * max(0, lines - 6), f"{what}. {said}")
 
 
 def _styles() -> Iterator[Tree]:
-    """Ways to draw one series after another: two colours and grey, then other marks."""
-    for marker in "osD^vP":
-        for colour in (ACCENT, SECOND, MUTED):
-            yield {"color": colour, "marker": marker, "linewidth": 1.4}
+    """Ways to draw one series after another: two colours and grey, then other marks, then hollow ones and other lines.
+
+    They begin anew after 72, since no series may be left out.
+    """
+    for fill, line in itertools.cycle((("full", "-"), ("none", "--"), ("left", ":"), ("top", "-."))):
+        for marker in "osD^vP":
+            for colour in (ACCENT, SECOND, MUTED):
+                yield {"color": colour, "marker": marker, "linewidth": 1.4, "fillstyle": fill, "linestyle": line}
 
 
 # --- difficulty --------------------------------------------------------------------------------------------------
@@ -290,7 +300,7 @@ def still_wrong(names: Sequence[str], shares: NDArray[np.float64]) -> str:
 
 def _legend_above(axes: Axes) -> None:
     """The legend where it covers nothing."""
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderpad=0, handlelength=1.2)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=NAMES_A_LINE, borderpad=0, handlelength=1.2)
 
 
 def _short(name: str, most: int = 24) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from test_differences import SEEN, study_of
 
+from dasm_ray.plain import Tree
 from dasm_ray.report.abreast import names_of, side_by_side
 from dasm_ray.report.differences import summary
 from dasm_ray.report.gathered import gather, gather_all
@@ -136,3 +139,38 @@ def test_arms_that_share_a_set_have_a_row_each_with_its_own_labels(run_folder: P
         ("dasm, dasm_soft of 2: dasm", "25.5 ± 0.7"),
         ("dasm, dasm_soft of 2: dasm_soft", "75.5 ± 0.7"),
     ]
+
+
+def points_of(shown: Tree) -> dict[str, str]:
+    """Series and points of the first figure, as it says them to who does not see it."""
+    said = re.search(r'aria-label="Accuracy against size. ([^"]*)"', shown["figures"][0]["svg"])
+    assert said is not None
+    return dict(series.split(": ", 1) for series in html.unescape(said[1]).split("; "))
+
+
+def with_name(run: Path, folder: Path, name: str) -> Path:
+    """A copy of a run as one of another name."""
+    shutil.copytree(run, folder)
+    file = folder / "config.yaml"
+    file.write_text(file.read_text().replace("name: small", f"name: {name}"))
+    return folder
+
+
+def test_runs_of_one_matcher_and_size_are_no_one_curve(run_folder: Path, tmp_path: Path) -> None:
+    folders = [run_folder, with_name(run_folder, tmp_path / "a", "base"), with_name(run_folder, tmp_path / "b", "base")]
+    for count, names in ((1, ["gradient"]), (2, ["small", "base"]), (3, ["small", "base (a)", "base (b)"])):
+        places = [Place(folder) for folder in folders[:count]]
+        runs = [gather(place, looks_at_data=False) for place in places]
+        matcher = runs[0].config.matcher.name
+        found = points_of(side_by_side(places, runs))
+        found.pop("random")
+        assert list(found) == [matcher if name == "gradient" else name for name in names]
+        assert all(said.count(" at 2") == 1 for said in found.values())
+
+
+def test_arms_of_a_study_are_a_curve_each(run_folder: Path, tmp_path: Path) -> None:
+    place = Place(a_study(tmp_path, run_folder))
+    dasm = replace(SEEN[3], folder=f"sets/ipc2_seed3_{'a' * 16}", seed=3)
+    write_trainings(place / "trainings.parquet", rows_of([dasm, replace(dasm, arm="other")]), STUDY_COLUMNS)
+    runs = gather_all(place, looks_at_data=False)
+    assert points_of(side_by_side([place], runs)) == {"dasm": "25.5 % at 2", "other": "25.5 % at 2"}

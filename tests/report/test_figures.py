@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -95,3 +96,12 @@ def test_accuracy_says_its_figures_to_who_does_not_see_it() -> None:
 @pytest.mark.parametrize(("seconds", "unit"), [(10, "seconds"), (600, "minutes"), (50_000, "hours")])
 def test_units_of_time(seconds: float, unit: str) -> None:
     assert figures.unit_of(seconds)[0] == unit
+
+
+def test_every_series_is_drawn_and_named_however_many_there_are() -> None:
+    series = {f"arm {n:02}": [(2.0, 50.0 + n, 1.0)] for n in range(80)}
+    drawn = figures.against(series, "size", {}, "What")
+    texts = {node.text for node in ET.fromstring(drawn).iter("text")}
+    assert series.keys() <= texts
+    styles = list(itertools.islice(figures._styles(), 72))
+    assert len({tuple(style.items()) for style in styles}) == 72
