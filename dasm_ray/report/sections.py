@@ -191,9 +191,9 @@ def _oddities(found: Values) -> Iterator[tuple[str, str]]:
         yield "warning", f"{many} {one if many == '1' else things}"
     for left in _listed(found.get("left_out")):
         if isinstance(left, Mapping):
-            yield "left out", escaped(f"{left.get('count')} {left.get('what')}")
+            yield "left out", escaped(f"{left.get('count')} {left.get('what')}", 2000)
     for note in _listed(found.get("notes")):
-        yield "note", escaped(note)
+        yield "note", escaped(note, 2000)
 
 
 def _listed(values: Plain) -> list[Plain]:

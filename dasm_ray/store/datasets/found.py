@@ -22,6 +22,9 @@ CALLED_SHORT = {"train": "train", "val": "validation", "test": "test"}
 LISTED = 12
 """Classes that are listed by name with their counts."""
 
+LONGEST = 10_000
+"""Characters of a fact: more than any has, since the names in it are cut each by itself, and no class may be lost."""
+
 
 @dataclass(frozen=True)
 class SplitFound:
@@ -189,7 +192,8 @@ def _some(names: list[str], most: int = LISTED) -> str:
 
 def _wrapped(label: str, text: str) -> list[str]:
     """A fact as lines: its label, then the text beside it; the heading has no label."""
+    whole = escaped(text, LONGEST)
     if text.startswith("data "):
-        return textwrap.wrap(escaped(text), WIDTH, subsequent_indent="  ")
+        return textwrap.wrap(whole, WIDTH, subsequent_indent="  ")
     first = f"  {label:10} "
-    return textwrap.wrap(escaped(text), WIDTH, initial_indent=first, subsequent_indent=" " * len(first))
+    return textwrap.wrap(whole, WIDTH, initial_indent=first, subsequent_indent=" " * len(first))

@@ -106,3 +106,14 @@ def test_it_goes_into_json_and_holds_no_place():
 
 def test_the_folders_of_classes_with_other_names_go_with_it():
     assert replace(PLAIN, class_folders=("n2", "n1", "n3")).as_values()["class_folders"] == ("n2", "n1", "n3")
+
+
+def test_no_class_is_lost_of_a_long_fact():
+    names = tuple(f"a class with a longer name {n}" for n in range(12))
+    train = SplitFound("train", "train", "", tuple(range(10, 22)))
+    test = SplitFound("test", "test", "", (200,) + (0,) * 11)
+    said = " ".join(" ".join(Found("folder", "x", names, (train, test), shape=(3, 8, 8)).lines()).split())
+    for name, count in zip(names, train.per_class, strict=True):
+        assert f"{name}={count}" in said
+    assert f"the test split has no image of {', '.join(names[1:])}" in said
+    assert "characters)" not in said
