@@ -188,16 +188,16 @@ def data(config: str, overrides: tuple[str, ...], png: str | None) -> None:
     with _reporting_errors():
         settings = _config(config, overrides, None, None)
         _say(f"{settings.name}: looking for its images")
-        from dasm_ray.report.page import draw_rows
+        from dasm_ray.report.page import draw_first
         from dasm_ray.runtime.opening import open_checked
-        from dasm_ray.store.datasets.catalogue import first_pictures
         from dasm_ray.store.place import Place
 
         source = open_checked(settings)
         click.echo("\n".join(source.found.lines()))
         if png:
-            Place(png).write_bytes(draw_rows(first_pictures(source, settings.data)))
-            click.echo(f"drawn to {png}")
+            drawn, says = draw_first(source, settings.data)
+            Place(png).write_bytes(drawn)
+            click.echo(f"drawn to {png}" + f": {says}" * bool(says))
 
 
 @main.command(epilog=example("distill digits --set synthetic.ipc=4 --workers 2"))
@@ -658,8 +658,9 @@ def inspect(path: str, png: str | None) -> None:
         artifact = read_artifact(artifact_place(Place(path)))
         click.echo(describe(artifact))
         if png:
-            Place(png).write_bytes(draw_sheet(artifact))
-            click.echo(f"drawn to {png}")
+            drawn, says = draw_sheet(artifact)
+            Place(png).write_bytes(drawn)
+            click.echo(f"drawn to {png}" + f": {says}" * bool(says))
 
 
 @main.command(epilog=example("export runs/digits --to out --format pt"))

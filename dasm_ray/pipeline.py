@@ -35,7 +35,7 @@ from dasm_ray.plain import Tree
 from dasm_ray.report import audited, differences, notebook, standings
 from dasm_ray.report.board import board_of, check_board
 from dasm_ray.report.differences import Tried
-from dasm_ray.report.page import draw_few, draw_rows
+from dasm_ray.report.page import draw_few, draw_first
 from dasm_ray.report.standings import Line
 from dasm_ray.report.table import Row, from_json, told
 from dasm_ray.report.webpage import report
@@ -46,7 +46,6 @@ from dasm_ray.runtime.progress import Progress, clock_text
 from dasm_ray.runtime.session import Session
 from dasm_ray.store.artifact import Artifact, digest, read_artifact, write_artifact, write_card
 from dasm_ray.store.checked import read_checked_json, write_checked_json
-from dasm_ray.store.datasets.catalogue import first_pictures
 from dasm_ray.store.description import artifact_place
 from dasm_ray.store.findings import (
     RESULTS,
@@ -180,14 +179,17 @@ def _distilled(run: Run) -> Result:
 
 
 def describe_data(config: RunConfig, png: str | None = None) -> list[str]:
-    """What the real images of ``config`` are, a few lines; ``png``: where to draw the first ones of each class.
+    """What the real images of ``config`` are, a few lines.
 
-    Decodes hardly any, and starts nothing. Raises a DataError for a set that cannot be used.
+    ``png``: where to draw the first ones of each class; a last line says what there was no room for. Decodes hardly
+    any, and starts nothing. Raises a DataError for a set that cannot be used.
     """
-    source = open_checked(config)
+    source, said = open_checked(config), list[str]()
     if png is not None:
-        Place(png).write_bytes(draw_rows(first_pictures(source, config.data)))
-    return source.found.lines()
+        drawn, says = draw_first(source, config.data)
+        Place(png).write_bytes(drawn)
+        said = [f"drawn to {png}: {says}"] if says else []
+    return [*source.found.lines(), *said]
 
 
 def _stages(config: RunConfig) -> int:

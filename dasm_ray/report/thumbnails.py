@@ -1,7 +1,7 @@
 """Images inside a page: each as data that the page itself holds, all of them within a number of bytes.
 
 What must stay true: images are shown exactly while there is room for it; where there is not, the page says what was
-given up, and every class keeps as many as the others.
+given up, and every class keeps as many as the others, or where there is no room for that, the first ones keep one.
 """
 
 from __future__ import annotations
@@ -45,9 +45,18 @@ def shown(kinds: Sequence[Levels], labels: NDArray[np.int64], room: int) -> Show
     for many in range(max(1, largest * room // size), 0, -1):
         which = np.sort(np.concatenate([np.flatnonzero(labels == label)[:many] for label in np.unique(labels)]))
         kept = tuple([uris[i] for i in which] for uris in made)
-        if many == 1 or sum(len(uri) for uris in kept for uri in uris) <= room:
+        if sum(len(uri) for uris in kept for uri in uris) <= room:
             return Shown(which, kept, f"{words}; the first {many} of each class are shown")
-    raise AssertionError
+    return _of_few_classes(made, labels, room, words)
+
+
+def _of_few_classes(made: tuple[list[str], ...], labels: NDArray[np.int64], room: int, words: str) -> Shown:
+    """The first image of the first classes, as many as there is room for."""
+    classes, first = np.unique(labels, return_index=True)
+    sizes = np.cumsum([sum(len(uris[i]) for uris in made) for i in first])
+    which = first[: np.searchsorted(sizes, room, side="right")]
+    kept = tuple([uris[i] for i in which] for uris in made)
+    return Shown(which, kept, f"{words}; of {len(classes)} classes the first {len(which)} are shown, by one image each")
 
 
 def _png(image: Levels) -> str:

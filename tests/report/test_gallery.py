@@ -45,3 +45,10 @@ def test_what_was_given_up_for_room_is_said(run_folder: Path) -> None:
     assert shown is not None
     assert "the first 1 of each class" in shown["says"]
     assert [len(row["cards"]) for row in shown["rows"]] == [1] * 10
+
+
+def test_a_page_without_room_shows_no_image_and_says_so(run_folder: Path) -> None:
+    shown = gallery(gather(Place(run_folder), looks_at_data=False), 10)
+    assert shown is not None
+    assert shown["rows"] == []
+    assert "of 10 classes the first 0 are shown" in shown["says"]

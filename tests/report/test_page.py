@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dasm_ray.report.page import MARGIN, SIDE, describe, draw_rows, draw_sheet
+from dasm_ray.config.keys import Data
+from dasm_ray.report import page
+from dasm_ray.report.page import MARGIN, SIDE, describe, draw_first, draw_rows, draw_sheet
 from dasm_ray.store.artifact import Artifact, digest
+from dasm_ray.store.datasets.found import Found, SplitFound
+from dasm_ray.store.datasets.shards import Shard, Source
 
 
 def a_set(channels: int) -> Artifact:
@@ -72,7 +76,9 @@ def test_names_are_shown_written_out() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sheet_has_a_row_per_class(channels: int) -> None:
-    sheet = Image.open(io.BytesIO(draw_sheet(a_set(channels))))
+    drawn, says = draw_sheet(a_set(channels))
+    sheet = Image.open(io.BytesIO(drawn))
+    assert says == ""
     times = -(-SIDE // 5)
     assert sheet.size == (2 * (5 * times + MARGIN), 3 * (4 * times + MARGIN))
     grey = np.asarray(sheet.convert("L"))
@@ -88,3 +94,44 @@ def test_rows_of_any_length_are_drawn_side_by_side() -> None:
     assert (sheet[:80, :100] == 10).all()
     assert (sheet[:80, 100 + MARGIN :] == 255).all()
     assert (sheet[80 + MARGIN : -MARGIN, 100 + MARGIN : 200 + MARGIN] == 20).all()
+
+
+@pytest.mark.parametrize(
+    ("places", "classes", "many", "said"),
+    [
+        (6, 3, 2, ""),
+        (5, 3, 1, "the first 1 image of each class"),
+        (2, 2, 1, "the first 2 of 3 classes, 1 image of each"),
+        (0, 1, 1, "the first 1 of 3 classes, 1 image of each"),
+    ],
+)
+def test_a_sheet_is_bounded_and_says_what_it_leaves_out(
+    monkeypatch: pytest.MonkeyPatch, places: int, classes: int, many: int, said: str
+) -> None:
+    times = -(-SIDE // 5)
+    height, width = 4 * times + MARGIN, 5 * times + MARGIN
+    monkeypatch.setattr(page, "SHEET_PIXELS", places * height * width)
+    drawn, says = draw_sheet(a_set(3))
+    assert Image.open(io.BytesIO(drawn)).size == (many * width, classes * height)
+    assert says == said
+
+
+def test_a_sheet_of_a_thousand_classes_of_photographs_is_one_that_a_viewer_opens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def first(source: Source, data: Data, most: int, classes: int) -> list[np.ndarray]:
+        asked.append((classes, most))
+        return [np.zeros((most, 3, 224, 224), np.uint8) for _ in range(classes)]
+
+    monkeypatch.setattr(page, "first_pictures", first)
+    train = SplitFound("train", "train", "", (1300,) * 1000)
+    names = tuple(map(str, range(1000)))
+    found = Found("folder", "", names, (train,), shape=(3, 224, 224))
+    shard = Shard("images", "", "train", 0, 0, 1000, (3, 224, 224))
+    drawn, says = draw_first(Source("folder", names, {"train": (shard,)}, found=found), Data(name="folder"))
+    width, height = Image.open(io.BytesIO(drawn)).size
+    assert width * height <= page.SHEET_PIXELS
+    assert asked == [(195, 1)]
+    assert says == "the first 195 of 1000 classes, 1 image of each"

@@ -46,7 +46,15 @@ def test_losses_come_before_leaving_images_out_and_are_said() -> None:
     assert sum(map(len, few.kinds[0])) <= whole // 6
 
 
-def test_one_of_each_class_is_always_shown() -> None:
-    found = shown([images(4)], np.array([0, 0, 1, 1]), 10)
-    assert found.which.tolist() == [0, 2]
-    assert found.given_up.endswith("the first 1 of each class are shown")
+@pytest.mark.parametrize("each", [1, 3])
+def test_where_there_is_no_room_for_each_class_the_first_ones_are_shown(each: int) -> None:
+    """However many classes there are, images stay within their room."""
+    given, labels = images(30 * each, side=8), np.repeat(np.arange(30), each)
+    for room in (10_000, 3000, 10):
+        found = shown([given, given[::-1], given], labels, room)
+        count = len(found.which)
+        assert found.which.tolist() == [each * label for label in range(count)]
+        assert count < 30
+        assert sum(len(uri) for uris in found.kinds for uri in uris) <= room
+        assert found.given_up.endswith(f"of 30 classes the first {count} are shown, by one image each")
+    assert count == 0

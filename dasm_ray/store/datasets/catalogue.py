@@ -58,14 +58,17 @@ def rows_of(shard: Shard) -> Rows:
     return READERS[shard.kind](shard)
 
 
-def first_pictures(source: Source, data: Data, most: int = 10) -> list[np.ndarray]:
-    """For each class its first training images, at most ``most``, as (n, C, H, W) uint8: read until all have theirs."""
-    wanted: list[list[np.ndarray]] = [[] for _ in source.class_names]
-    left = sum(min(most, count) for count in source.found.of_train.per_class)
+def first_pictures(source: Source, data: Data, most: int = 10, classes: int | None = None) -> list[np.ndarray]:
+    """For each of the first ``classes``, or of all, its first training images, at most ``most``, as (n, C, H, W) uint8.
+
+    Read until all have theirs.
+    """
+    wanted: list[list[np.ndarray]] = [[] for _ in source.class_names[:classes]]
+    left = sum(min(most, count) for count in source.found.of_train.per_class[:classes])
     with quietly():
         for shard in source.shards["train"]:
-            for where, raw, label in rows_of(_first_of_classes(shard, most)):
-                if len(wanted[label]) < most:
+            for where, raw, label in rows_of(_first_of_classes(shard, most, len(wanted))):
+                if label < len(wanted) and len(wanted[label]) < most:
                     wanted[label].append(to_pixels(open_image(raw, where), where, shard.shape, data)[0])
                     left -= 1
                     if not left:
@@ -73,15 +76,15 @@ def first_pictures(source: Source, data: Data, most: int = 10) -> list[np.ndarra
     raise DataError(f"{source.name} changed while it was read; run again")
 
 
-def _first_of_classes(shard: Shard, most: int) -> Shard:
-    """Of a shard of files, those that may be among the first of their class; other shards as they are."""
+def _first_of_classes(shard: Shard, most: int, classes: int) -> Shard:
+    """Of a shard of files, those that may be among the first of the first classes; other shards as they are."""
     if not shard.files:
         return shard
     seen: Counter[int] = Counter()
     rows = []
     for row, label in enumerate(shard.labels):
         seen[label] += 1
-        if seen[label] <= most:
+        if seen[label] <= most and label < classes:
             rows.append(row)
     files, labels = tuple(shard.files[row] for row in rows), tuple(shard.labels[row] for row in rows)
     return dataclasses.replace(shard, last=shard.first + len(rows), files=files, labels=labels)

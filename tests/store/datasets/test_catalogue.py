@@ -229,3 +229,6 @@ def test_the_first_pictures_of_each_class(tmp_path, monkeypatch, kind):
     expected = [[0, 1, 2], [5, 7, 8], [10]]
     for images, seeds in zip(found, expected, strict=True):
         np.testing.assert_array_equal(images, [planes(pixels_of(seed)) for seed in seeds])
+    few = first_pictures(open_source(data), data, most=3, classes=2)
+    assert [len(images) for images in few] == [3, 3]
+    np.testing.assert_array_equal(few[1], found[1])
