@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,22 +30,25 @@ class Shown:
     given_up: str = ""
 
 
+MARKUP = 250
+"""Bytes of a page around an image: its words, and its place among the others. Small images take less themselves."""
+
 Form = Callable[[Levels], str]
 
 
 def shown(kinds: Sequence[Levels], labels: NDArray[np.int64], room: int) -> Shown:
-    """Images of every kind (N, C, H, W) as data of at most ``room`` bytes in all; ``labels`` (N,)."""
+    """Images of every kind (N, C, H, W) as data of at most ``room`` bytes in all, MARKUP counted; ``labels`` (N,)."""
     everything = np.arange(len(labels))
     for form, words in FORMS:
         made = tuple([form(image) for image in images] for images in kinds)
-        size = sum(len(uri) for uris in made for uri in uris)
+        size = _bytes(made)
         if size <= room:
             return Shown(everything, made, words)
     largest = int(np.bincount(labels).max())
     for many in range(max(1, largest * room // size), 0, -1):
         which = np.sort(np.concatenate([np.flatnonzero(labels == label)[:many] for label in np.unique(labels)]))
         kept = tuple([uris[i] for i in which] for uris in made)
-        if sum(len(uri) for uris in kept for uri in uris) <= room:
+        if _bytes(kept) <= room:
             return Shown(which, kept, f"{words}; the first {many} of each class are shown")
     return _of_few_classes(made, labels, room, words)
 
@@ -53,10 +56,15 @@ def shown(kinds: Sequence[Levels], labels: NDArray[np.int64], room: int) -> Show
 def _of_few_classes(made: tuple[list[str], ...], labels: NDArray[np.int64], room: int, words: str) -> Shown:
     """The first image of the first classes, as many as there is room for."""
     classes, first = np.unique(labels, return_index=True)
-    sizes = np.cumsum([sum(len(uris[i]) for uris in made) for i in first])
+    sizes = np.cumsum([_bytes([[uris[i]] for uris in made]) for i in first])
     which = first[: np.searchsorted(sizes, room, side="right")]
     kept = tuple([uris[i] for i in which] for uris in made)
     return Shown(which, kept, f"{words}; of {len(classes)} classes the first {len(which)} are shown, by one image each")
+
+
+def _bytes(kinds: Iterable[Sequence[str]]) -> int:
+    """What images take on a page."""
+    return sum(len(uri) + MARKUP for uris in kinds for uri in uris)
 
 
 def _png(image: Levels) -> str:

@@ -21,7 +21,7 @@ from dasm_ray.report.sections import sections
 from dasm_ray.store.place import Place
 
 ROOM = 3_400_000
-"""Bytes of all images of a page, which as a whole stays below 5 MB."""
+"""Bytes of all images of a page and of what is written around each; so the page as a whole stays below 5 MB."""
 
 PAGE = "report/index.html"
 """Where the page of a folder lies in it."""

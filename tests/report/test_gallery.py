@@ -41,7 +41,7 @@ def test_what_is_not_known_does_not_stand_beside(run_folder: Path) -> None:
 
 
 def test_what_was_given_up_for_room_is_said(run_folder: Path) -> None:
-    shown = gallery(gather(Place(run_folder), looks_at_data=False), 4000)
+    shown = gallery(gather(Place(run_folder), looks_at_data=False), 12_000)
     assert shown is not None
     assert "the first 1 of each class" in shown["says"]
     assert [len(row["cards"]) for row in shown["rows"]] == [1] * 10
