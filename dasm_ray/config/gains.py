@@ -114,10 +114,71 @@ def images_a_step(config: RunConfig, stage: int) -> int:
     return config.matcher.batch_real + min(most, config.size_of(stage)) * tiles
 
 
+def together(config: RunConfig, classes: int) -> int:
+    """Classes that a matching step takes at once: those of a group (`runtime.groups`), or one."""
+    if config.base.couples == "class":
+        return 1
+    return group_size(config, classes)
+
+
+def group_size(config: RunConfig, classes: int) -> int:
+    """Classes of a group, as a run that begins now has them."""
+    if config.base.couples == "set":
+        return classes
+    return min(classes, config.for_classes(classes).synthetic.group_size or _batches(classes, 2))
+
+
+def earlier_parts(config: RunConfig, classes: int, stage: int) -> int:
+    """How often a batch of what earlier segments hold is shown, to so many classes as a step takes at once.
+
+    Once for all steps at one network state: where it is trained between them, each is one. A lane finds it again.
+    """
+    matcher = config.matcher
+    if config.is_trajectory or matcher.context == "alone" or stage in (0, config.synthetic.segments):
+        return 0
+    states = _states(config, stage) * (matcher.steps if _moves(config) or matcher.lanes > 1 else 1)
+    few = max(1, matcher.batch_syn // config.synthetic.factor**2)
+    shown = _batches(config.size_up_to(stage - 1), few) if matcher.context == "union" else 1
+    return states * shown * _batches(classes, together(config, classes))
+
+
+def inner_steps(config: RunConfig, size: Size, stage: int) -> int:
+    """Training steps of the networks in the loop of a segment, in all groups and lanes."""
+    matcher = config.matcher
+    if not _moves(config):
+        return 0
+    walks = _states(config, stage) * (matcher.steps - 1) * _batches(size.classes, group_size(config, size.classes))
+    seen = min(matcher.inner_samples, size.train)
+    return walks * (max(1, seen // min(INNER_BATCH, seen)) if config.states == "real" else matcher.inner_steps)
+
+
+def probe_steps(config: RunConfig, classes: int, segment: int) -> int:
+    """Training steps of all probes before a segment: none before the first, whose probes are experts."""
+    seen = classes * config.images_up_to(segment - 1) if segment else 0
+    return config.probe.members * config.probe.steps_over(seen) if segment else 0
+
+
+def bank_steps(config: RunConfig, train: int, segment: int) -> int:
+    """Training steps by which the probes before a segment go on along ``train`` real images, see `method.probes`."""
+    if not segment or not config.bank_share_of(segment):
+        return 0
+    epochs = config.starts_of(segment)[-1] + config.trajectory.epochs - 1 if config.is_trajectory else BANK_EPOCHS
+    return config.probe.members * epochs * max(1, train // min(config.experts.batch, train))
+
+
+def _states(config: RunConfig, stage: int) -> int:
+    """Network states that each class is matched at in a segment, over all lanes."""
+    return config.rounds_of(stage) * config.matcher.networks * config.matcher.lanes
+
+
+def _moves(config: RunConfig) -> bool:
+    """Whether the network is trained between two matching steps."""
+    return config.states in ("real", "synthetic")
+
+
 def _matched(config: RunConfig, classes: int, stage: int) -> int:
     """Matching steps of a segment, of one class in one lane each."""
-    matcher = config.matcher
-    return config.rounds_of(stage) * matcher.networks * matcher.steps * matcher.lanes * classes
+    return _states(config, stage) * config.matcher.steps * classes
 
 
 def _walked(config: RunConfig, stage: int) -> int:
@@ -138,11 +199,13 @@ def _of_experts(config: RunConfig, size: Size) -> Iterator[Steps]:
 
 
 def _of_probes(config: RunConfig, size: Size) -> Iterator[Steps]:
-    """Probes before every segment but the first, and the scores of all real images before each, and static ones."""
+    """Probes before every segment but the first, and the bank that they become; and the scores of all real images
+    before each, and static ones."""
     recipe, read = config.probe, _batches(size.train, config.score.batch)
     for segment in range(1, config.synthetic.segments):
         seen = size.classes * config.images_up_to(segment - 1)
-        yield Steps("train", recipe.members * recipe.steps_over(seen), min(recipe.batch, seen))
+        yield Steps("train", probe_steps(config, size.classes, segment), min(recipe.batch, seen))
+        yield Steps("train", bank_steps(config, size.train, segment), min(config.experts.batch, size.train))
     networks = config.synthetic.segments * recipe.members + config.experts.count * (config.score.early + 1)
     yield Steps("read", networks * read, config.score.batch)
 
@@ -157,30 +220,22 @@ def _of_walks(config: RunConfig, size: Size) -> Iterator[Steps]:
 
 def _of_matching(config: RunConfig, size: Size) -> Iterator[Steps]:
     """Matching steps, what earlier segments add to them, and trainings of the network in the loop."""
-    matcher = config.matcher
-    together = size.classes if config.base.family == "distribution" else 1
-    groups = _batches(size.classes, config.synthetic.group_size or max(1, _batches(size.classes, 2)))
     for stage in range(config.synthetic.segments + 1):
-        count = _matched(config, size.classes, stage)
-        yield from _of_steps(config, count, together, stage)
-        if stage and matcher.context != "alone":
-            yield from _of_earlier(config, count, together, stage)
-        if config.states in ("real", "synthetic"):
-            walks = config.rounds_of(stage) * matcher.networks * (matcher.steps - 1) * matcher.lanes * groups
-            of_real = max(1, matcher.inner_samples // INNER_BATCH)
-            yield Steps("train", walks * (of_real if config.states == "real" else matcher.inner_steps), INNER_BATCH)
+        yield from _of_steps(config, size.classes, stage)
+        yield from _of_earlier(config, size.classes, stage)
+        yield Steps("train", inner_steps(config, size, stage), INNER_BATCH)
 
 
-def _of_steps(config: RunConfig, count: int, together: int, stage: int) -> Iterator[Steps]:
-    """``count`` matching steps of one class each, so many classes ``together``; or in pieces, each class apart.
+def _of_steps(config: RunConfig, classes: int, stage: int) -> Iterator[Steps]:
+    """The matching steps of a segment, of so many classes as are taken together; or in pieces, each class apart.
 
     Real images are then shown once, decoded ones there and back.
     """
     matcher, at_once, images = config.matcher, config.base.family == "distribution", images_a_step(config, stage)
-    decoded = images - matcher.batch_real
-    if matcher.micro is None or max(matcher.batch_real, decoded) * together <= matcher.micro:
+    decoded, many, count = images - matcher.batch_real, together(config, classes), _matched(config, classes, stage)
+    if matcher.micro is None or max(matcher.batch_real, decoded) * many <= matcher.micro:
         kind = "mean" if at_once else "match"  # of features one derivative is taken, as in a training
-        yield Steps(kind, count // together, images * together)
+        yield Steps(kind, count // classes * _batches(classes, many), images * many)
         return
     synthetic = _pieces(decoded // config.synthetic.factor**2, config.synthetic.factor**2, matcher.micro)
     shown = Counter(_pieces(matcher.batch_real, 1, matcher.micro) + synthetic)
@@ -189,15 +244,18 @@ def _of_steps(config: RunConfig, count: int, together: int, stage: int) -> Itera
     yield from (Steps(back, count * calls, of) for of, calls in Counter(synthetic).items())
 
 
-def _of_earlier(config: RunConfig, count: int, together: int, stage: int) -> Iterator[Steps]:
-    """What earlier segments add to so many steps."""
-    matcher, tiles = config.matcher, config.synthetic.factor**2
-    stored = min(max(1, matcher.batch_syn // tiles), config.size_up_to(stage - 1))
+def _of_earlier(config: RunConfig, classes: int, stage: int) -> Iterator[Steps]:
+    """What earlier segments add to the steps of one."""
+    matcher, tiles, count = config.matcher, config.synthetic.factor**2, earlier_parts(config, classes, stage)
+    if not count:
+        return
+    stored, many = min(max(1, matcher.batch_syn // tiles), config.size_up_to(stage - 1)), together(config, classes)
     if matcher.micro is None:
-        yield Steps("mean", count // together, stored * tiles * together)
+        yield Steps("mean", count, stored * tiles * many)
         return
     kind = "read" if config.base.family == "distribution" else "mean"
-    yield from (Steps(kind, count * calls, of) for of, calls in Counter(_pieces(stored, tiles, matcher.micro)).items())
+    parts = Counter(_pieces(stored, tiles, matcher.micro))  # each class apart
+    yield from (Steps(kind, count // _batches(classes, many) * classes * calls, of) for of, calls in parts.items())
 
 
 def _pieces(stored: int, tiles: int, most: int) -> list[int]:
@@ -230,6 +288,9 @@ def _batches(images: int, batch: int) -> int:
 
 DECODED = {"distilled", "initial", "patches"}
 """Rows whose stored images hold several; those of other small sets are whole."""
+
+BANK_EPOCHS = 1
+"""Epochs that a probe goes on for gradients and distributions: the last of `method.probes.WALK`."""
 
 INNER_BATCH = 64
 """Images a step of the network in the loop, see `core.matching.round`."""

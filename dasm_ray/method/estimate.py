@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dasm_ray.config.gains import TRAININGS, Size, images_of, verdict
+from dasm_ray.config.gains import (
+    TRAININGS,
+    Size,
+    bank_steps,
+    earlier_parts,
+    images_of,
+    inner_steps,
+    probe_steps,
+    verdict,
+)
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.core.matching.round import slots_a_step
 from dasm_ray.core.networks.network import compiles
@@ -55,33 +64,47 @@ class Estimate:
     compiling: tuple[float, float]
 
 
+class Count(NamedTuple):
+    """Steps of a whole run but for its table, by kind.
+
+    ``bank``: of probes that go on by the experts' recipe; ``inner``: of networks in the loop. ``matching``: of a class,
+    a group or a student, as the base matcher takes them; ``earlier``: a batch of what earlier segments add to these.
+    """
+
+    experts: int
+    probe: int
+    bank: int
+    inner: int
+    matching: int
+    earlier: int
+
+
 def estimate(run: Run) -> Estimate:
     """Measures a few steps of each kind on a worker, as compiled as they will be, and counts the rest."""
-    run.progress.stage("measure", 3)
-    tasks = [
-        task("pace of an expert", Worker.pace, run.job, "experts"),
-        task("pace of evaluation", Worker.pace, run.job, "evaluate"),
-        task("pace of matching", Worker.pace_matching, run.job),
-    ]
-    paces: list[Pace] = [done.value for done in run_all(run, tasks, lambda _: run.progress.advance())]
-    expert, evaluation, matching = paces
     config, classes = run.config, run.classes
     count = int(run.real.counts["train"].sum())
-    stages = (
-        Stage(
-            "experts", config.experts.count, config.experts.count * steps_for(count, config.experts) * expert.seconds
-        ),
-        Stage("distil", _parallel(config, classes), _matching_steps(config, classes) * matching.seconds),
-        Stage("evaluate", *_evaluation(config, classes, count, evaluation.seconds)),
+    steps = count_of(config, _size(run))
+    paces = _measured(run, steps)
+    seconds = {name: pace.seconds for name, pace in paces.items()}
+    distilling = (("inner", steps.inner), ("matching", steps.matching), ("earlier", steps.earlier))
+    of_table = seconds["small"], seconds.get("full", seconds["small"])
+    every = (
+        Stage("experts", config.experts.count, steps.experts * seconds["experts"]),
+        Stage("probes", config.probe.members, steps.probe * seconds.get("probe", 0.0)),
+        Stage("bank", config.probe.members, steps.bank * seconds["experts"]),
+        Stage("distil", _parallel(config, classes), sum(many * seconds.get(kind, 0.0) for kind, many in distilling)),
+        Stage("evaluate", *_evaluation(config, classes, count, *of_table)),
     )
+    stages = tuple(stage for stage in every if stage.seconds)
+    found = list(paces.values())
     decoded = sum(int(counts.sum()) for counts in run.real.counts.values()) * math.prod(run.real.shape)
-    trajectories = config.experts.count * (config.experts.epochs + 1) * expert.parameters * 4
+    trajectories = config.experts.count * (config.experts.epochs + 1) * paces["experts"].parameters * 4
     stored = classes * config.synthetic.ipc * math.prod(run.real.shape) * 4
     return Estimate(
         stages=stages,
-        worker_memory=max(found.memory for found in paces),
-        memory_keys=_memory_keys(config, paces),
-        device_memory=max(found.device_memory for found in paces),
+        worker_memory=max(pace.memory for pace in found),
+        memory_keys=_memory_keys(config, found),
+        device_memory=max(pace.device_memory for pace in found),
         object_store=2 * stored,
         sorted_images=decoded,
         disk=trajectories + 4 * stored,
@@ -89,6 +112,49 @@ def estimate(run: Run) -> Estimate:
         useful_workers=max(stage.tasks for stage in stages),
         compiling=_compiling(run),
     )
+
+
+def _measured(run: Run, steps: Count) -> dict[str, Pace]:
+    """The pace of each kind of step that the run has, by name: trainings, those of the table ``small`` and ``full``,
+    and then matching."""
+    config, job = run.config, run.job
+    decoded = run.classes * config.images_up_to(config.synthetic.segments - 1)
+    seen = config.matcher.inner_samples if config.states == "real" else decoded
+    tasks = {
+        "experts": task("pace of an expert", Worker.pace, job, "experts"),
+        "small": task("pace of evaluation", Worker.pace, job, "evaluate", decoded),
+    }
+    if "full" in config.evaluate.rows and decoded < config.evaluate.batch:
+        tasks["full"] = task("pace of evaluation on the full data", Worker.pace, job, "evaluate")
+    if steps.probe:
+        tasks["probe"] = task("pace of a probe", Worker.pace, job, "probe", decoded)
+    if steps.inner:
+        tasks["inner"] = task("pace of the network in the loop", Worker.pace, job, "inner", seen)
+    if steps.earlier:
+        tasks["earlier"] = task("pace of earlier segments", Worker.pace_earlier, job)
+    tasks["matching"] = task("pace of matching", Worker.pace_matching, job)
+    run.progress.stage("measure", len(tasks))
+    answers = run_all(run, list(tasks.values()), lambda _: run.progress.advance())
+    return {name: done.value for name, done in zip(tasks, answers, strict=True)}
+
+
+def count_of(config: RunConfig, size: Size) -> Count:
+    """How many steps of each kind a run has."""
+    stages = range(config.synthetic.segments + 1)
+    return Count(
+        experts=config.experts.count * steps_for(size.train, config.experts),
+        probe=sum(probe_steps(config, size.classes, segment) for segment in stages[:-1]),
+        bank=sum(bank_steps(config, size.train, segment) for segment in stages[:-1]),
+        inner=sum(inner_steps(config, size, stage) for stage in stages),
+        matching=_matching_steps(config, size.classes),
+        earlier=sum(earlier_parts(config, size.classes, stage) for stage in stages),
+    )
+
+
+def _size(run: Run) -> Size:
+    """How large the decoded set is."""
+    images = {split: int(counts.sum()) for split, counts in run.real.counts.items()}
+    return Size(**images, classes=run.classes, shape=run.real.shape)
 
 
 def _memory_keys(config: RunConfig, paces: Sequence[Pace]) -> str:
@@ -112,8 +178,7 @@ def _compiling(run: Run) -> tuple[float, float]:
     config, real = run.config, run.real
     if not compiles(config.runtime.compiles, config.model, real.shape, run.session.device):
         return 0.0, 0.0
-    images = {split: int(counts.sum()) for split, counts in real.counts.items()}
-    size = Size(**images, classes=run.classes, shape=real.shape)
+    size = _size(run)
     found = verdict(config, size, TRAININGS) if config.runtime.compiles == "trainings" else verdict(config, size)
     return found.cold, found.warm
 
@@ -125,7 +190,7 @@ def work_ahead(run: Run) -> dict[str, float]:
     """
     config, classes = run.config, run.classes
     count = int(run.real.counts["train"].sum())
-    _, steps = _evaluation(config, classes, count, 1.0)
+    _, steps = _evaluation(config, classes, count, 1.0, 1.0)
     distilling = {f"distil {run.of(stage)}": 1.0 * images_of(config, classes, stage) for stage in _stages(config)}
     return {
         "experts": float(config.experts.count * steps_for(count, config.experts) * config.experts.batch),
@@ -179,16 +244,17 @@ def _matching_steps(config: RunConfig, classes: int) -> int:
     return rounds * matcher.networks * matcher.steps * matcher.lanes * a_state
 
 
-def _evaluation(config: RunConfig, classes: int, count: int, seconds: float) -> tuple[int, float]:
-    """Trainings of the table, and their seconds."""
+def _evaluation(config: RunConfig, classes: int, count: int, small_pace: float, full_pace: float) -> tuple[int, float]:
+    """Trainings of the table, and their seconds: by the paces of a step on a small set and on the full data."""
     evaluate = config.evaluate
     small = steps_for(classes * config.synthetic.ipc * config.synthetic.factor**2, evaluate)
     whole = steps_for(count, evaluate, evaluate.full_epochs)
-    rows = len(evaluate.rows) - ("full" in evaluate.rows)
+    full = "full" in evaluate.rows
+    rows = len(evaluate.rows) - full
     if config.learns_labels:
         rows += len({"distilled", "initial", "random"} & set(evaluate.rows))
-    steps = evaluate.seeds * (rows * small + whole * ("full" in evaluate.rows))
-    return evaluate.seeds * len(evaluate.rows), steps * seconds
+    seconds = evaluate.seeds * (rows * small * small_pace + full * whole * full_pace)
+    return evaluate.seeds * (rows + full), seconds
 
 
 def _moved(config: RunConfig, classes: int, values: int) -> int:

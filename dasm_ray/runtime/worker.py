@@ -18,14 +18,23 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from dasm_ray.config.keys import RunConfig
+from dasm_ray.config.gains import together
+from dasm_ray.config.keys import Experts, RunConfig, TrainRecipe
 from dasm_ray.core import selection
 from dasm_ray.core.augment import draw
 from dasm_ray.core.blocks import Blocks, Layout
 from dasm_ray.core.device import multiply_as
 from dasm_ray.core.matching.lane import moved, walk_lane
 from dasm_ray.core.matching.parallel import Moment, match_in_lane, moved_by
-from dasm_ray.core.matching.round import Assignment, Matching, RoundInputs, distil_round, matching_of, slots_a_step
+from dasm_ray.core.matching.round import (
+    Assignment,
+    Matching,
+    RoundInputs,
+    distil_round,
+    inner_recipe,
+    matching_of,
+    slots_a_step,
+)
 from dasm_ray.core.matching.setstate import Cut, Earlier, RowGradient, SetState, SetValues, joined
 from dasm_ray.core.matching.step import StepInputs
 from dasm_ray.core.matching.trajectory import Student
@@ -363,13 +372,19 @@ class Worker:
         write_trajectory(place, number, key, vars(expert))
         return expert.epochs - kept_epochs, said
 
-    def pace(self, job: Job, section: str = "experts") -> Pace:
-        """The pace of a training as a section of the configuration says, compiled if it is."""
-        network, recipe = self._network(job), getattr(job.config, section)
-        flatness = (recipe.rho, recipe.alpha) if section == "experts" else (0.0, 0.0)
+    def pace(self, job: Job, section: str = "experts", most: int | None = None) -> Pace:
+        """The pace of a training as a section of the configuration says, compiled if it is.
+
+        ``section``: ``inner`` is the network in the loop of a round. ``most``: images that there are to train on, where
+        they may be fewer than a batch (unset: all real ones).
+        """
+        network, config = self._network(job), job.config
+        recipe: TrainRecipe = inner_recipe(config) if section == "inner" else getattr(config, section)
+        flatness = (recipe.rho, recipe.alpha) if isinstance(recipe, Experts) else (0.0, 0.0)
+        blocks = self._blocks(job, "train")
         training = train(
             network,
-            self._real(network, job, "train"),
+            RealSamples(network, blocks, None if most is None else np.arange(min(most, len(blocks)))),
             recipe,
             steps=PACE_STEPS,
             generator=torch_generator("pace"),
@@ -378,10 +393,18 @@ class Worker:
         return _paced(job, network, lambda: next(training).loss)
 
     def pace_matching(self, job: Job) -> Pace:
-        """The pace of one matching step (of one class, for gradients), or of one student step of a walk."""
+        """The pace of one matching step, of one class or of a group's, or of one student step of a walk."""
         network = self._network(job)
-        step = self._student_step(network, job) if job.config.is_trajectory else self._matching_step(network, job)
-        return _paced(job, network, step)
+        if job.config.is_trajectory:
+            return _paced(job, network, self._student_step(network, job))
+        matching, inputs = self._matching(job), self._matching_inputs(network, job)
+        return _paced(job, network, lambda: matching.step(inputs).distance)
+
+    def pace_earlier(self, job: Job) -> Pace:
+        """The pace of what a batch of earlier segments adds to a matching step."""
+        network = self._network(job)
+        matching, inputs = self._matching(job), self._matching_inputs(network, job)
+        return _paced(job, network, lambda: matching.mean(inputs.flat, inputs.pixels, inputs.label, inputs.draws).sum())
 
     def _student_step(self, network: Network, job: Job) -> Callable[[], torch.Tensor]:
         """A student's step there and back, on noise."""
@@ -398,15 +421,15 @@ class Worker:
 
         return once
 
-    def _matching_step(self, network: Network, job: Job) -> Callable[[], torch.Tensor]:
-        """A matching step on noise."""
+    def _matching_inputs(self, network: Network, job: Job) -> StepInputs:
+        """What a matching step takes of a group, or of a class: noise."""
         generator, config, matching = torch_generator("pace"), job.config, self._matching(job)
         flat = network.initial(generator)
         slots = min(max(config.sizes), slots_a_step(config))
-        front = (network.classes,) if matching.at_once else ()
+        front = (together(config, network.classes),) if matching.at_once else ()
         pixels = torch.rand(*front, slots, *network.shape, generator=generator).to(job.device)
         real = (*front, config.matcher.batch_real, *network.shape)
-        inputs = StepInputs(
+        return StepInputs(
             flat=flat,
             pixels=pixels,
             velocity=torch.zeros_like(pixels),
@@ -416,7 +439,6 @@ class Worker:
             earlier=matching.nothing(flat),
             settings=torch.tensor([0.1, 1.0], device=job.device),
         )
-        return lambda: matching.step(inputs).distance
 
     @outputs(2)
     def probe(

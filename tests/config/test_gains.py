@@ -17,14 +17,18 @@ from dasm_ray.config.gains import (
     TRAININGS,
     WARM,
     Size,
+    group_size,
     images_a_step,
+    inner_steps,
     steps_of,
+    together,
     verdict,
     what_pays,
 )
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.parsing import parse_config
 from dasm_ray.core.matching.pieces import Pieces
+from dasm_ray.runtime.groups import groups_in
 
 SET = Size(train=1000, val=130, test=520, classes=10, shape=(3, 16, 16))
 
@@ -59,9 +63,10 @@ def test_steps_are_counted_one_by_one() -> None:
         found["train", 32] += 4 * (10 * 2 * 4) // 32
     found["read", 200] += (2 * 2 + 3 * 3) * ceil(1000 / 200)
     for segment in range(2):
-        for _ in range(2 * 5 * 3 * 10):  # rounds, states, steps, classes
-            found["match", 8 + 2 * 4] += 1
-            found["mean", 2 * 4] += segment
+        for _ in range(2 * 5 * 10):  # rounds, states, classes
+            found["mean", 2 * 4] += segment  # once for all steps at a state
+            for _ in range(3):
+                found["match", 8 + 2 * 4] += 1
     for row in ("distilled", "initial", "random", "herding", "k_center", "full"):
         for _ in range(2):
             found["train", 16] += 2 * 1000 // 16 if row == "full" else 6 * 160 // 16
@@ -75,19 +80,37 @@ def test_networks_in_the_loop_are_trained() -> None:
 
 
 def test_every_lane_is_work_of_its_own() -> None:
-    for name, more in (("idc", {"network": "train"}), ("dsa", {"inner_steps": 4}), ("dm", {})):
-        one, three = (config_of(matcher={"name": name, "lanes": lanes, **more}) for lanes in (1, 3))
-        without = counted(config_of(matcher={"name": name, "rounds": 4, **more}))
+    kinds: dict[str, dict[str, object]] = {"idc": {"network": "train"}, "dsa": {"inner_steps": 4}, "dm": {}}
+    for name, more in kinds.items():
+        more |= {"name": name, "context": "alone"}
+        one, three = (config_of(matcher={"lanes": lanes, **more}) for lanes in (1, 3))
+        without = counted(config_of(matcher={"rounds": 4, **more}))
         without.subtract(counted(one))  # what two more rounds of each segment take
         expected = counted(one)
         expected.update({step: 2 * calls for step, calls in without.items()})
         assert counted(three) == expected
 
 
-def test_features_of_all_classes_are_matched_at_once() -> None:
-    found = counted(config_of(matcher={"name": "dm", "context": "alone"}))
-    assert found["mean", 10 * 16] == 2 * 2 * 5 * 3
-    assert not any(kind == "match" for kind, _ in found)
+def test_features_of_a_group_are_matched_at_once() -> None:
+    for name, groups in (("dm", 2), ("cafe", 1)):
+        found = counted(config_of(matcher={"name": name, "steps": 1, "context": "alone"}))
+        assert found["mean", 10 // groups * 16] == 2 * 2 * 5 * groups
+        assert not any(kind == "match" for kind, _ in found)
+
+
+@pytest.mark.parametrize("name", ["idc", "dm", "cafe"])
+@pytest.mark.parametrize("asked", [None, 1, 3, 5000])
+def test_groups_are_those_of_a_run(name: str, asked: int | None) -> None:
+    if name == "cafe" and asked is not None:
+        return  # it takes the set as a whole, and the key is refused
+    config = config_of(matcher={"name": name}, synthetic={"group_size": asked})
+    for classes in (1, 2, 3, 10, 11, 25, 1000):
+        groups = groups_in(config.for_classes(classes), classes)
+        assert group_size(config, classes) == len(groups[0])
+        assert together(config, classes) == (1 if name == "idc" else len(groups[0]))
+        moving = inner_steps(config_of(matcher={"name": "dsa", "inner_steps": 7}), SET._replace(classes=classes), 0)
+        of_dsa = groups_in(config_of(matcher={"name": "dsa"}).for_classes(classes), classes)
+        assert moving == 2 * 5 * (3 - 1) * 7 * len(of_dsa)
 
 
 @pytest.mark.parametrize("name", ["idc", "dm"])
@@ -97,9 +120,9 @@ def test_batches_in_pieces_are_counted_as_they_are_cut(name: str, micro: int) ->
     shown = Counter[tuple[str, int]]()
     there, back = ("mean", "back") if name == "idc" else ("read", "mean")
 
-    def cut(kind: str, stored: int, tiles: int) -> None:
+    def cut(kind: str, stored: int, tiles: int, steps: int = 3) -> None:
         def given(images: Tensor) -> Tensor:
-            shown[kind, len(images)] += 2 * 5 * 3 * 10  # rounds, states, steps, classes
+            shown[kind, len(images)] += 2 * 5 * steps * 10  # rounds, states, steps, classes
             return images.mean(0)
 
         Pieces(micro, tiles, lambda few: few.repeat_interleave(tiles, 0)).mean(given, torch.zeros(stored, 1))
@@ -112,10 +135,10 @@ def test_batches_in_pieces_are_counted_as_they_are_cut(name: str, micro: int) ->
         else:
             shown["match", 16] += 2 * 5 * 3 * 10
         if segment:
-            cut(there, 2, 4)
+            cut(there, 2, 4, steps=1)  # once a state
     of_matching = counted(config_of(matcher={"name": name, "micro": micro}))
     of_matching.subtract(counted(config_of(matcher={"name": name, "context": "alone"})))
-    whole = Counter({("match", 16) if name == "idc" else ("mean", 160): 2 * 2 * 5 * 3 * (10 if name == "idc" else 1)})
+    whole = Counter({("match", 16) if name == "idc" else ("mean", 80): 2 * 2 * 5 * 3 * (10 if name == "idc" else 2)})
     of_matching.update(whole)
     assert +of_matching == +shown
 

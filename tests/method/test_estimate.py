@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
-from local_pool import WALKS, again, local_run, small
+from local_pool import WALKS, again, fetch, local_run, small
 
 from dasm_ray.config.gains import Size, verdict
+from dasm_ray.core.matching import round
+from dasm_ray.core.matching.trajectory import Student
+from dasm_ray.core.networks import expert
 from dasm_ray.method.dasm import distil
 from dasm_ray.method.estimate import (
     Estimate,
     Stage,
     _compiling,
+    _evaluation,
     _memory_keys,
+    _size,
+    count_of,
     estimate,
     shortage,
     work_ahead,
     work_of,
 )
 from dasm_ray.method.experts import train_experts
+from dasm_ray.runtime import worker
 from dasm_ray.runtime.decoding import RealRefs
-from dasm_ray.runtime.worker import Pace
+from dasm_ray.runtime.worker import Pace, Worker
 
 LANES: dict[str, Any] = {"name": "idc", "rounds": 1, "networks": 2, "batch_real": 8, "snapshots": [[0, 3]], "lanes": 3}
 
@@ -46,12 +56,111 @@ def test_tasks_and_bytes_follow_from_the_configuration(
     digits: RealRefs, tmp_path: Path, sections: dict[str, Any], tasks: int, moved: int
 ) -> None:
     found = estimate(local_run(small(**sections), tmp_path, digits))
-    assert [stage.name for stage in found.stages] == ["experts", "distil", "evaluate"]
-    assert found.stages[1].tasks == tasks
+    assert [stage.name for stage in found.stages] == ["experts", "probes", "distil", "evaluate"]
+    assert found.stages[2].tasks == tasks
     assert found.moved_each_round == moved
     assert all(stage.seconds > 0 for stage in found.stages)
     assert found.useful_workers == max(stage.tasks for stage in found.stages)
     assert (found.device_memory, found.worker_memory > 0) == (0, True)
+
+
+RESIDUAL: dict[str, Any] = {"rounds": 2, "networks": 2, "steps": 2, "batch_real": 8, "context": "residual"}
+COUNTED: dict[str, dict[str, Any]] = {
+    "idc": {"matcher": {"name": "idc", "network": "train", "inner_samples": 200, "polish": 0.5, **RESIDUAL}},
+    "idc at experts": {"matcher": RESIDUAL, "synthetic": {"group_size": 3}},
+    "dsa": {"matcher": {"name": "dsa", "inner_steps": 4, **RESIDUAL}},
+    "cafe": {"matcher": {"name": "cafe", **RESIDUAL}, "synthetic": {"group_size": None}},
+    "dm": {"matcher": {"name": "dm", "bank_share": 0.5, **RESIDUAL}, "synthetic": {"group_size": 3}},
+    "lanes": {"matcher": {"name": "dm", "lanes": 2, **RESIDUAL}},
+    "union": {"matcher": {"name": "dm", **RESIDUAL, "batch_syn": 1, "context": "union"}, "synthetic": {"ipc": 4}},
+    "mtt": WALKS | {"matcher": {"name": "mtt", "rounds": 2, "augment": "crop", "bank_share": 0.5}},
+}
+
+
+@pytest.mark.parametrize("sections", COUNTED.values(), ids=COUNTED)
+def test_steps_are_counted_as_a_run_takes_them(
+    digits: RealRefs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any]
+) -> None:
+    """Against a run: each training step, matching step, and batch of earlier segments."""
+    taken: Counter[str] = Counter()
+
+    def counted(module: ModuleType, name: str, kind: str) -> None:
+        plain = getattr(module, name)
+
+        def training(*given: Any, **more: Any) -> Iterator[Any]:
+            for state in plain(*given, **more):
+                taken[kind] += 1
+                yield state
+
+        def call(*given: Any, **more: Any) -> Any:
+            taken[kind] += 1
+            return plain(*given, **more)
+
+        monkeypatch.setattr(module, name, training if name == "train" else call)
+
+    for module, name, kind in (
+        *((expert, "train", "bank"), (worker, "train", "probe"), (round, "train", "inner")),
+        *((round.Loop, "stepped", "matching"), (round.Loop, "_mean_of", "earlier"), (Student, "backward", "matching")),
+    ):
+        counted(module, name, kind)
+    run = local_run(small(**sections), tmp_path, digits)
+    experts = train_experts(run)
+    taken.clear()
+    distil(run, experts)
+    found = count_of(run.config, _size(run))._asdict()
+    assert taken == Counter({kind: many for kind, many in found.items() if kind != "experts"})
+
+
+@pytest.mark.parametrize("kind", ["idc", "dm", "mtt"])
+def test_each_kind_of_step_is_timed(
+    digits: RealRefs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """At a second a step a stage takes as many seconds as it has steps."""
+    monkeypatch.setattr(worker, "_paced", lambda _, network, once: Pace((), 1.0 + 0 * float(once()), 1, 0, 0))
+    sections = {name: dict(section) for name, section in COUNTED[kind].items()}
+    sections["matcher"]["bank_share"] = 0.5
+    run = local_run(small(**sections), tmp_path, digits)
+    count, found = count_of(run.config, _size(run)), estimate(run)
+    seconds = {stage.name: stage.seconds for stage in found.stages}
+    table = seconds.pop("evaluate")
+    in_distilling = count.inner + count.matching + count.earlier
+    assert seconds == {"experts": count.experts, "probes": count.probe, "bank": count.bank, "distil": in_distilling}
+    assert table == _evaluation(run.config, 10, int(digits.counts["train"].sum()), 1.0, 1.0)[1]
+
+
+def test_a_step_is_timed_on_the_classes_of_a_group(digits: RealRefs, tmp_path: Path) -> None:
+    for name, classes in (("dm", (3,)), ("idc", ())):
+        matcher = {"name": name, "batch_real": 8}
+        run = local_run(small(matcher=matcher, synthetic={"group_size": 3}), tmp_path, digits)
+        timed = Worker(1, fetch)
+        given = timed._matching_inputs(timed._network(run.job), run.job)
+        assert (given.images.shape, given.pixels.shape) == ((*classes, 8, 1, 8, 8), (*classes, 1, 1, 8, 8))
+
+
+def test_a_training_is_timed_on_no_more_images_than_there_are(
+    digits: RealRefs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[tuple[str, int]]] = {"train": []}
+    plain = worker.train
+
+    def train(network: Any, samples: Any, recipe: Any, **more: Any) -> Any:
+        seen["train"].append((recipe.augment, min(recipe.batch, len(samples))))
+        return plain(network, samples, recipe, **more)
+
+    monkeypatch.setattr(worker, "train", train)
+    matcher = {"name": "dsa", "rounds": 1, "networks": 1, "steps": 2, "augment": "crop", "batch_real": 8}
+    estimate(local_run(small(matcher=matcher, evaluate={"batch": 64}, probe={"batch": 50}), tmp_path, digits))
+    usual = "color_crop"
+    assert seen["train"] == [(usual, 128), (usual, 20), (usual, 64), (usual, 20), ("crop", 20)]
+
+
+def test_rows_of_soft_labels_are_tasks_of_the_table() -> None:
+    """As many trainings as rows are shown: the three of a set that learned labels stand there twice."""
+    rows = len(small().evaluate.rows)
+    assert _evaluation(small(), 10, 1000, 1.0, 1.0)[0] == 2 * rows
+    tasks, seconds = _evaluation(small(**WALKS), 10, 1000, 1.0, 0.0)
+    assert tasks == 2 * (rows + 3)
+    assert seconds == 2 * (rows - 1 + 3) * (3 * 20 // 20)
 
 
 def test_an_estimate_keeps_nothing(digits: RealRefs, tmp_path: Path) -> None:

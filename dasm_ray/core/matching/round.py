@@ -101,6 +101,12 @@ def pixel_rate(config: RunConfig, size: int, segment: int = 0) -> float:
     return config.matcher.lr_img * (images / 10) * (size / base) ** 2
 
 
+def inner_recipe(config: RunConfig) -> TrainRecipe:
+    """How the network inside the loop is trained: on synthetic images with the matching augmentation alone."""
+    of_set = {"augment": config.augment, "cutmix": 0.0} if config.states == "synthetic" else {}
+    return INNER.model_copy(update={"lr": config.matcher.inner_lr, **of_set})
+
+
 def slots_a_step(config: RunConfig) -> int:
     """The most stored images of one class that a matching step moves."""
     return max(1, config.matcher.batch_syn // config.synthetic.factor**2)
@@ -296,7 +302,7 @@ class Loop:
     def trained_on(self, flat: Tensor, generator: torch.Generator) -> Tensor:
         """The network after a little training between two matching steps."""
         matcher = self.config.matcher
-        recipe = INNER.model_copy(update={"lr": matcher.inner_lr})
+        recipe = inner_recipe(self.config)
         if self.config.states == "real":
             count = min(matcher.inner_samples, len(self.inputs.blocks))
             chosen = torch.randperm(len(self.inputs.blocks), generator=generator)[:count].numpy()
@@ -307,7 +313,6 @@ class Loop:
             present = self._whole_set()
             labels = np.repeat(np.arange(len(present)), present.shape[1])
             synthetic = synthetic_samples(self.network, present.flatten(0, 1), labels, self.config.synthetic.factor)
-            recipe = recipe.model_copy(update={"augment": self.config.augment, "cutmix": 0.0})
             trained = train(self.network, synthetic, recipe, steps=matcher.inner_steps, generator=generator, flat=flat)
         for state in trained:
             flat = state.flat
