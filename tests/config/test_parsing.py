@@ -155,7 +155,7 @@ def test_a_bad_file_is_one_sentence_that_names_it(tmp_path: Path, content: bytes
 
 
 def test_a_folder_in_place_of_a_recipe_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="is a folder and no recipe; `dasm-ray init"):
         load_config(tmp_path)
 
 
