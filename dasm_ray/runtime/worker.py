@@ -6,6 +6,7 @@ result depends on its arguments alone; whatever a worker keeps between calls onl
 
 from __future__ import annotations
 
+import itertools
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -28,15 +29,14 @@ from dasm_ray.core.matching.lane import moved, walk_lane
 from dasm_ray.core.matching.parallel import Moment, match_in_lane, moved_by
 from dasm_ray.core.matching.round import (
     Assignment,
+    Loop,
     Matching,
     RoundInputs,
     distil_round,
     inner_recipe,
     matching_of,
-    slots_a_step,
 )
 from dasm_ray.core.matching.setstate import Cut, Earlier, RowGradient, SetState, SetValues, joined
-from dasm_ray.core.matching.step import StepInputs
 from dasm_ray.core.matching.trajectory import Student
 from dasm_ray.core.membership import log_odds
 from dasm_ray.core.nearness import Near, flat_levels, in_batches, nearest, numbered, shrunk_to, tiles_by_size
@@ -397,14 +397,17 @@ class Worker:
         network = self._network(job)
         if job.config.is_trajectory:
             return _paced(job, network, self._student_step(network, job))
-        matching, inputs = self._matching(job), self._matching_inputs(network, job)
-        return _paced(job, network, lambda: matching.step(inputs).distance)
+        loop, state = self._loop_of_steps(network, job), itertools.count()
+        return _paced(job, network, lambda: loop.match_at_one_network(next(state)))
 
     def pace_earlier(self, job: Job) -> Pace:
         """The pace of what a batch of earlier segments adds to a matching step."""
         network = self._network(job)
-        matching, inputs = self._matching(job), self._matching_inputs(network, job)
-        return _paced(job, network, lambda: matching.mean(inputs.flat, inputs.pixels, inputs.label, inputs.draws).sum())
+        matching, loop, generator = self._matching(job), self._loop_of_steps(network, job), torch_generator("pace")
+        flat, draws = network.initial(generator), draw(1, generator).to(job.device)
+        (places,) = loop.together
+        pixels, label = loop.as_taken(loop.pixels[:, : loop.slots]), loop.labels[places[0]]
+        return _paced(job, network, lambda: matching.mean(flat, pixels, label, draws).sum())
 
     def _student_step(self, network: Network, job: Job) -> Callable[[], torch.Tensor]:
         """A student's step there and back, on noise."""
@@ -421,24 +424,24 @@ class Worker:
 
         return once
 
-    def _matching_inputs(self, network: Network, job: Job) -> StepInputs:
-        """What a matching step takes of a group, or of a class: noise."""
-        generator, config, matching = torch_generator("pace"), job.config, self._matching(job)
-        flat = network.initial(generator)
-        slots = min(max(config.sizes), slots_a_step(config))
-        front = (together(config, network.classes),) if matching.at_once else ()
-        pixels = torch.rand(*front, slots, *network.shape, generator=generator).to(job.device)
-        real = (*front, config.matcher.batch_real, *network.shape)
-        return StepInputs(
-            flat=flat,
-            pixels=pixels,
-            velocity=torch.zeros_like(pixels),
-            images=torch.randint(0, 256, real, generator=generator, dtype=torch.uint8).to(job.device),
-            label=torch.tensor(0, device=job.device),
-            draws=draw(1, generator).to(job.device),
-            earlier=matching.nothing(flat),
-            settings=torch.tensor([0.1, 1.0], device=job.device),
-        )
+    def _loop_of_steps(self, network: Network, job: Job) -> Loop:
+        """A round of a group, or of a class, from noise that stays: one matching step at each network state.
+
+        With all that a step has around it, as its real batch, but for what is timed on its own: earlier segments, and
+        trainings between two steps.
+        """
+        config, generator, blocks = job.config, torch_generator("pace"), self._blocks(job, "train")
+        alone = {"steps": 1, "lr_img": 0.0, "context": "alone", "snapshots": ((0, 1),), "strata": False}
+        shares = {"frontier_share": 0.0, "probe_share": 0.0, "bank_share": 0.0}
+        matcher = config.matcher.model_copy(update={**alone, **shares})
+        classes = tuple(range(together(config, network.classes)))
+        pixels = torch.rand(len(classes), max(config.sizes), *network.shape, generator=generator).numpy()
+        nothing = np.empty((network.classes, 0, *network.shape), np.float32)
+        windows = [[np.arange(count) for count in blocks.counts]]
+        snapshot = network.initial(generator).cpu().numpy()[None]
+        inputs = RoundInputs(blocks, windows, nothing, nothing, experts=[snapshot], probes=())
+        where, alike = Assignment(0, 0, 0, classes), config.model_copy(update={"matcher": matcher})
+        return Loop(self._matching(job), alike, where, inputs, pixels, np.zeros_like(pixels))
 
     @outputs(2)
     def probe(
@@ -1002,7 +1005,7 @@ def write_standing(
     write_group(place, where.segment, where.group, arrays, where.round, key)
 
 
-def _paced(job: Job, network: Network, once: Callable[[], torch.Tensor]) -> Pace:
+def _paced(job: Job, network: Network, once: Callable[[], torch.Tensor | float]) -> Pace:
     """The median time of a few calls, the first of which compiles and does not count."""
     took = []
     for _ in range(PACE_STEPS):

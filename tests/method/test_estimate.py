@@ -129,12 +129,12 @@ def test_each_kind_of_step_is_timed(
 
 
 def test_a_step_is_timed_on_the_classes_of_a_group(digits: RealRefs, tmp_path: Path) -> None:
-    for name, classes in (("dm", (3,)), ("idc", ())):
-        matcher = {"name": name, "batch_real": 8}
-        run = local_run(small(matcher=matcher, synthetic={"group_size": 3}), tmp_path, digits)
+    for name, classes in (("dm", (0, 1, 2)), ("idc", (0,)), ("cafe", tuple(range(10)))):
+        synthetic = {"group_size": None if name == "cafe" else 3}
+        run = local_run(small(matcher={"name": name, "batch_real": 8}, synthetic=synthetic), tmp_path, digits)
         timed = Worker(1, fetch)
-        given = timed._matching_inputs(timed._network(run.job), run.job)
-        assert (given.images.shape, given.pixels.shape) == ((*classes, 8, 1, 8, 8), (*classes, 1, 1, 8, 8))
+        loop = timed._loop_of_steps(timed._network(run.job), run.job)
+        assert (loop.where.classes, loop.together) == (classes, [list(classes)])
 
 
 def test_a_training_is_timed_on_no_more_images_than_there_are(
