@@ -262,7 +262,8 @@ def test_an_estimate_counts_what_a_run_then_has(recipe: Path, reference: Path, r
     config = load_config(recipe)
     with connected(config, Place(reference)) as here:
         found = estimate(here)
-    assert [(stage.name, stage.tasks) for stage in found.stages] == [("experts", 2), ("distil", 3), ("evaluate", 2)]
+    parallel = [("experts", 2), ("probes", 2), ("distil", 3), ("evaluate", 2)]
+    assert [(stage.name, stage.tasks) for stage in found.stages] == parallel
     assert all(stage.seconds > 0 for stage in found.stages)
     experts = [open_trajectory(Place(file.parent), number, file.parent.name)
                for number, file in enumerate(sorted(reference.glob("experts/*/expert_*")))]  # fmt: skip
