@@ -70,6 +70,6 @@ $(INSTALLED): pyproject.toml
 	  test -n "$$python" || { echo "Python 3.11 or newer (with venv and pip) was not found on the PATH; install it, or run make PYTHON=/path/to/python3."; exit 1; }; \
 	  echo "Creating $(VENV) with $$python ($$($$python --version))."; \
 	  $$python -m venv --clear $(VENV); }
-	@echo "Installing dasm-ray and what it needs into $(VENV); the first time this downloads a few GB."
+	@echo "Installing dasm-ray and what it needs into $(VENV); the first time this downloads a few GB, and takes 8 GB of the disk."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
