@@ -48,7 +48,7 @@ def score_range(
         scores = [SCORES[score](logits, labels, features) for logits, features in readings]
         return torch.stack(scores).mean(0), _wrong(readings, labels), _missed(readings, labels)
 
-    return _scored(judged, network, blocks, ensemble, first, last, batch)
+    return _scored(judged, _read(network, blocks, ensemble, first, last, batch), last - first)
 
 
 def static_range(
@@ -81,7 +81,7 @@ def static_range(
                 parts.extend(SCORES[score](logits, labels, features) for logits, features in epochs)
         return torch.stack(parts).mean(0), _wrong(ends, labels), _missed(ends, labels)
 
-    return _scored(judged, network, blocks, flats, first, last, batch, training)
+    return _scored(judged, _read(network, blocks, flats, first, last, batch, training), last - first)
 
 
 def features_of(network: Network, blocks: Blocks, flat: Tensor, label: int, batch: int) -> NDArray[np.float32]:
@@ -100,17 +100,11 @@ Reading = tuple[Tensor, Tensor]
 
 def _scored(
     judged: Callable[[Sequence[Reading], Tensor], tuple[Tensor, ...]],
-    network: Network,
-    blocks: Blocks,
-    flats: Sequence[Tensor],
-    first: int,
-    last: int,
-    batch: int,
-    training: Samples | None = None,
+    read: Iterator[tuple[list[Reading], Tensor]],
+    count: int,
 ) -> Scored:
-    """Score and errors of [first, last) by ``judged``; of a batch nothing else is kept, so memory is one batch's."""
-    read = _read(network, blocks, flats, first, last, batch, training)
-    columns = filled((judged(readings, labels) for readings, labels in read), last - first)
+    """Score and errors of ``count`` samples by ``judged``; of a batch nothing else is kept: memory is one batch's."""
+    columns = filled((judged(readings, labels) for readings, labels in read), count)
     return Scored(*(column.cpu().numpy() for column in columns))
 
 
