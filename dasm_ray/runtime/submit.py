@@ -31,7 +31,7 @@ from dasm_ray.plain import Plain, Tree, Values
 from dasm_ray.runtime.address import without_credentials
 
 COMMANDS = (
-    *("distill", "experts", "estimate", "score", "select", "compare", "sweep", "study"),
+    *("distill", "reproduce", "experts", "estimate", "score", "select", "compare", "sweep", "study"),
     *("relabel", "evaluate", "incremental", "rank", "audit", "doctor"),
 )
 """Those that compute on a cluster; the others only read and write files."""
