@@ -149,8 +149,8 @@ def evaluate(
     workers: int | None = None,
     data_path: str | os.PathLike[str] | None = None,
 ) -> Result:
-    """Trains networks on a set anew, and reads the test set once each. Only keys of evaluate, runtime and data.path
-    can be changed.
+    """Trains networks on a set anew, and reads the test set once each. ``set`` takes keys of evaluate and runtime,
+    data.path, data.download and data.cache.
 
     ``network``: ARCH or ARCH:NORM of `core.networks.zoo`, or one of your own, MODULE:FUNCTION with a function of
     (shape (C, H, W), classes) that gives a torch.nn.Module of images to logits, or timm:NAME. ``seeds``: how many

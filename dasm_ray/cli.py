@@ -225,7 +225,7 @@ def reproduce(
 
     CONFIG is a recipe whose first lines name its test accuracy, as those that `dasm-ray recipes` lists. The first
     experts and the first rounds are held against what they should be as soon as they are there. Exit code 1: outside.
-    --set may say where and how it runs, not what.
+    --set may change keys marked ° in docs/config.md: places and workers.
     """
     with _reporting_errors():
         from dasm_ray.config.digests import keys_that_differ
@@ -485,8 +485,8 @@ def study(
 def relabel(path: str, target: str, overrides: tuple[str, ...], workers: int | None, address: str | None) -> None:
     """Give a synthetic set the soft labels of its run's experts.
 
-    PATH: a run directory or an artifact, such as what `select` wrote. Only keys of experts, evaluate, runtime and
-    data.path can be changed with --set.
+    PATH: a run directory or an artifact, such as what `select` wrote. --set takes keys of experts, evaluate and
+    runtime, data.path, data.download and data.cache.
     """
     with _reporting_errors():
         _check_address(address)
@@ -510,8 +510,8 @@ def evaluate(
 ) -> None:
     """Evaluate a run directory anew, or a synthetic set alone.
 
-    Only keys of evaluate, runtime and data.path can be changed with --set. FUNCTION takes (shape, classes) and gives a
-    torch.nn.Module. Example: dasm-ray evaluate runs/digits --network resnet18:batch
+    --set takes keys of evaluate and runtime, data.path, data.download and data.cache. FUNCTION takes (shape, classes)
+    and gives a torch.nn.Module. Example: dasm-ray evaluate runs/digits --network resnet18:batch
     """
     with _reporting_errors():
         changes = _of_set(path, f"evaluating {path}", overrides, workers, address)
@@ -683,7 +683,7 @@ def inspect(path: str, png: str | None) -> None:
 @click.option(
     "--normalise",
     metavar="HOW",
-    help="Images in pt: none (in [0, 1]), own (and whitened), or M,M,M:S,S,S. [default: as stored]",
+    help="Images in pt: none (in [0, 1]), own (and whitened), or M,M,M:S,S,S. [default: as the set is kept]",
 )
 @click.option("--stored", is_flag=True, help="png: stored images, grids where the factor is above 1.")
 def export(path: str, target: str, kind: str, labels: str | None, normalise: str | None, stored: bool) -> None:

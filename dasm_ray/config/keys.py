@@ -148,11 +148,14 @@ class Data(Section):
     )
     path: Text | None = Field(
         None,
-        description="Folder or URI where the files of the set lie; unset for sets that are built in.",
+        description="Folder or URI where the files of the set lie; unset: it is built in, or torchvision fetched it "
+        "into ~/.cache/dasm_ray/data.",
         json_schema_extra=NOT_IN_RESULT,
     )
     download: StrictBool = Field(
-        False, description="Fetch a set that torchvision knows into `path`.", json_schema_extra=NOT_IN_RESULT
+        False,
+        description="Fetch a set that torchvision knows into `path`, or where it is looked for without one.",
+        json_schema_extra=NOT_IN_RESULT,
     )
     cache: Text | None = Field(
         None,
@@ -183,7 +186,8 @@ class Data(Section):
     )
     val_share: Annotated[Number, Field(gt=0, lt=0.5)] = Field(
         0.1,
-        description="Share of the training images that is held out for validation, by a hash of their content, where "
+        description="Share of the training images, less those held out for the test, that is held out for validation, "
+        "by a hash of their content, where "
         "the set has no such split.",
     )
     test_share: Annotated[Number, Field(gt=0, lt=0.5)] = Field(
@@ -330,7 +334,8 @@ class Matcher(Section):
         "synthetic images, trajectories draw anew for each image; dc has none.",
     )
     rounds: Count = Field(
-        10, description="Rounds of distillation: tasks per group and segment; for trajectories, steps on the whole set."
+        10,
+        description="Rounds of distillation: tasks per group and segment; for trajectories, steps on a whole segment.",
     )
     budget: Literal["segment", "set"] = Field(
         "segment",
@@ -472,7 +477,8 @@ class Window(Section):
 
     policy: Annotated[StrictStr, one_of(WINDOWS), listed(WINDOWS)] = Field(
         "frontier",
-        description="Which real images of a class a segment may see: all; quantile, a sliding range of difficulties; "
+        description="Which real images of a class a segment may see, for datm always without those that the experts "
+        "get wrong: all; quantile, a sliding range of difficulties; "
         "frontier, what the probe gets wrong and experts right, filled up with the easiest; trim, without"
         " the easiest in the end; size, trimmed by the size of the set so far.",
     )
@@ -500,7 +506,7 @@ class Score(Section):
     shards: Whole | None = Field(
         None,
         le=100_000,
-        description="Tasks that scoring all real images is cut into; unset: one for each worker.",
+        description="Tasks that scoring all real images is cut into; unset: two for each worker.",
         json_schema_extra=NOT_IN_RESULT,
     )
     batch: Count = Field(500, description="Images a forward pass.")
@@ -564,7 +570,7 @@ Compiles = Literal[True, False, "trainings", "graphs"] | None
 
 
 class Runtime(Section):
-    """How the work is spread. Only the threads of a worker and compilation touch the result, by rounding."""
+    """How the work is spread. Only threads, device, compilation and precision touch the result, by rounding."""
 
     workers: Whole | None = Field(
         None,
@@ -592,7 +598,8 @@ class Runtime(Section):
     )
     address: Text | None = Field(
         None,
-        description="host:port of a running Ray cluster; unset: a Ray of the run's own, on this machine.",
+        description="host:port of a running Ray cluster; unset: what RAY_ADDRESS says, else a Ray of the run's own, "
+        "on this machine.",
         json_schema_extra=NOT_IN_RESULT,
     )
     compile: Literal[True, False, "trainings", "graphs", "auto"] | None = Field(
