@@ -157,7 +157,7 @@ class ConvNet(nn.Module):
         if not head:
             x = channels_last(x)
             for conv, norm in zip(self.convs, self.norms, strict=True):
-                x = average_pool(F.relu(norm(conv(x)), inplace=True))
+                x = average_pool(F.relu(norm(conv(x))))
                 if blocks:
                     seen.append(x.flatten(1))
             x = x.flatten(1)
