@@ -450,13 +450,18 @@ def _counts(values: Plain, classes: int) -> list[int] | None:
 # --- for several runs --------------------------------------------------------------------------------------------
 
 
+def bytes_of_label(classes: int) -> int:
+    """Bytes of a hard label, in whole ones."""
+    return 1 if classes <= 256 else 2
+
+
 def stored_bytes(run: Gathered) -> int | None:
     """Bytes of the stored pixels as float32 and of hard labels, or of soft ones as float32."""
     if run.artifact is None:
         return None
     artifact = run.artifact
-    labels = artifact.soft_labels.nbytes if artifact.soft_labels is not None else len(artifact.labels)
-    return artifact.pixels.nbytes + labels
+    hard = len(artifact.labels) * bytes_of_label(len(artifact.class_names))
+    return artifact.pixels.nbytes + (hard if artifact.soft_labels is None else artifact.soft_labels.nbytes)
 
 
 def real_bytes(run: Gathered) -> int | None:
@@ -464,4 +469,4 @@ def real_bytes(run: Gathered) -> int | None:
     count = run.real_count
     if count is None or run.artifact is None:
         return None
-    return count * (math.prod(run.artifact.pixels.shape[1:]) + (1 if len(run.class_names) <= 256 else 2))
+    return count * (math.prod(run.artifact.pixels.shape[1:]) + bytes_of_label(len(run.class_names)))

@@ -21,6 +21,7 @@ from dasm_ray.method.dasm import distil
 from dasm_ray.method.experts import Experts, soft_labels, train_experts
 from dasm_ray.method.run import Run, check_against_data
 from dasm_ray.method.sets import Choice, Images, chosen_by, distilled_set, images_of, stored
+from dasm_ray.report.gathered import bytes_of_label
 from dasm_ray.report.table import Row
 from dasm_ray.runtime.worker import Everything
 from dasm_ray.store.artifact import digest, read_artifact, write_artifact
@@ -152,15 +153,12 @@ class Comparison:
     def _real_bytes(self) -> int:
         """The training split: a byte for each value, and its labels."""
         count = int(self._run.real.counts["train"].sum())
-        return count * (math.prod(self._run.real.shape) + self._one_label)
+        return count * (math.prod(self._run.real.shape) + bytes_of_label(self._run.classes))
 
     def _label_bytes(self, ipc: int, kind: str) -> int:
         """Hard labels in whole bytes, soft ones as float32."""
-        return ipc * self._run.classes * (self._one_label if kind == "hard" else 4 * self._run.classes)
-
-    @property
-    def _one_label(self) -> int:
-        return 1 if self._run.classes <= 256 else 2
+        classes = self._run.classes
+        return ipc * classes * (bytes_of_label(classes) if kind == "hard" else 4 * classes)
 
     # --- cells ---------------------------------------------------------------------------------------------------
 

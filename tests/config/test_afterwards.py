@@ -28,3 +28,9 @@ def test_a_kept_configuration_calls_nobody() -> None:
     config = parse_config({"runtime": {"address": "10.0.0.1:6379", "workers": 2}})
     assert without_address(config).runtime.address is None
     assert without_address(config).runtime.workers == 2
+
+
+@pytest.mark.parametrize("change", ["data.zca=0.1", "data.image_size=8", "data.name=mnist"])
+def test_what_changes_the_real_images_is_no_change_afterwards(change: str) -> None:
+    with pytest.raises(ConfigError, match=change.partition("=")[0]):
+        check_allowed([change], AFTERWARDS)

@@ -218,3 +218,15 @@ def test_what_rounds_a_training_is_told_as_before_unless_its_precision_is_set() 
     assert keys.Runtime(cpus_per_worker=2, compile=False).rounding("cpu") == (2, False, "cpu")
     assert keys.Runtime(compile="trainings").rounding("cpu") == keys.Runtime(compile=True).rounding("cpu")
     assert keys.Runtime(precision="bf16").rounding("cuda") == (1, None, "cuda", "bf16")
+
+
+@pytest.mark.parametrize(("base_seed", "seed"), [(None, 7), (0, 0), (4, 4)])
+def test_the_seed_of_a_table_is_its_own_where_it_has_one(base_seed: int | None, seed: int) -> None:
+    assert parse_config({"seed": 7, "evaluate": {"base_seed": base_seed}}).evaluation_seed == seed
+
+
+def test_the_polish_asks_for_no_network_that_knows_all_of_the_set() -> None:
+    matcher = {"probe_share": 0.3, "bank_share": 0.4, "polish": 0.5}
+    config = parse_config({"matcher": matcher, "synthetic": {"ipc": 2, "segments": 2}})
+    assert [config.probe_share_of(stage) for stage in range(3)] == [0.3, 0.3, 0.0]
+    assert [config.bank_share_of(stage) for stage in range(3)] == [0.4, 0.4, 0.0]

@@ -269,3 +269,9 @@ def test_one_folder_is_not_for_two_sweeps(folder: Path) -> None:
     done = CliRunner().invoke(main, ["sweep", path, path, "--run", str(folder / "run")])
     assert done.exit_code == 2
     assert "is the folder of one sweep, and there are 2" in done.stderr
+
+
+def test_keys_of_one_sample_are_drawn_apart(folder: Path) -> None:
+    space = {"matcher.momentum": {"uniform": [0.1, 0.9]}, "experts.momentum": {"uniform": [0.1, 0.9]}}
+    for trial in loaded(folder, space=space, samples=5).trials:
+        assert trial.values["matcher.momentum"] != trial.values["experts.momentum"]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from toy import COUNTS, RECIPE, generator, toy_blocks, toy_network
 
+from dasm_ray.core.networks.expert import expert_labels
 from dasm_ray.core.networks.network import Network
-from dasm_ray.core.networks.reading import statistics_of
+from dasm_ray.core.networks.reading import read_all, statistics_of
 from dasm_ray.core.networks.samples import RealSamples
 from dasm_ray.core.networks.training import train
 from dasm_ray.core.scoring import features_of, score_range, shard_ranges, static_range
@@ -102,7 +103,7 @@ def test_shards_are_whole_batches_that_cover_everything_and_are_never_empty() ->
         assert max(pieces) - min(pieces) <= 1
 
 
-@pytest.mark.parametrize("early", [1, 3])
+@pytest.mark.parametrize("early", [1, 2, 3])
 def test_the_static_score_is_the_mean_over_experts_and_their_first_epochs(early: int) -> None:
     network, first, last = toy_network(), 3, 34
     experts = trajectories(network)
@@ -170,3 +171,15 @@ def test_features_are_the_last_hidden_layer_of_one_class(label: int) -> None:
     expected = [probabilities(network, flat, start + place)[1] for place in range(COUNTS[label])]
     assert features.dtype == np.float32
     np.testing.assert_allclose(features, np.stack(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_soft_labels_are_the_mean_of_the_experts_that_are_right_or_of_all() -> None:
+    network, blocks = toy_network(), toy_blocks()
+    real, experts = RealSamples(network, blocks), [*nets(network, 2), network.initial(generator(9))]
+    logits = [torch.cat([seen for seen, _, _ in read_all(network, flat, {}, real)]) for flat in experts]
+    found, kinds = expert_labels(network, experts, real, real), set()
+    for image, label in enumerate(blocks.labels):
+        right = [each[image] for each in logits if int(each[image].argmax()) == label]
+        torch.testing.assert_close(found[image], torch.stack(right or [each[image] for each in logits]).mean(0))
+        kinds.add(len(right))
+    assert {0, 1, 2} <= kinds

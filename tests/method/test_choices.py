@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from local_pool import LocalPool, blocks_of, local_run, small
+from local_pool import LocalPool, blocks_of, local_run, shared_experts, small
 
 from dasm_ray.config import selections
 from dasm_ray.config.keys import ROWS
@@ -18,6 +18,7 @@ from dasm_ray.method.experts import Experts, train_experts
 from dasm_ray.method.run import Run
 from dasm_ray.method.sets import Patched, chosen_by, selected_set
 from dasm_ray.runtime.decoding import RealRefs
+from dasm_ray.runtime.pool import Done, Task
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +97,24 @@ def test_a_way_is_one_row_and_one_function(run: Run, experts: Experts, monkeypat
     found = choices(run, experts, ["easiest", "el2n"])
     assert labels_of(run, found["easiest"]) == labels_of(run, found["el2n"])
     assert not set(found["easiest"].tolist()) & set(found["el2n"].tolist())
+
+
+class Watched(LocalPool):
+    """Remembers which windows were judged, and what came out."""
+
+    judged: tuple[list[np.ndarray], list[float]]
+
+    def _do(self, task: Task) -> Done:
+        done = super()._do(task)
+        if task.name == "best window":
+            self.judged = task.args[-1], done.refs[0].value
+        return done
+
+
+def test_of_the_windows_the_one_that_knows_validation_best_is_taken(digits: RealRefs, tmp_path: Path) -> None:
+    pool = Watched()
+    run = local_run(small(experts=shared_experts()), tmp_path, digits, pool)
+    (chosen,) = choices(run, train_experts(run), ["window"]).values()
+    candidates, right = pool.judged
+    assert min(right) < max(right)
+    assert chosen.tolist() == candidates[right.index(max(right))].tolist()

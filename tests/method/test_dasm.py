@@ -10,14 +10,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from local_pool import SMALL, WALKS, LocalPool, local_run, shared_experts, small
 
 from dasm_ray.config import matchers
 from dasm_ray.config.matchers import BaseMatcher, keys_without_meaning
 from dasm_ray.core.matching import gradient
+from dasm_ray.core.seed import torch_generator
 from dasm_ray.method.dasm import Distilled, distil
 from dasm_ray.method.experts import train_experts
+from dasm_ray.method.sets import flattened
+from dasm_ray.runtime import worker
 from dasm_ray.runtime.decoding import RealRefs
+from dasm_ray.studies.rows import evaluate_rows
 
 TRAINED = {"rounds": 2, "networks": 1, "steps": 2}
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
@@ -317,3 +322,29 @@ def test_a_key_with_a_meaning_changes_the_set(
 ) -> None:
     changed, _ = distilled(digits, tmp_path, matcher={key: CHANGES[key]})
     assert bytes_of(changed) != bytes_of(undisturbed("idc").made)
+
+
+def test_no_two_tasks_of_a_run_draw_the_same_numbers(
+    digits: RealRefs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[Any, ...]] = []
+
+    def noted(*parts: Any) -> torch.Generator:
+        drawn.append(parts)
+        return torch_generator(*parts)
+
+    monkeypatch.setattr(worker, "torch_generator", noted)
+    keys = {"synthetic": {"ipc": 3, "segments": 3}, "matcher": SMALL["matcher"] | {"bank_share": 0.5}}
+    run = local_run(small(**keys), tmp_path, digits)
+    made = distil(run, train_experts(run))
+    evaluate_rows(run, {"distilled": flattened(made.segments), "initial": flattened(made.starts)}, 1, None, None)
+    by_tasks = [parts for parts in drawn if parts != ("pace",)]
+    assert {parts[1] for parts in by_tasks} == {"expert", "probe", "bank", "evaluate"}
+    assert len(by_tasks) == len(set(by_tasks))
+
+
+def test_no_real_image_starts_two_of_three_segments(digits: RealRefs, tmp_path: Path) -> None:
+    keys = {"synthetic": {"ipc": 9, "segments": 3, "init": "real"}, "window": {"policy": "quantile", "width": 0.05}}
+    made, _ = distilled(digits, tmp_path, **keys)
+    images = [image.tobytes() for each in made.starts for image in each.pixels.reshape(-1, 64)]
+    assert len(images) == len(set(images)) == 90

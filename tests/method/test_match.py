@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from local_pool import WALKS, local_run, shared_experts, small
+from local_pool import SMALL, WALKS, local_run, shared_experts, small
 
 from dasm_ray.config.matchers import MATCHERS
 from dasm_ray.errors import NonFinite
 from dasm_ray.method import match as module
+from dasm_ray.method.dasm import distil
 from dasm_ray.method.experts import train_experts
 from dasm_ray.method.match import WALKS as OF_FAMILIES
 from dasm_ray.method.match import match
@@ -143,3 +144,22 @@ def test_a_finished_segment_of_nan_that_an_older_version_has_kept_is_refused(dig
     write_group(run.place / "segments", 0, 1, arrays, round, run.key)
     with pytest.raises(NonFinite, match=r"segment 1: its checkpoint in .* not finite; remove that folder"):
         matched(digits, tmp_path, [], **sections)
+
+
+def test_the_polish_sees_what_any_segment_saw(
+    digits: RealRefs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[Target]] = []
+
+    def watched(*args: Any) -> Segment:
+        given.append(args[-1])
+        return match(*args)
+
+    monkeypatch.setattr(module, "match", watched)
+    matcher = SMALL["matcher"] | {"rounds": 4, "polish": 0.5}
+    sections = {"matcher": matcher, "window": {"policy": "quantile", "width": 0.6}, "experts": shared_experts()}
+    run = local_run(small(**sections), tmp_path, digits)
+    distil(run, train_experts(run))
+    first, second, of_all = given[-1]
+    for one, other, both in zip(first.window, second.window, of_all.window, strict=True):
+        assert set(both.tolist()) == set(one.tolist()) | set(other.tolist()) != set(one.tolist())

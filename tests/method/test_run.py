@@ -222,3 +222,28 @@ def test_a_step_that_normalises_a_single_value_is_refused_before_anything_is_tra
 )
 def test_where_there_is_more_than_one_value_nothing_is_said(digits: RealRefs, config: RunConfig) -> None:
     check_against_data(config, digits)
+
+
+def test_segments_and_experts_lie_under_keys_of_images_and_device(digits: RealRefs, tmp_path: Path) -> None:
+    run = local_run(small(), tmp_path, digits)
+    others = [
+        replace(run, real=replace(run.real, digest="other")),
+        replace(run, session=replace(run.session, device="cuda")),
+        replace(run, config=small(model={"width": 8})),
+        replace(run, config=run.config.model_copy(update={"seed": 1})),
+    ]
+    assert run.key not in {other.key for other in others}
+    assert run.expert_key not in {other.expert_key for other in others}
+
+
+def test_a_whitening_is_cut_alike_for_any_number_of_workers(digits: RealRefs, tmp_path: Path) -> None:
+    """Sums of other parts would have other last bits."""
+    fitted = []
+    for workers in (1, 2):
+        run = local_run(small(), tmp_path / str(workers), digits)
+        run = replace(run, config=small(data={"zca": 0.1}), session=replace(run.session, workers=workers))
+        whitened(run)
+        assert isinstance(run.pool, LocalPool)
+        fitted.append(run.pool.done)
+    assert fitted[0] == fitted[1]
+    assert len(fitted[0]) == 3 + 1, "three chunks of images, and the fit"

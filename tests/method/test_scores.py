@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from local_pool import WALKS, LocalPool, again, blocks_of, local_run, read, small, with_blocks
+from local_pool import WALKS, LocalPool, again, blocks_of, local_run, read, shared_experts, small, with_blocks
 
 from dasm_ray.core.window import window
 from dasm_ray.errors import NonFinite
@@ -154,3 +154,26 @@ def test_scores_of_validation_images_lie_beside_the_experts(digits: RealRefs, tm
     as_training = replace(run, real=with_blocks(digits, tmp_path / "kept", train=blocks_of(digits, "val")))
     same, *_ = sharded(as_training, Worker.score_statically, "static scores", experts.snapshots)
     assert same.tobytes() == found.tobytes(), "as training images would be scored"
+
+
+@pytest.mark.parametrize("policy", ["quantile", "size"])
+def test_the_window_of_a_later_segment_is_of_its_own_number_and_size(
+    digits: RealRefs, tmp_path: Path, policy: str
+) -> None:
+    keys = {"synthetic": {"ipc": 6, "segments": 2, "sizes": [2, 4]}, "window": {"policy": policy}}
+    run = local_run(small(**keys, experts=shared_experts()), tmp_path, digits)
+    experts = train_experts(run)
+    found = scores_before(run, 1, experts, Probes(run, 1, experts, []))
+    for label, seen in enumerate(window_of(run, found)):
+        mine = found.label == label
+        expected = window(
+            run.config.window,
+            segment=1,
+            segments=2,
+            dynamic=found.dynamic[mine],
+            static=found.static[mine],
+            wrong=found.wrong[mine],
+            known=found.known[mine],
+            images=6,
+        )
+        assert np.array_equal(seen, expected)

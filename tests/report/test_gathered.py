@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,19 @@ def test_bytes_of_a_set_and_of_what_it_stands_for(run_folder: Path, digits: Real
     assert real_bytes(run) == int(digits.counts["train"].sum()) * 65
 
 
+@pytest.mark.parametrize(("classes", "size"), [(2, 1), (256, 1), (257, 2), (1000, 2)])
+def test_a_hard_label_takes_whole_bytes_in_the_set_as_in_what_it_stands_for(
+    run_folder: Path, classes: int, size: int
+) -> None:
+    run = gather(Place(run_folder), looks_at_data=False)
+    assert run.artifact is not None
+    names = tuple(map(str, range(classes)))
+    run = replace(run, class_names=names, artifact=replace(run.artifact, class_names=names))
+    assert stored_bytes(run) == 20 * 64 * 4 + 20 * size
+    assert run.real_count is not None
+    assert real_bytes(run) == run.real_count * (64 + size)
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunDirError, match="is no run directory"):
         gather(Place(tmp_path))
@@ -177,7 +191,8 @@ def test_runs_of_a_comparison_have_their_rows_from_its_table(run_folder: Path, t
 def of_images(folder: Path, images: np.ndarray) -> Path:
     """A data set of ten images in each of two classes, as files."""
     for number, image in enumerate(images):
-        file = folder / ("train" if number % 10 < 7 else "test") / "ab"[number // 10] / f"{number:02}.png"
+        split = "train" if number % 10 < 6 else "val" if number % 10 < 8 else "test"
+        file = folder / split / "ab"[number // 10] / f"{number:02}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(file)
     return folder

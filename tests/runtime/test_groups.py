@@ -443,3 +443,28 @@ def test_groups_follow_the_configuration_alone() -> None:
     assert groups_of(10, 4) == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9)]
     assert groups_of(10, None) == [(0, 1, 2, 3, 4), (5, 6, 7, 8, 9)]
     assert groups_of(1, None) == [(0,)]
+
+
+def test_after_a_loss_groups_begin_where_what_was_made_again_says(
+    real: RealRefs, undisturbed: Any, tmp_path: Path
+) -> None:
+    config, whole = config_of(None), undisturbed(None)
+    runtime = config.runtime.model_copy(update={"checkpoint_seconds": 1000})
+    run = Run(real, LocalPool(), tmp_path / "lossy", config.model_copy(update={"runtime": runtime}))
+    take, lost = run.segment._take, list[str]()
+
+    def lossy(done: Done) -> Any:
+        if done.task.args[1].round == 1 and not lost:
+            lost.append(done.task.name)
+            done = Done(done.task, None, error=InputLost("gone"))
+        return take(done)
+
+    def renewed() -> Renewed:
+        starts = [run.pool.put(run.start[list(classes)]) for classes in groups_of(10, 4)]
+        for ref in run.starts:
+            object.__setattr__(ref, "value", None)  # it went with the node
+        return Renewed(run.inputs, starts)
+
+    run.segment._take, run.renewed = lossy, renewed  # type: ignore[method-assign]
+    assert run.go().tobytes() == whole.tobytes()
+    assert len(lost) == 1

@@ -347,3 +347,11 @@ def test_a_state_that_dead_ray_does_not_give_keeps_its_older_checkpoint(real: Re
     with pytest.raises(SessionError, match="Ray has died"):
         run.run.run()
     assert read_group(Place(tmp_path), 0, 0, "key") is None
+
+
+def test_a_round_in_which_one_student_ends_within_the_threshold_is_of_use(
+    real: RealRefs, pool: LocalPool, tmp_path: Path
+) -> None:
+    run = Run(real, pool, tmp_path, config_with()).run
+    assert run._checked([200.0, 300.0]) == 1
+    assert run._checked([200.0, 99.0]) == 0

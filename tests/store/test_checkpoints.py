@@ -18,6 +18,7 @@ from dasm_ray.store.checkpoints import (
     read_group,
     read_scores,
     read_set,
+    read_start,
     round_name,
     rounds_among,
     segment_pixels,
@@ -248,3 +249,11 @@ def test_where_a_segment_of_trajectories_began_is_in_a_file_of_its_own(tmp_path)
     write_start(place, 0, pixels / 2, "abc")
     assert np.array_equal(segment_pixels(place, 0, 3, "initial"), pixels / 2)
     assert np.array_equal(segment_pixels(place, 0, 3, "pixels"), pixels)
+
+
+def test_where_a_segment_began_is_read_under_its_own_key_alone(tmp_path):
+    write_start(Place(tmp_path), 0, np.zeros((2, 1, 1, 4, 4), np.float32), "key")
+    assert read_start(Place(tmp_path), 0, "key") is not None
+    assert read_start(Place(tmp_path), 1, "key") is None
+    with pytest.raises(ArtifactError, match="written by another configuration"):
+        read_start(Place(tmp_path), 0, "other")

@@ -315,3 +315,14 @@ def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
         driver.send_signal(signal.SIGKILL)
         driver.communicate()
     take(Place(tmp_path)).release()
+
+
+def test_a_driver_that_waits_takes_nothing_from_one_at_work(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(claims, "_locked", lambda place, until: None)
+    monkeypatch.setattr(claims, "RENEW_SECONDS", 0.05)
+    own = take(Place(tmp_path))
+    waiting = tmp_path / f".claim-{'f' * 32}.json"
+    waiting.write_text(json.dumps({"entered": False, "begun": "2999-01-01T00:00:00+00:00"}))
+    time.sleep(0.5)
+    (own.place / "f").write_text("x")
+    own.release()

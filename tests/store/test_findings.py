@@ -19,6 +19,7 @@ from dasm_ray.store.findings import (
     TRIAL_COLUMNS,
     Finding,
     check_study,
+    check_sweep,
     claimed_comparison,
     claimed_study,
     claimed_sweep,
@@ -246,3 +247,9 @@ def test_trainings_of_a_study_come_back(tmp_path: Path) -> None:
     row = dict.fromkeys(STUDY_COLUMNS.names) | {"arm": "dasm", "seed": 1, "validation": 0.1 + 0.2}
     write_trainings(Place(tmp_path) / "trainings.parquet", [row], STUDY_COLUMNS)
     assert read_trainings(Place(tmp_path) / "trainings.parquet", STUDY_COLUMNS) == [row]
+
+
+def test_a_sweep_file_that_lacks_a_part_is_another_sweep(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(json.dumps({"space": [1]}))
+    with pytest.raises(RunDirError, match=r"another sweep \(its scheduler differ"):
+        check_sweep(Place(tmp_path), {"space": [1], "scheduler": {"name": "all"}}, resume=True)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,16 @@ def test_what_is_published_is_the_set_under_its_licence_and_an_older_one_is_gone
     kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert TOKEN not in said
     assert not any(TOKEN.encode() in data for data in kept)
+
+
+def test_a_whitened_set_is_published_with_its_whitening(hub: tuple[Hub, str], tmp_path: Path) -> None:
+    held, address = hub
+    mean, matrix = np.zeros(16, np.float32), np.eye(16, dtype=np.float32)
+    artifact = replace(a_set(), is_normalised=True, whitening_mean=mean, whitening_matrix=matrix)
+    write_artifact(Place(tmp_path / "set"), artifact)
+    done = called(tmp_path / "set", address, tmp_path / "home", "me/ants", "--license", "cc-by-4.0")
+    assert done.returncode == 0, done.stderr
+    assert held.files["whitening.safetensors"] == (tmp_path / "set" / "whitening.safetensors").read_bytes()
 
 
 def test_a_set_whose_card_is_gone_is_published_under_a_new_one(hub: tuple[Hub, str], tmp_path: Path) -> None:

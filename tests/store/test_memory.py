@@ -197,3 +197,10 @@ def test_class_names_that_are_no_texts_are_refused(names: Any, tmp_path: Path) -
     with pytest.raises(DataError, match=r"class_names: .* is no list of texts; give one text a class"):
         keep(Place(tmp_path), (GREY, LABELS), names)
     assert list(tmp_path.rglob("*")) == []
+
+
+def test_other_labels_of_the_same_images_are_another_set(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8), np.uint8)
+    labels = ([0, 1, 0, 1], [0, 1, 0, 1], [1, 0, 0, 1])
+    first, again, other = (keep(Place(tmp_path), (images, each)) for each in labels)
+    assert first == again != other

@@ -450,3 +450,12 @@ def test_sizes_are_of_all_files_below_that_are_whole(tmp_path: Path) -> None:
     (tmp_path / "b" / ".d.00000000000000000000000000000000.tmp").write_bytes(b"1")
     assert place.sizes() == {"a": 2, "b/c/d": 5}
     assert (place / "nothing").sizes() == {}
+
+
+def test_what_is_appended_to_disk_is_flushed(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(place_module, "_flush_to_disk", flushed.append)
+    (Place(tmp_path) / "log").append(b"x")
+    assert flushed == []
+    (Place(tmp_path) / "rows").append(b"x", to_disk=True)
+    assert flushed == [str(tmp_path / "rows")]

@@ -71,6 +71,7 @@ def test_the_file_is_named_by_all_that_the_outcome_depends_on_and_nothing_else(r
         name(under(runtime={"compile": True})),
         name(replace(run, session=replace(run.session, device="cuda"))),
         name(replace(run, real=replace(run.real, digest="other"))),
+        name(replace(run, config=run.config.model_copy(update={"seed": 1}))),
     ]
     assert len({name(), *others}) == 1 + len(others)
     assert name(under(evaluate={"seeds": 5})) == name()
@@ -199,3 +200,19 @@ def test_a_file_that_is_not_as_it_was_written_is_computed_anew(run: Run, tmp_pat
     assert file.read_bytes() == whole
     assert isinstance(run.pool, LocalPool)
     assert run.pool.done[2:] == ["evaluate some, seed 0"]
+
+
+def test_the_seed_of_a_table_is_all_that_a_training_on_real_images_draws_by(digits: RealRefs, tmp_path: Path) -> None:
+    found = []
+    for seed, base in ((0, 5), (1, 5), (0, 6)):
+        config = small(evaluate={"base_seed": base}).model_copy(update={"seed": seed})
+        run = local_run(config, tmp_path / f"{seed}{base}", digits)
+        found.append(evaluate_cells(run, cells_for(run, "evaluate some", TRAINING, 4, None)))
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_split_that_nobody_here_may_read_is_not_read(run: Run) -> None:
+    blind = replace(run, real=replace(run.real, splits=("train", "val")))
+    cells = [replace(cell, job=blind.job) for cell in cells_for(run, "evaluate", TRAINING, 2, None)]
+    with pytest.raises(AssertionError, match="nobody here may read the test split"):
+        evaluate_cells(blind, cells)

@@ -19,9 +19,10 @@ from dasm_ray.report.differences import Tried
 from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.runtime.worker import Stored
 from dasm_ray.store.artifact import digest, read_artifact
+from dasm_ray.store.checked import read_checked_json, write_checked_json
 from dasm_ray.store.place import Place
 from dasm_ray.studies.cells import cells_place
-from dasm_ray.studies.laboratory import Laboratory, rows_of
+from dasm_ray.studies.laboratory import WORK, Laboratory, rows_of
 from dasm_ray.studies.rows import evaluate_rows
 
 ARMS: dict[str, Any] = {
@@ -281,3 +282,38 @@ def test_a_row_for_every_training(finished: tuple[Path, list[Tried], list[str]])
     first = rows[0]
     assert (first["arm"], first["ipc"], first["seed"], first["evaluation_seed"]) == ("random", 2, 0, 0)
     assert {(row["seed"], row["evaluation_seed"]) for row in rows} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+
+
+def test_arms_of_one_size_are_trained_for_as_many_steps_whatever_they_decode_to(
+    digits: RealRefs, tmp_path: Path
+) -> None:
+    arms = {"random": {"select": "random"}, "one": {}, "four": {"set": {"synthetic.factor": 2}}}
+    study = study_of(tmp_path, arms=arms, against=None, seeds=[0])
+    laboratory = Laboratory(opened(study, tmp_path, digits), study)
+    assert [laboratory._steps(unit) for unit in laboratory._units] == [3 * 2 * 10 * 4 // 20] * 3
+
+
+def test_seconds_of_a_start_that_was_killed_are_counted(digits: RealRefs, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    study = study_of(tmp_path, arms={"dasm": {}}, against=None, seeds=[0])
+    run = opened(study, tmp_path, digits)
+    assert isinstance(run.pool, LocalPool)
+    do = run.pool._do
+
+    def failing(task: Any) -> Any:
+        if task.name.startswith("probe "):
+            raise Stop
+        return do(task)
+
+    run.pool._do = failing  # type: ignore[method-assign]
+    with pytest.raises(Stop):
+        Laboratory(run, study).work()
+    (file,) = (tmp_path / "run" / "sets").glob(f"*/{WORK}")
+    kept = read_checked_json(Place(file))
+    assert kept is not None
+    write_checked_json(Place(file), {**kept, "seconds": 1000.0})
+    known, _ = worked(study, tmp_path, digits)
+    assert known[0].seconds is not None
+    assert known[0].seconds > 1000

@@ -15,8 +15,9 @@ from dasm_ray.method.run import Run
 from dasm_ray.method.sets import Images
 from dasm_ray.report.table import Row, cautions, render
 from dasm_ray.runtime.decoding import RealRefs
+from dasm_ray.runtime.worker import Chosen
 from dasm_ray.studies.cells import cells_place
-from dasm_ray.studies.rows import _best_selection, evaluate_rows
+from dasm_ray.studies.rows import _best_selection, _trainings, evaluate_rows
 
 ROWS = ["distilled", "initial", "random", "herding", "el2n", "patches", "full"]
 
@@ -141,3 +142,15 @@ def test_another_network_has_its_own_cells_and_says_its_name(run: Run) -> None:
     assert len(set(folder.names()) - before) == len(before)
     assert [row.name for row in rows] == [row.name for row in own]
     assert evaluate_rows(run, sets, 1, None, folder, "own_networks:with_batch_norm") == rows
+
+
+def test_soft_labels_of_random_images_are_those_of_each_seeds_own(run: Run) -> None:
+    rows = _trainings(run, sets_of(soft=True), 1, train_experts(run))
+    seen = []
+    for seed in (0, 1):
+        soft, hard = rows["random", "soft"](seed), rows["random", "hard"](seed)
+        assert isinstance(soft, Chosen)
+        assert isinstance(hard, Chosen)
+        assert soft.indices.tolist() == hard.indices.tolist()
+        seen.append(soft.indices.tolist())
+    assert seen[0] != seen[1]

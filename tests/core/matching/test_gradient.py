@@ -14,6 +14,7 @@ from dasm_ray.core.decode import decode, enlargers
 from dasm_ray.core.matching.gradient import COMPARED, METRICS, GradientMatching, distance, left_out
 from dasm_ray.core.matching.step import StepInputs
 from dasm_ray.core.networks.network import Network
+from dasm_ray.core.networks.params import Layout
 from dasm_ray.core.seed import torch_generator
 
 
@@ -260,3 +261,8 @@ def test_the_compiled_step_in_pieces_is_the_same_mathematics() -> None:
     inputs = inputs_of(fast.network, torch.float32, share=0.5)
     inputs = inputs._replace(images=inputs.images[:4])  # pieces of one size, to compile less
     assert_compiled_alike(fast, plain, inputs, 1e-5)
+
+
+def test_what_follows_the_cut_is_compared_whole_though_its_channels_are_smaller() -> None:
+    layout = Layout(("a", "b"), (torch.Size((2, 10)), torch.Size((4, 3))))
+    assert left_out(layout, "weights", 19 / 32) == [1, 0]

@@ -297,3 +297,14 @@ def test_a_step_that_leads_to_numbers_that_are_none_keeps_nothing_of_it() -> Non
         NonFinite, match=r"^segment 1, group 2, round 1, network state 1: the step leads to a pixel .*1e\+38"
     ):
         moved_by(group.config, group.where, at, group.pixels, group.velocity, slopes)
+
+
+@pytest.mark.parametrize("union_rate", [False, True])
+def test_lanes_move_a_segment_by_its_own_rate(union_rate: bool) -> None:
+    config = config_of(lanes=2, ipc=5, segments=2, sizes=(2, SLOTS), lr_img=8.0, union_rate=union_rate)
+    group = Group(config, segment=1)
+    slopes = [np.full_like(group.pixels, value) for value in (1e-3, 3e-3)]
+    pixels, velocity = moved_by(config, group.where, Moment(0, 0), group.pixels, np.zeros_like(group.pixels), slopes)
+    rate = pixel_rate(config, SHAPE[1], 1)
+    assert rate != pixel_rate(config, SHAPE[1], 0)
+    np.testing.assert_allclose(pixels, np.clip(group.pixels - np.float32(rate) * velocity, 0, 1), atol=1e-7)

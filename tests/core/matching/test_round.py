@@ -686,3 +686,8 @@ def test_a_residual_step_of_dm_matches_the_union_of_segments_to_the_mixture() ->
     union = mean(torch.cat([earlier, pixels], 1))
     expected = float((mean(images) - union).square().sum())
     assert made.distances[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_rate_of_its_own_segment_reaches_the_step() -> None:
+    made = run(config_of(ipc=5, segments=2, sizes=(3, 2), networks=1, lr_img=8.0), segment=1)
+    assert float(made.steps[0].settings[0]) == pytest.approx(8.0 * (2 / 10) * (8 / 32) ** 2)

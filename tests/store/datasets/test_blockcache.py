@@ -513,9 +513,9 @@ def test_what_a_killed_command_has_left_in_an_object_store_is_removed_once_it_is
     cache = cache_at(tmp_path)
     cache.place = timeless if kind == "timeless" else Place("memory://left-of-a-test/c")
     dead, mixed, alive = (cache.place / "chunks" / f"{key}-{'0' * 32}" for key in ("key", "other", "third"))
-    for file in (dead / "0.raw", dead / "1.raw", mixed / "0.raw", mixed / "1.raw", alive / "0.raw"):
+    for file in (dead / "0.raw", dead / "1.raw", *(mixed / f"{number}.raw" for number in range(3)), alive / "0.raw"):
         file.write_bytes(b"chunk")
-    for file in (dead / "0.raw", dead / "1.raw", mixed / "0.raw"):
+    for file in (dead / "0.raw", dead / "1.raw", mixed / "0.raw", mixed / "2.raw"):
         MemoryFileSystem.store[file._at].created -= datetime.timedelta(days=2)
     with cache.making("key", 100):
         left = [dead, mixed, alive] if kind == "timeless" else [mixed, alive]
