@@ -70,20 +70,20 @@ def test_static_scores_lie_beside_the_experts_by_what_affects_them(digits: RealR
     assert static_name(again(run, small(experts={"count": 1}))) != static_name(run)
 
 
-def test_the_window_is_that_of_each_class_by_itself(digits: RealRefs, tmp_path: Path) -> None:
-    run = local_run(small(), tmp_path, digits)
-    found = scored(run)
+@pytest.mark.parametrize(
+    ("policy", "segment", "images"), [("frontier", 0, 2), ("quantile", 0, 2), ("quantile", 1, 6), ("size", 1, 6)]
+)
+def test_the_window_is_that_of_each_class_by_itself_by_the_segments_number_and_the_images_so_far(
+    digits: RealRefs, tmp_path: Path, policy: str, segment: int, images: int
+) -> None:
+    keys = {"synthetic": {"ipc": 6, "segments": 2, "sizes": [2, 4]}, "window": {"policy": policy}}
+    run = local_run(small(**keys, experts=shared_experts()), tmp_path, digits)
+    experts = train_experts(run)
+    found = scores_before(run, segment, experts, Probes(run, segment, experts, []))
     for label, seen in enumerate(window_of(run, found)):
         mine = found.label == label
-        expected = window(
-            run.config.window,
-            segment=0,
-            segments=2,
-            dynamic=found.dynamic[mine],
-            static=found.static[mine],
-            wrong=found.wrong[mine],
-            known=found.known[mine],
-        )
+        arrays = {name: getattr(found, name)[mine] for name in ("dynamic", "static", "wrong", "known")}
+        expected = window(run.config.window, segment=segment, segments=2, images=images, **arrays)
         assert np.array_equal(seen, expected)
 
 
@@ -154,26 +154,3 @@ def test_scores_of_validation_images_lie_beside_the_experts(digits: RealRefs, tm
     as_training = replace(run, real=with_blocks(digits, tmp_path / "kept", train=blocks_of(digits, "val")))
     same, *_ = sharded(as_training, Worker.score_statically, "static scores", experts.snapshots)
     assert same.tobytes() == found.tobytes(), "as training images would be scored"
-
-
-@pytest.mark.parametrize("policy", ["quantile", "size"])
-def test_the_window_of_a_later_segment_is_of_its_own_number_and_size(
-    digits: RealRefs, tmp_path: Path, policy: str
-) -> None:
-    keys = {"synthetic": {"ipc": 6, "segments": 2, "sizes": [2, 4]}, "window": {"policy": policy}}
-    run = local_run(small(**keys, experts=shared_experts()), tmp_path, digits)
-    experts = train_experts(run)
-    found = scores_before(run, 1, experts, Probes(run, 1, experts, []))
-    for label, seen in enumerate(window_of(run, found)):
-        mine = found.label == label
-        expected = window(
-            run.config.window,
-            segment=1,
-            segments=2,
-            dynamic=found.dynamic[mine],
-            static=found.static[mine],
-            wrong=found.wrong[mine],
-            known=found.known[mine],
-            images=6,
-        )
-        assert np.array_equal(seen, expected)
