@@ -118,10 +118,10 @@ def _read(
     training: Samples | None = None,
 ) -> Iterator[tuple[list[Reading], Tensor]]:
     """Batch by batch of [first, last): what each network makes of it, and its labels (n,)."""
-    everything, batch = RealSamples(network, blocks) if training is None else training, network.read_at_once(batch)
+    everything, at_once = RealSamples(network, blocks) if training is None else training, network.read_at_once(batch)
     statistics = [statistics_of(network, flat, everything) for flat in flats]
-    for start in range(first, last, batch):
-        samples = RealSamples(network, blocks, np.arange(start, min(start + batch, last)))
+    for start in range(first, last, at_once):
+        samples = RealSamples(network, blocks, np.arange(start, min(start + at_once, last)))
         seen = [
             next(read_all(network, *with_statistics, samples, batch))
             for with_statistics in zip(flats, statistics, strict=True)

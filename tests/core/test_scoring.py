@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from toy import COUNTS, RECIPE, generator, toy_blocks, toy_network
 
+from dasm_ray.core.networks import reading
 from dasm_ray.core.networks.expert import expert_labels
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.reading import read_all, statistics_of
@@ -183,3 +184,17 @@ def test_soft_labels_are_the_mean_of_the_experts_that_are_right_or_of_all() -> N
         torch.testing.assert_close(found[image], torch.stack(right or [each[image] for each in logits]).mean(0))
         kinds.add(len(right))
     assert {0, 1, 2} <= kinds
+
+
+def test_holes_in_the_heap_go_back_where_images_are_too_large_to_be_read_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network, blocks, given = toy_network(), toy_blocks(), []
+    ensemble = nets(network)
+    monkeypatch.setattr(reading, "tidy", lambda: given.append(1))
+    at_once = score_range(network, blocks, ensemble, "loss", 0, 20, BATCH)
+    assert not given
+    monkeypatch.setattr(network, "read_at_once", lambda batch: min(batch, 2))
+    in_pieces = score_range(network, blocks, ensemble, "loss", 0, 20, BATCH)
+    assert given
+    np.testing.assert_allclose(in_pieces.score, at_once.score, rtol=1e-5)
