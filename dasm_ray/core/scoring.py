@@ -18,7 +18,7 @@ from torch import Tensor
 from dasm_ray.core.blocks import Blocks
 from dasm_ray.core.difficulty import SCORES, forgetting
 from dasm_ray.core.networks.network import Network
-from dasm_ray.core.networks.reading import filled, read_all, statistics_of
+from dasm_ray.core.networks.reading import few_at_once, filled, read_all, statistics_of
 from dasm_ray.core.networks.samples import RealSamples, Samples
 
 
@@ -118,15 +118,16 @@ def _read(
     training: Samples | None = None,
 ) -> Iterator[tuple[list[Reading], Tensor]]:
     """Batch by batch of [first, last): what each network makes of it, and its labels (n,)."""
-    everything, at_once = RealSamples(network, blocks) if training is None else training, network.read_at_once(batch)
+    everything = RealSamples(network, blocks) if training is None else training
     statistics = [statistics_of(network, flat, everything) for flat in flats]
-    for start in range(first, last, at_once):
-        samples = RealSamples(network, blocks, np.arange(start, min(start + at_once, last)))
-        seen = [
-            next(read_all(network, *with_statistics, samples, batch))
-            for with_statistics in zip(flats, statistics, strict=True)
-        ]
-        yield [(logits, features) for logits, features, _ in seen], seen[0][2]
+    with few_at_once(network, batch) as batch:
+        for start in range(first, last, batch):
+            samples = RealSamples(network, blocks, np.arange(start, min(start + batch, last)))
+            seen = [
+                next(read_all(network, *with_statistics, samples, batch))
+                for with_statistics in zip(flats, statistics, strict=True)
+            ]
+            yield [(logits, features) for logits, features, _ in seen], seen[0][2]
 
 
 def _wrong(readings: Sequence[Reading], labels: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -48,6 +49,20 @@ def fewest_pixels(model: Model, shape: tuple[int, int, int], classes: int) -> in
     return min(seen)
 
 
+@contextmanager
+def few_at_once(network: Network, batch: int) -> Iterator[int]:
+    """How many of ``batch`` images are read at once; where fewer, holes in the heap go back before and afterwards.
+
+    Images are so large then that to touch pages anew, a tenth of a second, is nothing beside a reading of them.
+    """
+    at_once = network.read_at_once(batch)
+    if at_once < batch:
+        tidy()
+    yield at_once
+    if at_once < batch:
+        tidy()
+
+
 def read_all(
     network: Network, flat: Tensor, statistics: dict[str, Tensor], samples: Samples, batch: int = 500
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -56,19 +71,14 @@ def read_all(
     A batch has ``batch`` samples, or as many as the network reads at once. The last one is filled up by repeats of its
     last sample, which are cut off: where steps are compiled, for one shape, to a full batch, else to FEWEST.
     """
-    asked, batch = batch, network.read_at_once(batch)
     is_one_shape = network.compile or network.device != "cpu"
-    leaves_holes = batch < asked  # images so large that to touch pages anew, a tenth of a second, is nothing to them
-    if leaves_holes:
-        tidy()
-    for first in range(0, len(samples), batch):
-        kept = min(batch, len(samples) - first)
-        size = batch if is_one_shape else max(kept, min(batch, FEWEST))
-        images, labels = samples.take(np.minimum(np.arange(first, first + size), len(samples) - 1))
-        logits, features = network.read(flat, statistics, images)
-        yield logits[:kept], features[:kept], labels[:kept]
-    if leaves_holes:
-        tidy()
+    with few_at_once(network, batch) as batch:
+        for first in range(0, len(samples), batch):
+            kept = min(batch, len(samples) - first)
+            size = batch if is_one_shape else max(kept, min(batch, FEWEST))
+            images, labels = samples.take(np.minimum(np.arange(first, first + size), len(samples) - 1))
+            logits, features = network.read(flat, statistics, images)
+            yield logits[:kept], features[:kept], labels[:kept]
 
 
 def filled(parts: Iterable[tuple[Tensor, ...]], count: int) -> tuple[Tensor, ...]:
