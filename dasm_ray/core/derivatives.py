@@ -8,6 +8,7 @@ derivative goes through an inner one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,24 @@ def _differentiated(
     return slopes, value if is_inner else value.detach()
 
 
+class _Along(torch.autograd.Function):
+    """A scalar whose gradient by ``value`` is ``slope``.
+
+    torch takes such a gradient as an argument too, and loads what it makes formulas of shapes with to look at it: 60 MB
+    and a second for every process.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
+        return value.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return slope, None
+
+
 def vjp(function: Callable[[Tensor], Tensor], given: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The value of ``function``, and what takes a gradient by the value to one by ``given``. Never compiled."""
     with torch.enable_grad():
@@ -67,7 +86,8 @@ def vjp(function: Callable[[Tensor], Tensor], given: Tensor) -> tuple[Tensor, Ca
         value = function(followed)
 
     def pull_back(slope: Tensor) -> Tensor:
-        (found,) = torch.autograd.grad(value, followed, slope)
+        with torch.enable_grad():
+            (found,) = torch.autograd.grad(_Along.apply(value, slope), followed)
         return found
 
     return value.detach(), pull_back

@@ -65,18 +65,28 @@ def test_a_gradient_is_taken_back_through_a_function() -> None:
     value, pull_back = vjp(torch.sin, X)
     assert torch.equal(value, X.sin())
     assert not value.requires_grad
-    assert torch.allclose(pull_back(Y), Y * X.cos(), rtol=1e-14)
+    found = pull_back(Y)
+    assert torch.allclose(found, Y * X.cos(), rtol=1e-14)
+    assert not found.requires_grad
+
+
+def test_a_gradient_taken_back_has_the_bits_that_torch_gives_it() -> None:
+    followed = X.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(energy(followed, Y).exp() * followed, followed, Y)
+    assert torch.equal(vjp(lambda x: energy(x, Y).exp() * x, X)[1](Y), expected)
+    assert torch.equal(vjp(lambda x: x, X)[1](Y), Y), "a function that gives back what it is given"
 
 
 def test_an_eager_gradient_loads_no_compiler() -> None:
     """Two seconds of every worker's start."""
     script = """
 import sys, torch
-from dasm_ray.core.derivatives import grad, grad_and_value
+from dasm_ray.core.derivatives import grad, grad_and_value, vjp
 X = torch.ones(3)
 def energy(x, y): return (x * y).sum()
 grad(energy)(X, X)
 grad_and_value(energy)(X, X)
-assert "torch._dynamo" not in sys.modules
+vjp(torch.sin, X)[1](X)
+assert not {"torch._dynamo", "sympy"} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
