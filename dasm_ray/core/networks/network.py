@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dasm_ray.config.keys import Compiles, Model, OwnModel
 from dasm_ray.core.augment import augment, cutmix
-from dasm_ray.core.derivatives import grad, grad_and_value
+from dasm_ray.core.derivatives import grad_and_value
 from dasm_ray.core.device import sent
 from dasm_ray.core.networks import foreign
 from dasm_ray.core.networks.compiled import maybe_compiled
@@ -30,6 +30,12 @@ PIECE_BYTES = 1 << 24
 
 READ_BYTES = 1 << 28
 """Of the first block's output for the images that are read at once: 500 of 32x32 pixels at width 128."""
+
+LARGE_BYTES = 1 << 19
+"""Of the first block's output for one image, above which it is large: 32x32 pixels at width 128 are not yet."""
+
+LARGE_PIECE_BYTES = 1 << 22
+"""Of the first block's output for the large images that an eager training step on a CPU takes at once, if not one."""
 
 
 def compiles(compile: Compiles, model: Model, shape: tuple[int, int, int], device: str) -> bool:
@@ -106,6 +112,17 @@ class Network:
             return sent(foreign.initial(self.model, self.shape, self.classes, generator), self.device)
         return sent(initial(self.module, generator), self.device)
 
+    def train_at_once(self, batch: int) -> int:
+        """Of how many of ``batch`` images a training step takes the gradient at once: all, unless they are large.
+
+        An eager step on a CPU holds every layer's output of what it takes at once, and reads it again; a compiled one
+        is of one shape, and batch normalisation couples the images.
+        """
+        of_one = 4 * self.model.width * self.shape[1] * self.shape[2]
+        if self.compile or self.device != "cpu" or self.model.norm == "batch" or of_one <= LARGE_BYTES:
+            return batch
+        return max(1, LARGE_PIECE_BYTES // of_one)
+
     def logits(self, flat: Tensor, images: Tensor) -> Tensor:
         """Logits (n, K) of normalised ``images`` (n, C, H, W) at parameters ``flat`` (P,), as in training."""
         return apply(self.module, self.layout, flat, images)
@@ -129,24 +146,26 @@ class Network:
 
     def _train_step(self, augment_by: str, is_flat: bool) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
 
-        def loss_of(flat: Tensor, images: Tensor, labels: Tensor, kept: Tensor | None) -> Tensor:
+        def loss_of(flat: Tensor, images: Tensor, labels: Tensor, others: Tensor, kept: Tensor | None) -> Tensor:
             logits = self.logits(flat, images)
             if kept is None:
                 return F.cross_entropy(logits, labels)
-            own, other = F.cross_entropy(logits, labels), F.cross_entropy(logits, labels.roll(1, 0))
-            return kept * own + (1 - kept) * other
+            return kept * F.cross_entropy(logits, labels) + (1 - kept) * F.cross_entropy(logits, others)
 
         def step(
             flat: Tensor, velocity: Tensor, images: Tensor, labels: Tensor, draws: Tensor, box: Tensor, settings: Tensor
         ) -> tuple[Tensor, Tensor, Tensor]:
             images = augment(images, draws, augment_by)
-            mixed, kept = (images, None) if _mixes_nothing(box) else cutmix(images, images.roll(1, 0), box)
-            gradient, loss = grad_and_value(loss_of)(flat, mixed, labels, kept)
+            images, kept = (images, None) if _mixes_nothing(box) else cutmix(images, images.roll(1, 0), box)
+            batch, at_once = (images, labels, labels.roll(1, 0)), self.train_at_once(len(images))
+
+            def slope_at(there: Tensor) -> tuple[Tensor, Tensor]:
+                return _mean(grad_and_value(loss_of), there, batch, kept, at_once)
+
+            gradient, loss = slope_at(flat)
             rate, momentum, decay, rho, alpha = settings.unbind()
             if is_flat:
-                gradient = flattened(
-                    lambda there: grad(loss_of)(there, mixed, labels, kept), flat, gradient, rho, alpha
-                )
+                gradient = flattened(lambda there: slope_at(there)[0], flat, gradient, rho, alpha)
             velocity = momentum * velocity + gradient + decay * flat
             return flat - rate * velocity, velocity, loss
 
@@ -184,6 +203,25 @@ class Network:
             for hook in hooks:
                 hook.remove()
         return found
+
+
+def _mean(
+    slope_of: Callable[..., tuple[Tensor, Tensor]],
+    flat: Tensor,
+    batch: tuple[Tensor, ...],
+    kept: Tensor | None,
+    at_once: int,
+) -> tuple[Tensor, Tensor]:
+    """The gradient (P,) and the mean loss over a batch, of which ``slope_of`` is shown so many images at once."""
+    count = len(batch[0])
+    if at_once >= count:
+        return slope_of(flat, *batch, kept)
+    total, loss = torch.zeros_like(flat), flat.new_zeros(())
+    for piece in zip(*(torch.split(each, at_once) for each in batch), strict=True):
+        share = len(piece[0]) / count
+        slope, value = slope_of(flat, *piece, kept)
+        total, loss = total.add_(slope, alpha=share), loss.add_(value, alpha=share)
+    return total, loss
 
 
 def _mixes_nothing(box: Tensor) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from dasm_ray.core.matching.distribution import DistributionMatching
 from dasm_ray.core.matching.gradient import GradientMatching
 from dasm_ray.core.matching.trajectory import Student
 from dasm_ray.core.networks import compiled
+from dasm_ray.core.networks import network as network_module
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.samples import RealSamples, TensorSamples
 from dasm_ray.core.networks.training import train
@@ -76,6 +79,53 @@ def test_a_step_that_mixes_nothing_is_that_of_an_empty_field_to_the_bit(is_flat:
             flat, velocity, loss = step(flat, velocity, images.float(), labels, draws, torch.tensor(box), settings)
         ends.append((flat, velocity, loss))
     assert all(map(torch.equal, *ends))
+
+
+@pytest.mark.parametrize("is_flat", [False, True])
+@pytest.mark.parametrize("box", [NO_MIX, [0.75, 0.5, 0.5, 1.0]])
+@pytest.mark.parametrize("is_soft", [False, True])
+def test_a_step_on_large_images_takes_them_in_pieces_and_is_that_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, is_soft: bool, box: list[float], is_flat: bool
+) -> None:
+    """Six images in pieces of four and two: what is mixed in from the last image is in another piece."""
+    images, labels = batch_of(0)
+    if is_soft:
+        labels = torch.rand(6, len(COUNTS), generator=generator(), dtype=torch.float64).softmax(1)
+    settings = torch.tensor([0.1, 0.9, 0.05, 0.1, 0.4], dtype=torch.float64)
+    ends, shown = [], []
+    for large in (network_module.LARGE_BYTES, 0):
+        monkeypatch.setattr(network_module, "LARGE_BYTES", large)
+        monkeypatch.setattr(network_module, "LARGE_PIECE_BYTES", 4 * 4 * 4 * 8 * 8)
+        network, seen = toy_network(), []
+        monkeypatch.setattr(
+            network, "logits", lambda *of, seen=seen, by=network.logits: seen.append(len(of[1])) or by(*of)
+        )
+        flat, draws = network.initial(generator()).double(), torch.rand(6, DRAWS, generator=generator(1))
+        step = network.train_step("color_crop", is_flat)
+        ends.append(step(flat, torch.ones_like(flat), images, labels, draws, torch.tensor(box), settings))
+        shown.append(seen)
+    assert shown == [[6] * (1 + is_flat), [4, 2] * (1 + is_flat)]
+    for whole, pieces in zip(*ends, strict=True):
+        torch.testing.assert_close(pieces, whole, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("model", "side", "options", "at_once"),
+    [
+        (Model(width=128), 32, {}, 256),
+        (Model(width=128), 33, {}, 7),
+        (Model(width=4), 224, {}, 5),
+        (Model(width=128), 224, {}, 1),
+        (Model(width=128, norm="batch"), 224, {}, 256),
+        (Model(width=128), 224, {"compile": True}, 256),
+    ],
+)
+def test_only_large_images_are_trained_on_in_pieces(
+    model: Model, side: int, options: dict[str, Any], at_once: int
+) -> None:
+    """Nor where batch normalisation couples them, nor in compiled steps, which are of one shape."""
+    network = Network(model, (3, side, side), 10, (0.5,) * 3, (0.5,) * 3, **{"compile": False, **options})
+    assert network.train_at_once(256) == at_once
 
 
 def test_a_step_augments_each_image_by_its_own_draw() -> None:
