@@ -34,7 +34,7 @@ READ_BYTES = 1 << 28
 LARGE_BYTES = 1 << 19
 """Of the first block's output for one image, above which it is large: 32x32 pixels at width 128 are not yet."""
 
-LARGE_PIECE_BYTES = 1 << 22
+LARGE_PIECE_BYTES = 1 << 23
 """Of the first block's output for the large images that an eager training step on a CPU takes at once, if not one."""
 
 

@@ -113,8 +113,8 @@ def test_a_step_on_large_images_takes_them_in_pieces_and_is_that_of_the_whole(
     ("model", "side", "options", "at_once"),
     [
         (Model(width=128), 32, {}, 256),
-        (Model(width=128), 33, {}, 7),
-        (Model(width=4), 224, {}, 5),
+        (Model(width=128), 33, {}, 15),
+        (Model(width=4), 224, {}, 10),
         (Model(width=128), 224, {}, 1),
         (Model(width=128, norm="batch"), 224, {}, 256),
         (Model(width=128), 224, {"compile": True}, 256),
