@@ -7,7 +7,7 @@
     python tests/benchmarks/scale.py killed [classes images side] a whole run on four nodes, one killed in the middle
     python tests/benchmarks/scale.py large [images side workers]  memory of a run on a set larger than its object store
     python tests/benchmarks/scale.py photos [images side workers] three classes of large images: seconds, memory
-    python tests/benchmarks/scale.py fetched [classes rounds]     bytes that the driver fetches a task of a round
+    python tests/benchmarks/scale.py fetched [classes rounds]     bytes to the driver a task; how long it gives none
     python tests/benchmarks/scale.py evaluate [images side]       memory of one training on a set of factor 2
     python tests/benchmarks/scale.py artifact [images side]       memory of writing a set
     python tests/benchmarks/scale.py micro [slots real side width] memory and CPU of an idc step, whole and in pieces
@@ -146,15 +146,27 @@ def fetched(classes: int = 100, rounds: int = 5) -> Figures:
         "bytes of pixels and velocities": 2 * 4 * classes * 3 * 32 * 32,
         "bytes fetched a task: answers": round(Fetching.answers / (classes * rounds)),
         "bytes fetched a task: pixels": round(Fetching.pixels / (classes * rounds)),
+        "giving tasks is held for, ms at most": round(1000 * Fetching.held),
     }
 
 
 class Fetching(SimulatedPool):
-    """Counts the bytes that the driver is given: answers, and what it asks the object store for."""
+    """Counts the bytes that the driver is given: answers, and what it asks the object store for.
+
+    And for how long it gives no task, from taking an answer until every worker that is free then has its next one.
+    """
 
     answers = pixels = 0
+    held = 0.0
+    _since: float | None = None
+
+    def _give(self) -> None:
+        super()._give()
+        if self._since is not None:
+            Fetching.held, self._since = max(Fetching.held, time.perf_counter() - self._since), None
 
     def _answer(self, worker: Any, answer: Any) -> Any:
+        self._since = self._since or time.perf_counter()
         done = super()._answer(worker, answer)
         Fetching.answers += 0 if done is None else len(pickle.dumps(done.value))
         return done
