@@ -84,14 +84,19 @@ class Network:
             return foreign.made(self.model, self.shape, self.classes).to(self.device)
         return build(self.model, self.shape, self.classes, self.inside, self.device)
 
+    @property
+    def _bytes_of_one(self) -> int:
+        """Of the first block's output for one image, in float32."""
+        _, height, width = self.shape
+        return 4 * self.model.width * height * width
+
     def piece(self, batch: int) -> int:
         """How many of ``batch`` images are best taken at once where a gradient is a sum over images.
 
         On a CPU as many as its caches hold: an even part of the batch if there is one of about that size. Everything on
         other devices, and where batch normalisation couples the images.
         """
-        _, height, width = self.shape
-        most = max(1, PIECE_BYTES // (4 * self.model.width * height * width))
+        most = max(1, PIECE_BYTES // self._bytes_of_one)
         if batch <= most or self.device != "cpu" or self.model.norm == "batch":
             return batch
         return next((size for size in range(most, most // 2, -1) if batch % size == 0), most)
@@ -101,10 +106,9 @@ class Network:
 
         Otherwise as many as they allow, on a CPU as many as its caches hold.
         """
-        of_one = 4 * self.model.width * self.shape[1] * self.shape[2]
-        if batch * of_one <= READ_BYTES:
+        if batch * self._bytes_of_one <= READ_BYTES:
             return batch
-        return max(1, (PIECE_BYTES if self.device == "cpu" else READ_BYTES) // of_one)
+        return max(1, (PIECE_BYTES if self.device == "cpu" else READ_BYTES) // self._bytes_of_one)
 
     def initial(self, generator: torch.Generator) -> Tensor:
         """Fresh parameters (P,) on the device."""
@@ -118,10 +122,10 @@ class Network:
         An eager step on a CPU holds every layer's output of what it takes at once, and reads it again; a compiled one
         is of one shape, and batch normalisation couples the images.
         """
-        of_one = 4 * self.model.width * self.shape[1] * self.shape[2]
-        if self.compile or self.device != "cpu" or self.model.norm == "batch" or of_one <= LARGE_BYTES:
+        is_whole = self.compile or self.device != "cpu" or self.model.norm == "batch"
+        if is_whole or self._bytes_of_one <= LARGE_BYTES:
             return batch
-        return max(1, LARGE_PIECE_BYTES // of_one)
+        return max(1, LARGE_PIECE_BYTES // self._bytes_of_one)
 
     def logits(self, flat: Tensor, images: Tensor) -> Tensor:
         """Logits (n, K) of normalised ``images`` (n, C, H, W) at parameters ``flat`` (P,), as in training."""
