@@ -136,11 +136,7 @@ class Watch:
 
     def _look_at_family(self) -> None:
         """Who descends from the Ray that was started here; their parents may be gone when they are looked for."""
-        family = set()
-        for _, process in self._started:
-            with contextlib.suppress(psutil.Error):
-                parent = psutil.Process(process.pid)
-                family |= {parent, *parent.children(recursive=True)}
+        family = _descendants({process.pid for _, process in self._started})
         if not family <= self._family:
             self._family |= family
             self._tell(processes=[[each.pid, each.create_time()] for each in self._family if _is_alive(each)])
@@ -201,6 +197,22 @@ def _start_guardian() -> subprocess.Popen[bytes]:
 
     command = [sys.executable, "-P", guardian.__file__, KILLED]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+
+
+def _descendants(started: set[int]) -> set[psutil.Process]:
+    """The children of this process that have these ids, and all who descend from them.
+
+    The machine's processes are read once: a look for each of them took a fortieth of a core, which the workers lacked.
+    """
+    family: set[psutil.Process] = set()
+    if started:
+        ids = set(started)
+        for each in psutil.Process().children(recursive=True):  # whoever is a parent comes before its children
+            with contextlib.suppress(psutil.Error):
+                if each.pid in ids or each.ppid() in ids:
+                    ids.add(each.pid)
+                    family.add(each)
+    return family
 
 
 def _how(code: int) -> str:

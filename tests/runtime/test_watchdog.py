@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
 from ray.exceptions import ObjectLostError
@@ -106,6 +107,29 @@ def test_what_descends_from_a_dead_process_is_ended_too(
     assert any(watchdog._is_alive(each) for each in family)
     watchdog.tidy_up()
     assert not any(watchdog._is_alive(each) for each in family)
+
+
+def test_the_family_is_that_of_a_look_for_each_process_and_nobody_elses(
+    watching: Callable[..., Watch], parent: subprocess.Popen[bytes]
+) -> None:
+    script = [sys.executable, "-c", PARENT]
+    with (
+        subprocess.Popen(script, stdout=subprocess.PIPE) as other,
+        subprocess.Popen(script, stdout=subprocess.PIPE) as no,
+    ):
+        for each in (other, no):
+            assert each.stdout is not None
+            each.stdout.readline()
+        stranger = psutil.Process(no.pid)
+        apart = [psutil.Process(each.pid) for each in (parent, other)]
+        plain = {*apart, *(child for each in apart for child in each.children(recursive=True))}
+        theirs = [stranger, *stranger.children(recursive=True)]
+        found = watching([("raylet", parent), ("log_monitor", other)])._family
+        for each in {*plain, *theirs} - {psutil.Process(parent.pid)}:
+            each.kill()
+    assert len(plain) == 4
+    assert len(theirs) == 2
+    assert found == plain
 
 
 def test_a_main_thread_that_waits_is_interrupted_once(
