@@ -42,8 +42,12 @@ Figures = dict[str, Any]
 CLASSES, SIDE = 10, 8
 """Of scikit-learn's digits."""
 
-DONE, IMAGES = (1, 4, 16), (1000, 4000, 16000)
-"""Segments that are done, and training images, at which the time of a round is taken."""
+DONE = {"alone": (1, 16, 256), "residual": (1, 16, 64, 256)}
+"""Segments that are done when the time of a round is taken, by `matcher.context`: under `residual` a round reads
+earlier images until they fill a batch (`matcher.batch_syn`), which 64 segments do here."""
+
+IMAGES = (1000, 4000, 16000)
+"""Training images at which the time of a round is taken."""
 
 
 class Timed(Worker):
@@ -192,33 +196,47 @@ def coordinator(pairs: int, quick: bool) -> Figures:
 
 
 def workers(pairs: int, quick: bool) -> Figures:
-    """The same segment by two workers of one thread each, beside one: how many times as fast by the clock."""
+    """The same segment by two workers of one thread each, beside one: how many times as fast by the clock.
+
+    What the machine itself gives two processes is taken in the same minute: each worker does the whole segment in a
+    bare loop, so that two of them, which share nothing and wait for nobody, do twice the work of one.
+    """
     samples, differ = [], 0.0
     with opened(quick, 3) as bench, pool_of(1) as single, pool_of(2) as double:  # a place for each worker
 
-        def by(pool: Pool) -> tuple[dict[str, float], np.ndarray]:
+        def by(pool: Pool, count: int) -> tuple[dict[str, float], np.ndarray]:
             began = time.perf_counter()
             pixels = coordinated(bench, pool)
-            return {"wall": time.perf_counter() - began}, pixels
+            wall, began = time.perf_counter() - began, time.perf_counter()
+            _apart(bench, pool, count)
+            return {"wall": wall, "apart": (time.perf_counter() - began) / count}, pixels
 
-        forms = {"one": single, "two": double}
+        forms = {"one": (single, 1), "two": (double, 2)}
         for number in range(-1, pairs):
-            took = {name: by(forms[name]) for name in (forms if number % 2 else reversed(forms))}
+            took = {name: by(*forms[name]) for name in (forms if number % 2 else reversed(forms))}
             differ = max(differ, float(np.abs(took["one"][1] - took["two"][1]).max()))
             if number >= 0:
                 samples.append({name: clocks for name, (clocks, _) in took.items()})
     return {"samples": samples, "differ": differ, "ratios": _ratios(samples, "one", "two")}
 
 
+def _apart(bench: Bench, pool: Pool, count: int) -> None:
+    """The whole segment in a bare loop, by each of ``count`` workers for itself."""
+    arguments = (bench.job, bench.inputs, bench.initial)
+    for _ in pool.run([Task(f"loop {number} {time.monotonic()}", "loop", arguments, 2) for number in range(count)]):
+        pass
+
+
 def rounds(pairs: int, quick: bool) -> Figures:
-    """CPU seconds of a round by segments that are done before it, and by training images; beside the smallest."""
+    """CPU seconds of a round by segments that are done before it, and by training images."""
     times: dict[str, list[float]] = {}
-    few = 3 if quick else 12
+    few, less = (3, 10) if quick else (12, 1)
     calls: dict[str, Callable[[], object]] = {}
-    for done in DONE:
-        calls[f"{done} done"] = partial(_round, done, IMAGES[0] // (10 if quick else 1), few, quick)
+    for context, segments in DONE.items():
+        for done in segments:
+            calls[f"{done} done {context}"] = partial(_round, context, done, IMAGES[0] // less, few, quick)
     for images in IMAGES:
-        calls[f"{images} images"] = partial(_round, 1, images // (10 if quick else 1), few, quick)
+        calls[f"{images} images"] = partial(_round, "residual", 1, images // less, few, quick)
     made = {name: call() for name, call in calls.items()}
     for number in range(-1, pairs):
         for name in made if number % 2 else reversed(made):
@@ -229,11 +247,11 @@ def rounds(pairs: int, quick: bool) -> Figures:
     return {"samples": times, "rounds": {name: shown.spread(times[name]) for name in calls}}
 
 
-def _round(done: int, images: int, networks: int, quick: bool) -> Callable[[], object]:
+def _round(context: str, done: int, images: int, networks: int, quick: bool) -> Callable[[], object]:
     """A round of five classes after so many segments, of as many images in training, in this process."""
     torch.set_num_threads(1)
     config = recipe(quick)
-    matcher = config.matcher.model_copy(update={"networks": networks, "context": "residual"})
+    matcher = config.matcher.model_copy(update={"networks": networks, "context": context})
     synthetic = config.synthetic.model_copy(update={"segments": done + 1, "ipc": 2 * (done + 1)})
     config = config.model_copy(update={"matcher": matcher, "synthetic": synthetic})
     generator, shape = torch_generator("benchmark", "round"), (1, SIDE, SIDE)

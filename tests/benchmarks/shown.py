@@ -110,8 +110,9 @@ def told(outcome: Outcome) -> str:
             )
         case "workers":
             return (
-                f"two workers of one thread, times as fast as one: wall {_ratio(outcome['ratios']['wall'])}; pixels "
-                f"differ by {outcome['differ']:.0e}"
+                f"two workers of one thread, times as fast as one: wall {_ratio(outcome['ratios']['wall'])}, where "
+                f"two that share nothing are {_ratio(outcome['ratios']['apart'])}; pixels differ by "
+                f"{outcome['differ']:.0e}"
             )
         case "rounds":
             return "a round, CPU seconds: " + ", ".join(
