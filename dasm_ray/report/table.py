@@ -110,13 +110,19 @@ def _against_the_chosen(made: Row, rows: Sequence[Row]) -> str:
     if best is None:
         return ""
     gain, seeds = made.mean - best.mean, min(len(made.accuracies), len(best.accuracies))
-    chosen, figures = selection_of(best), f"{100 * best.mean:.1f} against {100 * made.mean:.1f}"
-    where = _where(made, rows)
+    chosen, where = selection_of(best), _where(made, rows)
+    ours, theirs = f"{100 * made.mean:.1f}", f"{100 * best.mean:.1f}"
     if gain <= 0:
-        return f"{chosen} does at least as well as {made.name}{where}, {figures}: choosing takes seconds, so take it."
+        return (
+            f"{chosen} does at least as well as {made.name}{where}, {theirs} against {ours}: choosing takes seconds, "
+            f"so take it."
+        )
     error = math.hypot(made.std or 0.0, best.std or 0.0) / math.sqrt(seeds)
     if gain < 2 * error:
-        return f"{made.name} is not shown to be above {chosen}{where}, {figures}: the gain is under two errors."
+        return (
+            f"{made.name} is not shown to be above {chosen}{where}, {ours} against {theirs}: the gain is under two "
+            f"errors."
+        )
     return ""
 
 

@@ -208,7 +208,7 @@ def test_a_set_that_chosen_real_images_equal_is_said() -> None:
     (better,) = against(Row("selection: herding", [0.82, 0.82, 0.82], note="before k_center"))
     assert better.startswith("herding does at least as well as distilled, 82.0 against 82.0")
     (close,) = against(Row("herding", [0.79, 0.80, 0.81]))  # 2 points, errors 1.2 and 0.6: 1.3 together
-    assert close.startswith("distilled is not shown to be above herding, 80.0 against 82.0")
+    assert close.startswith("distilled is not shown to be above herding, 82.0 against 80.0")
     assert against(Row("herding", [0.788, 0.790, 0.792])) == []  # 3 points are more than two errors of 1.16
 
 
