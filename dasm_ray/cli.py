@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -38,6 +39,9 @@ if hasattr(signal, "SIGHUP"):
 
 SAME_STOP_SECONDS = 2.0
 """A signal that comes again within these seconds is the same stop: `timeout` sends it to a command and to its group."""
+
+AGAIN_SECONDS = 0.05
+"""A stop that was lost comes again after so long."""
 
 WORKERS = click.option("--workers", metavar="N", type=int, help="Most workers. The result does not depend on it.")
 ADDRESS = click.option("--address", metavar="HOST:PORT", help="A running Ray cluster. [default: RAY_ADDRESS or local]")
@@ -898,6 +902,7 @@ def _reporting_errors(how: str = "the same command goes on from the last checkpo
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _stop)
+    usual, sys.unraisablehook = sys.unraisablehook, partial(_raised_nowhere, sys.unraisablehook)
     try:
         yield
     except DasmError as error:
@@ -908,6 +913,7 @@ def _reporting_errors(how: str = "the same command goes on from the last checkpo
         click.echo(f"dasm-ray: stopped; {how}", err=True)
         sys.exit(_code_of(stop))
     finally:
+        sys.unraisablehook = usual
         for number, handler in before.items():
             if signal.getsignal(number) is _stop:
                 signal.signal(number, handler)
@@ -923,6 +929,20 @@ def _stop_again(since: float, number: int, _: object) -> None:
     """The same stop, where it comes at once. Later, an order to leave whatever is being written."""
     if time.monotonic() - since > SAME_STOP_SECONDS:
         raise KeyboardInterrupt(STOPPED_BY[number])
+
+
+def _raised_nowhere(usual: Callable[[Any], object], found: Any) -> None:
+    """Stops again where a stop was raised in a hook of a fork or a finaliser, in which Python prints and forgets it.
+
+    Here it would be lost once more, so that it comes from a thread in a moment.
+    """
+    if not isinstance(found.exc_value, KeyboardInterrupt):
+        usual(found)
+        return
+    number = next((number for number, code in STOPPED_BY.items() if code in found.exc_value.args), signal.SIGINT)
+    if number in STOPPED_BY:
+        signal.signal(number, _stop)
+    threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number)).start()
 
 
 def _code_of(stop: KeyboardInterrupt) -> int:

@@ -769,6 +769,19 @@ def test_a_command_that_is_stopped_keeps_its_checkpoint(tmp_path: Path, names: l
     assert (tmp_path / "kept").read_text() == "checkpoint"
 
 
+@NEEDS_SIGHUP
+@pytest.mark.parametrize(("name", "code"), [("SIGHUP", 129), ("SIGTERM", 130), ("SIGINT", 130)])
+def test_a_stop_that_python_forgets_is_heard_all_the_same(tmp_path: Path, name: str, code: int) -> None:
+    """What a handler raises in a finaliser, or in a hook of a fork, Python prints and goes on."""
+    waits = "class Deaf:\n    def __del__(self):\n        print('ready', flush=True)\n        for _ in range(100): "
+    forgets = WAITS.replace("@cli", f"{waits}time.sleep(0.1)\n@cli", 1)
+    forgets = forgets.replace("print('ready', flush=True)\n            for", "Deaf()\n            for")
+    found, stderr = stopped_by([getattr(signal, name)], tmp_path / "kept", code=forgets)
+    assert found == code
+    told_alone(stderr, "stopped; the same command goes on from the last checkpoint")
+    assert (tmp_path / "kept").read_text() == "checkpoint"
+
+
 def test_a_stop_that_is_asked_for_again_later_is_an_order_to_leave(tmp_path: Path) -> None:
     slow = WAITS.replace("time.sleep(0.3)", "time.sleep(50)").replace("@cli", "cli.SAME_STOP_SECONDS = 0.01\n@cli", 1)
     code, _ = stopped_by([signal.SIGTERM, signal.SIGTERM], tmp_path / "kept", code=slow)

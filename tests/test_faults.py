@@ -247,6 +247,20 @@ def test_a_signal(recipe: Path, expected: str, tmp_path: Path, number: int, code
     assert gone_on(recipe, run) == expected
 
 
+@pytest.mark.parametrize("name", ["gcs_server", "raylet"])
+def test_a_signal_while_ray_starts(recipe: Path, expected: str, tmp_path: Path, name: str) -> None:
+    """Ray puts handlers of its own while it starts, and forks, in which what a handler raises is lost."""
+    run = tmp_path / "run"
+    process = started(recipe, run)
+    family = psutil.Process(process.pid)
+    wait_for(process, lambda: name in {child.name() for child in family.children()}, name)
+    children = family.children(recursive=True)
+    process.terminate()
+    ended(process, 130, "the same command goes on from the last checkpoint")
+    nothing_runs(children)
+    assert gone_on(recipe, run) == expected
+
+
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
 def test_a_process_of_ray_is_killed(recipe: Path, expected: str, tmp_path: Path, name: str) -> None:
     run = tmp_path / "run"

@@ -10,9 +10,7 @@ import contextlib
 import logging
 import os
 import secrets
-import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -211,15 +209,24 @@ def _init(**options: Any) -> None:
     # Ray's coming default; while it is unset, each worker without a GPU warns.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(logging_level="ERROR", log_to_driver=False, **options)
+        with _own_sigterm():
+            ray.init(logging_level="ERROR", log_to_driver=False, **options)
     except Exception as error:  # of many types; whichever it is, there is no cluster to work with
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
         raise SessionError(f"{options['address']}: Ray did not start or did not answer ({reason})") from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray put its own there, which prints a stack and says nothing else
     _keep_stdout_clean()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """SIGTERM does what it did before. Ray puts handlers of its own, which end a command with 15 and without a word."""
+    utils = ray._private.utils
+    theirs, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = theirs
 
 
 def _keep_stdout_clean() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -94,6 +95,24 @@ def run_script(text: str, **variables: str | None) -> list[str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file system may refuse such a name")
+def test_ray_puts_no_handlers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does so first of all, and again when its processes run; each ends the process without a word."""
+    seen: list[object] = []
+
+    def init(**_: object) -> None:
+        for _ in range(2):
+            ray._private.utils.set_sigterm_handler(lambda number, frame: None)
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    before, theirs = signal.getsignal(signal.SIGTERM), ray._private.utils.set_sigterm_handler
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(session_module, "_keep_stdout_clean", lambda: None)
+    session_module._init(address="local")
+    assert seen == [before, before]
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert ray._private.utils.set_sigterm_handler is theirs
+
+
 def test_in_a_folder_that_is_not_utf8_nothing_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "d\udce9"
     folder.mkdir()
