@@ -10,7 +10,9 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -220,13 +222,19 @@ def _init(**options: Any) -> None:
 
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """SIGTERM does what it did before. Ray puts handlers of its own, which end a command with 15 and without a word."""
+    """SIGTERM does what it did before.
+
+    Ray puts handlers of its own, which end a command with 15 and without a word, and at last one below Python's, which
+    prints a stack: that goes when Python's is put anew.
+    """
     utils = ray._private.utils
     theirs, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda handler: None
     try:
         yield
     finally:
         utils.set_sigterm_handler = theirs
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def _keep_stdout_clean() -> None:
