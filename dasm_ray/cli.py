@@ -931,7 +931,7 @@ def _stop_again(since: float, number: int, _: object) -> None:
         raise KeyboardInterrupt(STOPPED_BY[number])
 
 
-def _raised_nowhere(usual: Callable[[Any], object], found: Any) -> None:
+def _raised_nowhere(usual: Callable[[sys.UnraisableHookArgs], object], found: sys.UnraisableHookArgs) -> None:
     """Stops again where a stop was raised in a hook of a fork or a finaliser, in which Python prints and forgets it.
 
     Here it would be lost once more, so that it comes from a thread in a moment.
