@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import logging
 import multiprocessing
 import os
 import resource
@@ -91,11 +92,13 @@ def _environment(given: Mapping[str, str]) -> Iterator[None]:
 
 def serve(row: str, sizes: Problem, remembered: bool, pipe: Connection) -> None:
     """Answers until nobody asks any more."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler reports itself, and a missing GPU as an error
     import torch
     from pairs import Sizes
     from rows import ROWS
 
     warnings.simplefilter("ignore")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says that there is no CUDA
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the conductor, who ends this process
     torch.set_num_threads(1)
     pair: Any = None
