@@ -46,7 +46,7 @@ slow-part: $(INSTALLED)  ## one part of them, by turns: a landing has the next; 
 
 # What is installed is taken as it is: neither Ray nor the other tools of the tests are needed. GPU_PYTHON names it.
 GPU_PYTHON ?= $(BIN)/python
-gpu:  ## on a machine with a GPU: its tests, then figures in a piece of minutes, gone on with by the next `make gpu`
+gpu:  ## on a machine with a GPU: its tests, then figures, 8 minutes of them at a time: the next `make gpu` goes on
 	PYTHONPATH=$(CURDIR) CUBLAS_WORKSPACE_CONFIG=:4096:8 $(GPU_PYTHON) -m pytest -q -m gpu --confcutdir=tests/gpu \
 	  -W ignore::pytest.PytestConfigWarning tests/gpu
 	PYTHONPATH=$(CURDIR):$(CURDIR)/tests/benchmarks CUBLAS_WORKSPACE_CONFIG=:4096:8 $(GPU_PYTHON) tests/benchmarks/on_gpu.py $(BENCH) \
