@@ -120,8 +120,12 @@ def main() -> None:
 
 @main.command(epilog=example("recipes digits > mine.yaml"))
 @click.argument("name", required=False)
-@click.option("--kind", type=click.Choice(["recipe", "sweep", "study"]), default="recipe", show_default=True)
-def recipes(name: str | None, kind: Kind) -> None:
+@click.option(
+    "--kind",
+    type=click.Choice(["recipe", "sweep", "study"]),
+    help="What NAME is the name of, or what to list. [default: recipe; all are listed]",
+)
+def recipes(name: str | None, kind: Kind | None) -> None:
     """List the recipes that come by name, or print one.
 
     What each recipe, sweep and study is for, minutes, test accuracy, data. Commands take a name in place of a file.
@@ -129,7 +133,7 @@ def recipes(name: str | None, kind: Kind) -> None:
     with _reporting_errors():
         from dasm_ray.config.recipes import listing, text_of
 
-        click.echo("\n".join(listing()) if name is None else text_of(name, kind), nl=name is None)
+        click.echo("\n".join(listing(kind)) if name is None else text_of(name, kind or "recipe"), nl=name is None)
 
 
 @main.command("config", epilog=example("config matcher.lr_img"))
@@ -888,10 +892,13 @@ def _names(listed: str | None) -> tuple[str, ...]:
 
 
 def _numbers(option: str, listed: str | None) -> tuple[int, ...]:
+    from dasm_ray.config.plain_yaml import MOST_DIGITS
+    from dasm_ray.config.shown import escaped
+
     names = _names(listed)
     for name in names:
-        if not name.isdecimal():
-            raise ConfigError(f"{option}: {name!r} is no number; write it as 1,10")
+        if not name.isdecimal() or len(name) > MOST_DIGITS:
+            raise ConfigError(f"{option}: {escaped(name, 60)!r} is no number that can be meant; write it as 1,10")
     return tuple(map(int, names))
 
 

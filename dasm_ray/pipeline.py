@@ -16,7 +16,7 @@ from dasm_ray.config.afterwards import RELABELLING
 from dasm_ray.config.compared import Plan, check
 from dasm_ray.config.digests import config_digest, digest_of
 from dasm_ray.config.keys import Model, RunConfig
-from dasm_ray.config.parsing import parse_config
+from dasm_ray.config.parsing import parse_config, repeated
 from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.config.shown import escaped, several
 from dasm_ray.config.space import Sweep
@@ -475,7 +475,11 @@ def _keep_audit(folder: Place, found: Tree) -> None:
 
 
 def convnets(widths: Sequence[int], depths: Sequence[int], norms: Sequence[str]) -> list[Model]:
-    """A grid of ConvNets to rank; ConfigError for one that cannot be."""
+    """A grid of ConvNets to rank; ConfigError for one that cannot be, or that would be there twice."""
+    options: dict[str, Sequence[int | str]] = {"--width": widths, "--depth": depths, "--norm": norms}
+    for option, values in options.items():
+        for value in repeated(values):
+            raise ConfigError(f"{option}: holds {escaped(value)} twice; leave one")
     trees = [{"width": w, "depth": d, "norm": n} for w in widths for d in depths for n in norms]
     return [parse_config({"model": tree}).model for tree in trees]
 

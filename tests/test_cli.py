@@ -538,6 +538,8 @@ COMPARISONS = {
     "unknown labels": (["--labels", "hard,sift"], "--labels sift: there is no such choice"),
     "an unknown network": (["--network", "convnet:spectral"], "convnet:spectral: there is no such network"),
     "text for a size": (["--ipc", "1,ten"], "--ipc: 'ten' is no number"),
+    "a size of very many digits": (["--ipc", "9" * 5000], "is no number that can be meant"),
+    "a size twice": (["--ipc", "1,1"], "--ipc: holds 1 twice; leave one"),
     "no images": (["--ipc", "0"], "--ipc: must be 1 or more"),
 }
 
@@ -595,6 +597,7 @@ def test_a_study_in_the_folder_of_another(recipe: Path, tmp_path: Path) -> None:
 
 def test_grids_of_networks_that_cannot_be_meant(artifact: Path) -> None:
     refused(call("rank", artifact, "--width", "8,wide"), "--width: 'wide' is no number")
+    refused(call("rank", artifact, "--width", "8,4,8"), "--width: holds 8 twice; leave one")
     refused(call("rank", artifact, "--norm", "instance,nrm"), "model.norm", "'nrm'")
     refused(call("rank", artifact, "--set", "matcher.name=dc"), "matcher.name=dc")
     refused(call("incremental", artifact, "--set", "synthetic.ipc=2"), "synthetic.ipc=2")

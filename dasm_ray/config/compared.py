@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dasm_ray.config.keys import RunConfig
-from dasm_ray.config.parsing import parse_config
+from dasm_ray.config.parsing import parse_config, repeated
 from dasm_ray.config.selections import SELECTIONS
+from dasm_ray.config.shown import escaped
 from dasm_ray.errors import ConfigError
 
 CHOICES = ("random", *SELECTIONS)
@@ -48,6 +49,15 @@ def check(configs: Sequence[RunConfig], plan: Plan) -> None:
         for name in wanted:
             if name not in known:
                 raise ConfigError(f"{kind} {name}: there is no such choice; take any of {', '.join(known)}")
+    listed: tuple[tuple[str, tuple[int | str, ...]], ...] = (
+        ("--ipc", plan.ipcs),
+        ("--select", plan.selections),
+        ("--labels", plan.labels),
+        ("--network", plan.networks),
+    )
+    for kind, values in listed:
+        for value in repeated(values):
+            raise ConfigError(f"{kind}: holds {escaped(value)} twice; leave one")
     if "random" not in plan.selections:
         raise ConfigError("--select: must hold random, which every gain is counted from")
     if any(ipc < 1 for ipc in plan.ipcs):

@@ -489,7 +489,7 @@ class Window(Section):
     trim: Annotated[Number, Field(ge=0, lt=1)] = Field(
         0.15,
         description="Share of a class, its easiest images, that is dropped by the last segment; earlier ones drop "
-        "less.",
+        "less, and a lone one none.",
     )
 
 

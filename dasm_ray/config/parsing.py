@@ -11,10 +11,11 @@ import math
 import reprlib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, TypeVar, Union
 
 import pydantic
 from pydantic.fields import FieldInfo
@@ -31,6 +32,8 @@ MOST_PARTS = 4
 """Of a dotted key: more than any key has."""
 
 MOST_SENTENCES = 50
+
+Listed = TypeVar("Listed", bound=Hashable)
 
 SHORT = reprlib.Repr()
 SHORT.maxlevel, SHORT.maxstring, SHORT.maxother, SHORT.maxlong = 3, 120, 120, 120
@@ -60,6 +63,11 @@ def apply_overrides(tree: Tree, overrides: Iterable[str]) -> None:
             how = "is set twice" if key == twice else f"speaks of {escaped(twice, 60)} too, which another --set sets"
             raise ConfigError(f"--set {escaped(override, 120)}: {escaped(key, 60)} {how}; leave one")
         given.append(key)
+
+
+def repeated(values: Sequence[Listed]) -> list[Listed]:
+    """Which of a list's values it holds more than once, in their order."""
+    return [value for value, count in Counter(values).items() if count > 1]
 
 
 def meet(one: str, other: str) -> bool:
@@ -166,7 +174,9 @@ IN_WORDS = {
 
 def sentences_of(error: pydantic.ValidationError, root: type[Section]) -> list[str]:
     """The findings about a ``root`` as sentences, of very many the first."""
-    details = error.errors(include_url=False)
+    found = error.errors(include_url=False)
+    wrong_below = {detail["loc"][:-1] for detail in found}  # a list is called too short where all in it are wrong
+    details = [detail for detail in found if detail["type"] != "too_short" or detail["loc"] not in wrong_below]
     more = [f"and {len(details) - MOST_SENTENCES} more of the kind"] if len(details) > MOST_SENTENCES else []
     return [*dict.fromkeys(sentence_of(detail, root) for detail in details[:MOST_SENTENCES]), *more]
 

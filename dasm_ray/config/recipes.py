@@ -157,11 +157,13 @@ def _eagerness(header: Header) -> tuple[bool, bool]:
     return header.data != BUILT_IN, header.expected.startswith(NOT_MEASURED)
 
 
-def listing() -> Iterator[str]:
-    """All shipped files as lines of at most WIDTH characters, two for each: what needs nothing first, then what is
-    measured."""
+def listing(only: Kind | None = None) -> Iterator[str]:
+    """All shipped files, or ``only`` those of a kind, as lines of at most WIDTH characters, two for each: what needs
+    nothing first, then what is measured."""
     yield f"{'':25} {'minutes':13} {'accuracy in %':13} data"
     for kind, command in COMMANDS.items():
+        if only not in (None, kind):
+            continue
         also = ", and every command that takes a CONFIG" if kind == "recipe" else ""
         yield from ("", f"for dasm-ray {command}{also}:")
         headers = {name: header_of(path) for name, path in shipped(kind).items()}

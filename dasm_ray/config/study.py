@@ -28,7 +28,16 @@ from dasm_ray.config.designs import (
 )
 from dasm_ray.config.digests import digest_of, result_keys
 from dasm_ray.config.keys import Natural, RunConfig, Section, Text, Whole, listed, one_of
-from dasm_ray.config.parsing import apply_overrides, as_one_of_many, field_of, meet, parse_config, sentences_of, set_key
+from dasm_ray.config.parsing import (
+    apply_overrides,
+    as_one_of_many,
+    field_of,
+    meet,
+    parse_config,
+    repeated,
+    sentences_of,
+    set_key,
+)
 from dasm_ray.config.recipes import located
 from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.config.shown import escaped, several
@@ -230,7 +239,7 @@ def _misplaced(
     if file.against is not None and file.against not in arms:
         yield f"against: there is no arm {file.against!r}; take any of {', '.join(arms)}"
     for name, values in (("ipc", file.ipc), ("seeds", file.seeds)):
-        for value in sorted({value for value in values if values.count(value) > 1}):
+        for value in repeated(values):
             yield f"{name}: holds {value} twice; leave one"
     for where, key in _changed_keys(file):
         is_arm = where != "set"

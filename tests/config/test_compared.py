@@ -28,6 +28,10 @@ def recipe(name: str, **sections: dict[str, Any]) -> RunConfig:
         ([recipe("a")], Plan((2,), ("herding",), ("hard",), ()), "--select: must hold random"),
         ([recipe("a")], Plan((2,), ("random",), ("firm",), ()), "--labels firm: there is no such choice"),
         ([recipe("a")], Plan((0,), ("random",), ("hard",), ()), "--ipc: must be 1 or more"),
+        ([recipe("a")], Plan((2, 1, 2), ("random",), ("hard",), ()), "--ipc: holds 2 twice; leave one"),
+        ([recipe("a")], Plan((2,), ("random", "random"), ("hard",), ()), "--select: holds random twice"),
+        ([recipe("a")], Plan((2,), ("random",), ("hard", "hard"), ()), "--labels: holds hard twice"),
+        ([recipe("a")], Plan((2,), ("random",), ("hard",), ("mlp", "mlp")), "--network: holds mlp twice"),
         ([recipe("a")], Plan((2,), ("random",), ("hard",), ("resnet",)), "resnet: there is no such network"),
     ],
 )

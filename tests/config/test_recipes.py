@@ -9,7 +9,7 @@ import pytest
 
 from dasm_ray.config import recipes
 from dasm_ray.config.parsing import load_config
-from dasm_ray.config.recipes import FOLDERS, WIDTH, Kind, header_of, listing, located, shipped
+from dasm_ray.config.recipes import COMMANDS, FOLDERS, WIDTH, Kind, header_of, listing, located, shipped
 from dasm_ray.config.space import load_sweep
 from dasm_ray.config.study import load_study
 from dasm_ray.errors import ConfigError
@@ -157,6 +157,10 @@ def test_a_figure_of_a_header_stands_in_the_text_or_the_results(kind: Kind, name
 
 def test_the_list_names_every_file_once_and_fits_a_terminal() -> None:
     lines = list(listing())
+    for kind, command in COMMANDS.items():
+        own = [line for line in listing(kind) if line.startswith("for dasm-ray ")]
+        assert [line.partition(":")[0].split()[2].rstrip(",") for line in own] == [command]
+        assert set(listing(kind)) <= set(lines)
     assert [line for line in lines if len(line) > WIDTH] == []
     names = [line.split()[0] for line in lines if re.match(r"\w[\w-]* {2,}\S", line)]
     assert sorted(names) == sorted(name for _, name, _ in ALL)

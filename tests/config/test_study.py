@@ -178,6 +178,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.parametrize("seed", [-1, 1.0])
+def test_a_list_whose_one_value_is_wrong_is_not_called_empty_too(folder: Path, seed: float) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loaded(folder, seeds=[seed])
+    (problem,) = caught.value.problems
+    assert "seeds.0: " in problem
+
+
 @pytest.mark.parametrize(("changes", "part"), REFUSED.values(), ids=REFUSED.keys())
 def test_studies_that_cannot_be_meant(folder: Path, changes: dict[str, Any], part: str) -> None:
     with pytest.raises(ConfigError) as caught:
