@@ -9,7 +9,7 @@ configuration on the same directory again goes on where it stopped and ends with
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 
 from dasm_ray.config.afterwards import RELABELLING
@@ -48,6 +48,7 @@ from dasm_ray.store.artifact import Artifact, digest, read_artifact, write_artif
 from dasm_ray.store.checked import read_checked_json, write_checked_json
 from dasm_ray.store.description import artifact_place
 from dasm_ray.store.findings import (
+    REPORT,
     RESULTS,
     STUDY_COLUMNS,
     TRAININGS,
@@ -55,6 +56,7 @@ from dasm_ray.store.findings import (
     claimed_study,
     claimed_sweep,
     find,
+    set_aside,
     trial_place,
     write_trainings,
 )
@@ -309,7 +311,7 @@ def compare(
     check(configs, plan)
     with claimed_comparison(Place(run or "runs/comparison")) as place:
         with connected(configs[0], place) as open_run:
-            shown = Shown(digest_of(*map(config_digest, configs), astuple(plan)), open_run.session.device)
+            shown = Shown(_settings_of(configs, plan), open_run.session.device)
             stem, tested = stem_for(place, shown), tested_by(open_run)
             rows = Comparison(open_run, configs, plan).rows(stem)
         title = f"{configs[0].data.name}; {several(configs[0].evaluate.seeds, 'seeds')}"
@@ -320,30 +322,41 @@ def compare(
         return Table(place, rows, title, tested)
 
 
+def _settings_of(configs: Sequence[RunConfig], plan: Plan) -> str:
+    """The digest of what a comparison's table hangs on: recipes, the plan, and how each other network is trained."""
+    judged = [config_digest(configs[0].under(network)) for network in plan.networks]
+    return digest_of(*map(config_digest, configs), astuple(plan), *judged)
+
+
 def study(plan: Study, run: str | None = None) -> Studied:
     """Tries every arm of a study at every size and seed, into STUDY/study.md, results.json and trainings.parquet.
 
-    These are written as outcomes come, and again at each start. Sets and outcomes that are on disk are not computed
-    again, so it goes on where it was stopped, and grows by arms, sizes and seeds. Raises RunFailure where no arm could
-    be finished.
+    These are written as outcomes come, and again at each start; those of other settings stay, under a digest of them.
+    Sets and outcomes that are on disk are not computed again, so it goes on where it was stopped, and grows by arms,
+    sizes and seeds. Raises RunFailure where no arm could be finished.
     """
     with claimed_study(Place(run or f"runs/{plan.name}"), plan.name) as place:
         with connected(plan.config, place) as open_run:
             tested = tested_by(open_run)
-            known = Laboratory(open_run, plan, lambda known: _keep_study(place, plan, known, tested)).work()
+            laboratory = Laboratory(
+                open_run, plan, lambda found: _keep_study(place, plan, found, tested, laboratory.outcomes)
+            )
+            for name in set_aside(place, laboratory.outcomes):
+                open_run.progress.note(f"results of other settings are in {place / name}")
+            known = laboratory.work()
         if all(tried.failed for tried in known):
-            raise RunFailure(f"{place}: no arm could be finished; {place / 'study.md'} says why")
+            raise RunFailure(f"{place}: no arm could be finished; {place / REPORT} says why")
         if plan.config.runtime.page and any(tried.folder for tried in known):
             with Progress() as progress:
                 _draw_page(place, progress)
         return Studied(place, differences.summary(plan, known, tested))
 
 
-def _keep_study(place: Place, plan: Study, known: list[Tried], tested: int) -> None:
+def _keep_study(place: Place, plan: Study, known: list[Tried], tested: int, outcomes: Mapping[str, str]) -> None:
     found = differences.summary(plan, known, tested)
     write_trainings(place / TRAININGS, rows_of(known), STUDY_COLUMNS)
-    write_checked_json(place / RESULTS, found)
-    (place / "study.md").write_text(differences.markdown(found))
+    write_checked_json(place / RESULTS, {**found, "outcomes": dict(outcomes)})
+    (place / REPORT).write_text(differences.markdown(found))
 
 
 def sweep(plan: Sweep, run: str | None = None, *, resume: bool = False) -> Swept:

@@ -49,6 +49,17 @@ def test_a_page_is_drawn_with_the_workers_that_did_it(reference: Path) -> None:
     assert {number for number in (1, 2) if f"<td>worker {number}</td>" in page} >= did_it
 
 
+def test_a_comparison_under_other_recipes_of_its_networks_is_another() -> None:
+    """Their recipes (`networks`) are no part of how a set is made, and all of how these rows came about."""
+    plan = pipeline.Plan((2,), ("random",), ("hard",), ("mlp",))
+
+    def settings(**sections: Any) -> str:
+        return pipeline._settings_of([parse_config({"name": "a", **sections})], plan)
+
+    assert settings() == settings(networks={"lenet": {"epochs": 5}}), "which is not asked for"
+    assert len({settings(), settings(networks={"mlp": {"epochs": 5}}), settings(networks={"mlp": {"epochs": 50}})}) == 3
+
+
 def test_artifact_and_table_are_whole(reference: Path) -> None:
     artifact = read_artifact(Place(reference / "synthetic"))
     assert artifact.pixels.shape == (20, 1, 8, 8)

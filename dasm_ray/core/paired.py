@@ -10,6 +10,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+ROUNDING = 1e-9
+"""An error below is none: shares of images that are equal differ by their last bits alone."""
+
 
 class Mean(NamedTuple):
     """A mean of so many values, and its standard error s / sqrt(n), where n > 1."""
@@ -20,8 +23,8 @@ class Mean(NamedTuple):
 
     @property
     def is_clear(self) -> bool:
-        """Whether it is further from 0 than two standard errors."""
-        return self.error is not None and abs(self.value) > 2 * self.error
+        """Whether it is further from 0 than two standard errors. Pairs that differ by the very same show no error."""
+        return self.error is not None and self.error > ROUNDING and abs(self.value) > 2 * self.error
 
 
 BySeed = Mapping[int, float]

@@ -163,6 +163,8 @@ def begun(record: RunDir, given: Given | None = None, on_event: Callable[[Tree],
     try:
         with connected(record.config, record.place, event, given) as run:
             has_begun = True
+            for caution in record.cautions():
+                run.progress.note(caution)
             yield run
     except UserError:
         if not has_begun:

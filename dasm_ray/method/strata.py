@@ -19,7 +19,7 @@ from dasm_ray.store import tensors
 def strata_of(run: Run, experts: Experts) -> tuple[ObjectRef, ...]:
     """References to the stratum of each image (n_c,), a class each; read where they are on disk."""
     counts = run.real.counts["train"]
-    key = digest_of(run.expert_key, run.config.matcher.batch_real)
+    key = digest_of(run.expert_key, run.config.matcher.batch_real, run.config.score.batch)
     file = run.shared_place / f"strata_{key}.safetensors"
     if file.exists():
         arrays, note = tensors.read(file)

@@ -8,8 +8,8 @@ failed is said.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -58,6 +58,7 @@ class Tried:
     digest: str
     folder: str | None
     failed: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)  # of the packages that it was made with; {}: not kept
 
     def mean(self, measure: str) -> float | None:
         """The mean over evaluation seeds; None where the measure was not asked for."""
@@ -80,7 +81,12 @@ def summary(study: Study, known: Sequence[Tried], tested: int) -> Tree:
         "tested": tested if study.reads_test else None,
         "arms": [_arm(study, arm.name, ipc, known) for ipc in study.ipcs for arm in study.arms],
         "effects": [effect for ipc in study.ipcs for effect in _effects(study, ipc, known)],
-        "cautions": [*_cautions(study, known), *_of_unlike_work(study, known)],
+        "cautions": [
+            *_cautions(study, known),
+            *_of_unlike_work(study, known),
+            *_of_lost_runs(study, known),
+            *_of_unlike_versions(known),
+        ],
         "failed": [
             f"{tried.arm} of {tried.ipc} at seed {tried.seed}: {tried.failed}" for tried in known if tried.failed
         ],
@@ -185,6 +191,31 @@ def _of_unlike_work(study: Study, known: Sequence[Tried]) -> Iterator[str]:
         if unlike:
             size = several(ipc, "images")
             yield f"At {size} a class not as many class-steps as {study.against}: {', '.join(unlike)}."
+
+
+def _of_lost_runs(study: Study, known: Sequence[Tried]) -> Iterator[str]:
+    """Seeds at which a crossed screen has no effects, since each needs all runs of the design."""
+    screen = study.screen
+    if screen is None or screen.kind == "leave_one_out":
+        return
+    for ipc in study.ipcs:
+        failed = [tried for tried in known if tried.failed and tried.ipc == ipc and tried.arm in screen.runs]
+        if failed:
+            left = len(set(study.seeds) - {tried.seed for tried in failed})
+            kept = f"effects are of {several(left, 'seeds')} alone" if left else "there are no effects"
+            names = ", ".join(dict.fromkeys(tried.arm for tried in failed))
+            yield (
+                f"At {several(ipc, 'images')} a class {kept}, since {names} failed, and an effect needs every run of "
+                "the design."
+            )
+
+
+def _of_unlike_versions(known: Sequence[Tried]) -> Iterator[str]:
+    """Packages of which several versions made these sets: last bits differ between them, and more may."""
+    for package in sorted({package for tried in known for package in tried.versions}):
+        found = sorted({tried.versions[package] for tried in known if package in tried.versions})
+        if len(found) > 1:
+            yield f"Made by {package} {' and '.join(found)}: pairs across versions may differ by more than their arms."
 
 
 # --- drawing -----------------------------------------------------------------------------------------------------

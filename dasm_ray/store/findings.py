@@ -8,7 +8,8 @@
     COMPARISON/comparison.json  table.parquet     whose folder it is; a row for every training
     COMPARISON/sets/NAME_ipcN/                    a run directory for every set
     STUDY/study.json  outcomes/KEY.json           whose folder it is; what one arm came to at one size and seed
-    STUDY/study.md  results.json  trainings.parquet   what it all says; a row for every training
+    STUDY/study.md  results.json  trainings.parquet   what it all says; a row for every training; those of other
+                                                  settings have a digest of them in their names
     STUDY/sets/SIZE_SEED_KEY/                     a run directory for every set, with the seconds that it took
 
 What must stay true: a folder serves one sweep, comparison or study, a trial's finding is on disk before anyone hears of
@@ -18,11 +19,12 @@ it, and figures keep all their digits: one that was changed since is never shown
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
 import pyarrow as pa
 
+from dasm_ray.config.digests import digest_of
 from dasm_ray.config.keys import RunConfig
 from dasm_ray.config.shown import escaped
 from dasm_ray.errors import RunDirError, UserError
@@ -219,9 +221,8 @@ STUDY_COLUMNS = pa.schema(
 
 COMPARISON = "comparison.json"
 STUDY = "study.json"
-RESULTS = "results.json"
-TRAININGS = "trainings.parquet"
-"""The figures of a study, and its row for every training."""
+RESULTS, TRAININGS, REPORT = "results.json", "trainings.parquet", "study.md"
+"""The figures of a study, its row for every training, and its tables."""
 
 
 @contextlib.contextmanager
@@ -232,7 +233,8 @@ def claimed_comparison(place: Place) -> Iterator[Place]:
     """
     check_comparison(place)
     with _held(place, COMPARISON) as held:
-        (held / COMPARISON).write_json({"versions": versions()})
+        if not (held / COMPARISON).exists():
+            (held / COMPARISON).write_json({"versions": versions()})
         yield held
 
 
@@ -255,24 +257,45 @@ def claimed_study(place: Place, name: str) -> Iterator[Place]:
     """
     check_study(place, name)
     with _held(place, STUDY) as held:
-        check_study(held, name)
-        (held / STUDY).write_json({"name": name, "versions": versions()})
+        if not check_study(held, name):
+            (held / STUDY).write_json({"name": name, "versions": versions()})
         yield held
 
 
-def check_study(place: Place, name: str) -> None:
-    """RunDirError unless the folder is free or holds the study of this name."""
+def check_study(place: Place, name: str) -> bool:
+    """RunDirError unless the folder is free or holds the study of this name; whether it says whole that it does."""
     mark = place / STUDY
     if not mark.exists():
-        return _check_free(place, STUDY, "study")
+        _check_free(place, STUDY, "study")
+        return False
     try:
         kept = read_json(mark)
     except ValueError:
-        return None  # what is damaged is written anew: outcomes have keys of their own
+        return False  # what is damaged is written anew: outcomes have keys of their own
     other = kept.get("name") if isinstance(kept, dict) else None
     if other != name:
         raise RunDirError(f"{place} holds the study {escaped(str(other), 100)}, not {name}; choose another --run")
-    return None
+    return True
+
+
+def set_aside(place: Place, outcomes: Mapping[str, str]) -> tuple[str, ...]:
+    """Puts results of other settings than ``outcomes`` beside, under a digest of theirs; their names now.
+
+    ``outcomes`` are keys by the name of their unit: results are of other settings where one unit has another key, not
+    where there are more units or fewer.
+    """
+    shown = (read_checked_json(place / RESULTS) or {}).get("outcomes", {})
+    if all(outcomes.get(name, key) == key for name, key in shown.items()):
+        return ()
+    stamp = digest_of(shown)
+    moved = []
+    for name in (RESULTS, TRAININGS, REPORT):
+        if (place / name).exists():
+            stem, _, kind = name.rpartition(".")
+            moved.append(f"{stem}_{stamp}.{kind}")
+            (place / moved[-1]).write_bytes((place / name).read_bytes())
+            (place / name).delete()
+    return tuple(moved)
 
 
 def write_trainings(place: Place, rows: Sequence[Values], columns: pa.Schema = TRAINING_COLUMNS) -> None:

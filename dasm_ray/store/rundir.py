@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 import platform
 import time
+from collections.abc import Iterator
 
 from dasm_ray.config import plain_yaml
 from dasm_ray.config.digests import config_digest, keys_that_differ
@@ -88,6 +89,13 @@ class RunDir:
                 f"{place} is no run directory: it holds no {RECORD}{again}; name one that a run has written"
             )
         return cls(place.within(RECORD), _read_config(place))
+
+    def cautions(self) -> Iterator[str]:
+        """That the run was begun under other versions of packages than go on with it, where it was."""
+        kept, now = _versions_of(self.place), versions()
+        other = [f"{name} {kept[name]} (now {now[name]})" for name in now if kept.get(name, now[name]) != now[name]]
+        if other:
+            yield f"begun with {', '.join(other)}: what is still to come may differ in its last bits from what was then"
 
     def event(self, **fields: Plain) -> None:
         """Adds one line to the log: the time (seconds since 1970) and the fields; ``read_events`` reads them.
@@ -191,6 +199,15 @@ def _recorded(place: Place) -> str | None:
         digest = record.get("digest") if isinstance(record, dict) else None
         return digest if isinstance(digest, str) and digest else None
     return None
+
+
+def _versions_of(place: Place) -> dict[str, str]:
+    """The versions that the run was begun with, as far as run.json has them."""
+    with contextlib.suppress(RunDirError):
+        record = (place / RECORD).read_json()
+        kept = record.get("versions") if isinstance(record, dict) else None
+        return {str(name): str(value) for name, value in kept.items()} if isinstance(kept, dict) else {}
+    return {}
 
 
 def _own_config(place: Place) -> RunConfig | None:

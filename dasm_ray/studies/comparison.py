@@ -117,6 +117,8 @@ class Comparison:
         with RunDir.open(folder, config) as record:
             place = record.place / "synthetic"
             if not (place / "dataset.json").exists():
+                for caution in record.cautions():
+                    self._run.progress.note(caution)
                 of_its_own = replace(self._run, config=config, place=record.place)
                 made = distil(of_its_own, train_experts(of_its_own))
                 write_artifact(place, distilled_set(of_its_own, made.segments))

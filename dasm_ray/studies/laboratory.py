@@ -1,8 +1,8 @@
 """A study at work: every arm at every size and seed, distilled in a run of its own and evaluated as all others are.
 
-What must stay true: at one size and seed all arms share experts, draws of their trainings and the number of steps; all
-arms are done at one seed before the next is begun, so that what was stopped half-way is paired; nothing that is on disk
-is computed again; and a training that diverged is said to have failed, and stops no other arm.
+What must stay true: at one size and seed all arms share experts, the number of steps and, under labels of one kind,
+draws of their trainings; all arms are done at one seed before the next is begun, so that what was stopped half-way is
+paired; nothing that is on disk is computed again; and what diverged is said to have failed, and stops no other arm.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from dasm_ray.method.estimate import Work, work_of
 from dasm_ray.method.experts import Experts, soft_labels, train_experts
 from dasm_ray.method.probes import Probes
 from dasm_ray.method.run import Run, check_against_data
-from dasm_ray.method.scores import scores_before, static_name, target_of, validation_scores
+from dasm_ray.method.scores import scores_before, static_name, static_scores, target_of, validation_scores
 from dasm_ray.method.sets import Choice, Segments, chosen_by, distilled_set, images_of, stored
 from dasm_ray.method.starts import start_of
+from dasm_ray.method.strata import strata_of
 from dasm_ray.plain import Tree
 from dasm_ray.report.differences import Tried
 from dasm_ray.runtime.worker import Everything
@@ -36,7 +37,7 @@ from dasm_ray.store.artifact import Artifact, digest, read_artifact, write_artif
 from dasm_ray.store.checked import read_checked_json, write_checked_json
 from dasm_ray.store.description import DESCRIPTION
 from dasm_ray.store.place import Place
-from dasm_ray.store.rundir import RunDir, as_begun
+from dasm_ray.store.rundir import RunDir, as_begun, versions
 from dasm_ray.studies.cells import PAIRED, Cell, Found, cells_for, evaluate_cells, right_in
 from dasm_ray.studies.rows import TrainingOf, always, label_of
 
@@ -80,10 +81,11 @@ class Laboratory:
         self._run, self._study, self._on_news = run, study, on_news
         self._units = [self._unit(arm, ipc, seed) for seed, ipc, arm in _in_order(study)]
         self._keys = {unit.name: self._key(unit) for unit in self._units}
-        self._experts: dict[str, Experts] = {}
+        self._experts: dict[str, Experts | NonFinite] = {}
+        self._cut: dict[int, NDArray[np.int64] | None] = {}
         for unit in self._units:
             if unit.seed == study.seeds[0]:
-                check_against_data(unit.config, run.real)
+                check_against_data(_asked_of_data(unit), run.real)
         read = {key: read_checked_json(self._file(key)) for key in set(self._keys.values())}
         self._known = {key: found for key, found in read.items() if found is not None}
 
@@ -95,6 +97,11 @@ class Laboratory:
             for ipc in self._study.ipcs:
                 self._do([unit for unit in self._units if (unit.seed, unit.ipc) == (seed, ipc)])
         return self.known()
+
+    @property
+    def outcomes(self) -> dict[str, str]:
+        """The digest of all that the outcome of a unit depends on, by the unit."""
+        return dict(self._keys)
 
     def known(self) -> list[Tried]:
         """What is known of every unit, in the order of the work."""
@@ -130,7 +137,7 @@ class Laboratory:
         return self._run.place / "outcomes" / f"{key}.json"
 
     def _keep(self, unit: Unit, found: Tree) -> None:
-        key = self._keys[unit.name]
+        key, found = self._keys[unit.name], {**found, "versions": versions()}
         write_checked_json(self._file(key), found)
         self._known[key] = found
         self._run.progress.note(f"{unit.name}: {_in_words(found)} ({len(self.known())} of {len(self._units)})")
@@ -155,6 +162,7 @@ class Laboratory:
             digest=found.get("digest", ""),
             folder=found.get("folder"),
             failed=found.get("failed", ""),
+            versions=found.get("versions", {}),
         )
 
     # --- the work ------------------------------------------------------------------------------------------------
@@ -200,7 +208,7 @@ class Laboratory:
             })  # fmt: skip
 
     def _cells(self, unit: Unit, material: Material) -> list[Cell]:
-        """A training for every evaluation seed. Under one label, so all arms draw the same numbers."""
+        """A training for every evaluation seed. Under one name, so all arms with labels of a kind draw the same."""
         cache = unit.config.evaluate.cache
         return cells_for(
             self._run,
@@ -229,6 +237,8 @@ class Laboratory:
         if not self._study.thirds:
             return kept
         third = self._thirds(unit.seed)
+        if third is None:
+            return kept | dict.fromkeys(THIRDS)
         right = right_in(outcome, len(third))
         of_each = [right[third == number] for number in range(len(THIRDS))]
         return kept | {
@@ -267,11 +277,17 @@ class Laboratory:
         return Material(lambda seed: trainings[seed % len(trainings)], named)
 
     def _experts_of(self, run: Run) -> Experts:
-        """Experts of a configuration, read or trained once a seed."""
+        """Experts of a configuration, read or trained once a seed; NonFinite each time where they diverged."""
         key = f"{run.expert_key}_{run.config.experts.count}"
         if key not in self._experts:
-            self._experts[key] = train_experts(run)
-        return self._experts[key]
+            try:
+                self._experts[key] = train_experts(run)
+            except NonFinite as error:
+                self._experts[key] = error
+        found = self._experts[key]
+        if isinstance(found, NonFinite):
+            raise found
+        return found
 
     # --- sets ----------------------------------------------------------------------------------------------------
 
@@ -295,6 +311,8 @@ class Laboratory:
         with RunDir.open(folder, config) as record:
             run = replace(self._run, config=config, place=record.place)
             self._run.progress.note(f"{unit.name}: {unit.arm.source} in {folder}")
+            for caution in record.cautions():
+                self._run.progress.note(caution)
             if unit.arm.source == "initial" and config.synthetic.segments == 1:
                 write_artifact(record.place / "initial", distilled_set(run, self._first_start(run)))
                 return
@@ -311,8 +329,15 @@ class Laboratory:
         return [start]
 
     def _timed(self, run: Run) -> tuple[Segments, Segments]:
-        """Distils, and keeps the seconds after every segment: those of a start that was killed are counted too."""
-        experts, began, file = self._experts_of(run), time.monotonic(), run.place / WORK
+        """Distils, and keeps the seconds after every segment: those of a start that was killed are counted too.
+
+        What arms share, as experts, is made before the clock starts, or the first arm alone would be charged for it.
+        """
+        experts, file = self._experts_of(run), run.place / WORK
+        static_scores(run, experts)
+        if run.config.matcher.strata:
+            strata_of(run, experts)
+        began = time.monotonic()
         before = (read_checked_json(file) or {"seconds": 0.0})["seconds"]
 
         def after_each(_: Segments) -> None:
@@ -327,12 +352,30 @@ class Laboratory:
         """Of the experts that say how difficult a validation image is."""
         return self._unit(self._study.reference, self._study.ipcs[0], seed).config
 
-    def _thirds(self, seed: int) -> NDArray[np.int64]:
-        """The third of every validation image in class-sorted order."""
-        run = self._of(self._judge(seed))
-        counts = run.real.counts["val"]
-        score = validation_scores(run, self._experts_of(run))
-        return thirds(score, np.repeat(np.arange(len(counts)), counts))
+    def _thirds(self, seed: int) -> NDArray[np.int64] | None:
+        """The third of every validation image in class-sorted order; None where the experts that judge diverged."""
+        if seed not in self._cut:
+            run = self._of(self._judge(seed))
+            counts = run.real.counts["val"]
+            try:
+                score = validation_scores(run, self._experts_of(run))
+                self._cut[seed] = thirds(score, np.repeat(np.arange(len(counts)), counts))
+            except NonFinite as error:
+                run.progress.note(f"no thirds of difficulty at seed {seed}: {error}")
+                self._cut[seed] = None
+        return self._cut[seed]
+
+
+def _asked_of_data(unit: Unit) -> RunConfig:
+    """What an arm asks of the real images. A selection has no tiles, but for patches, which are packed."""
+    config = unit.config
+    if not unit.arm.is_selected:
+        return config
+    if unit.arm.source == "patches":
+        return config.model_copy(
+            update={"evaluate": config.evaluate.model_copy(update={"rows": (*config.evaluate.rows, "patches")})}
+        )
+    return config.model_copy(update={"synthetic": config.synthetic.model_copy(update={"factor": 1})})
 
 
 def _in_words(found: Found) -> str:

@@ -22,6 +22,14 @@ def test_a_paired_difference_has_the_error_of_its_differences() -> None:
     assert not Mean(1.0, 0.5, 3).is_clear, "not more than two"
 
 
+def test_pairs_that_differ_by_the_same_image_each_are_not_clear() -> None:
+    """One of a hundred validation images more at both seeds: no spread is seen, which does not prove that it is 0."""
+    found = paired({0: 0.51, 1: 0.53}, {0: 0.50, 1: 0.52})
+    assert found is not None
+    assert found.value == pytest.approx(0.01)
+    assert not found.is_clear
+
+
 def test_only_pairs_count() -> None:
     assert paired({0: 1.0, 1: 2.0, 5: 9.0}, {1: 1.5, 7: 3.0}) == (0.5, None, 1)
     assert paired({0: 1.0}, {1: 1.0}) is None

@@ -32,3 +32,13 @@ def test_another_size_of_batch_has_strata_of_its_own(digits: RealRefs, tmp_path:
     other = again(run, small(matcher={"strata": True, "batch_real": 3}))
     found = other.pool.fetch(list(strata_of(other, train_experts(other))))
     assert all(set(of_class.tolist()) == set(range(3)) for of_class in found)
+
+
+def test_features_read_in_other_batches_make_strata_of_their_own(digits: RealRefs, tmp_path: Path) -> None:
+    """Last bits of features depend on the batch, and so may a cluster."""
+    run = local_run(small(matcher=STRATIFIED), tmp_path, digits)
+    strata_of(run, train_experts(run))
+    other = again(run, small(matcher=STRATIFIED, score={"batch": 50}))
+    strata_of(other, train_experts(other))
+    assert isinstance(other.pool, LocalPool)
+    assert [name for name in other.pool.done if "strata" in name]

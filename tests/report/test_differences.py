@@ -98,10 +98,42 @@ def test_a_screen_shows_what_each_factor_does(tmp_path: Path) -> None:
     assert [effects[name]["mean"] for name in factors] == pytest.approx(list(slopes), abs=1e-12)
     assert [effects[name]["error"] for name in factors] == pytest.approx([0.0] * 5, abs=1e-12)
     assert found["effects"][0]["spare"]["validation"] == pytest.approx(0.0, abs=1e-12)
-    assert "| f1 | 2 | -2.0 ± 0.0 \\*\\* | -1.0 ± 0.0 \\*\\* | 0.0 | 0.0 |" in markdown(found)
+    assert "| f1 | 2 | -2.0 ± 0.0 | -1.0 ± 0.0 | 0.0 | 0.0 |" in markdown(found)
     assert all(arm["differences"] == {} for arm in found["arms"])
     half = summary(study, known[:5], 900)
     assert half["effects"] == [], "no effect before all runs of a seed are done"
+    assert not [text for text in half["cautions"] if "failed" in text]
+
+
+def test_runs_that_failed_take_effects_away_which_is_said(tmp_path: Path) -> None:
+    factors = {name: {"low": {f"{name}.lr": 0.1}, "high": {f"{name}.lr": 0.2}} for name in ("probe", "experts")}
+    study = study_of(tmp_path, arms={}, against=None, screen={"design": "full", "factors": factors})
+    assert study.screen is not None
+
+    def of(lost: set[tuple[str, int]]) -> Any:
+        known = [
+            tried(name, seed, 0.5, **({"failed": "it diverged", "trainings": ()} if (name, seed) in lost else {}))
+            for seed in range(3)
+            for name in study.screen.runs  # type: ignore[union-attr]
+        ]
+        return summary(study, known, 900)
+
+    whole, some, none = of(set()), of({("screen_02", 1)}), of({("screen_02", seed) for seed in range(3)})
+    assert not [text for text in whole["cautions"] if "failed" in text]
+    assert some["effects"][0]["validation"]["pairs"] == 2
+    said = "At 2 images a class effects are of 2 seeds alone, since screen_02 failed, and an effect needs every run"
+    assert f"{said} of the design." in some["cautions"]
+    assert none["effects"] == []
+    assert any(text.startswith("At 2 images a class there are no effects, since") for text in none["cautions"])
+
+
+def test_sets_of_several_versions_are_said(tmp_path: Path) -> None:
+    made = [tried("base", seed, 0.5, versions={"torch": "2.13.0", "ray": "2.60.0"}) for seed in range(3)]
+    later = [tried("dasm", seed, 0.6, versions={"torch": "2.14.1", "ray": "2.60.0"}) for seed in range(3)]
+    unknown = [tried("dasm", seed, 0.6) for seed in range(3)]
+    said = "Made by torch 2.13.0 and 2.14.1: pairs across versions may differ by more than their arms."
+    assert said in summary(study_of(tmp_path), made + later, 900)["cautions"]
+    assert not [text for text in summary(study_of(tmp_path), made + unknown, 900)["cautions"] if "Made by" in text]
 
 
 def test_leave_one_out_counts_from_all(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dasm_ray.errors import DataError, RunDirError, RunFailure
+from dasm_ray.store.checked import read_checked_json, write_checked_json
 from dasm_ray.store.findings import (
     STUDY_COLUMNS,
     TRAINING_COLUMNS,
@@ -28,6 +29,7 @@ from dasm_ray.store.findings import (
     keep_stopped,
     read_trainings,
     read_trials,
+    set_aside,
     write_trainings,
     write_trials,
 )
@@ -230,8 +232,11 @@ def test_a_folder_holds_one_study(tmp_path: Path) -> None:
     place = Place(tmp_path / "study")
     with claimed_study(place, "mine") as held:
         (held / "study.md").write_text("found")
+    begun = {"name": "mine", "versions": {"torch": "1.0"}}
+    (place / "study.json").write_text(json.dumps(begun))
     with claimed_study(place, "mine"):
         assert (place / "study.md").read_text() == "found"
+        assert (place / "study.json").read_json() == begun, "what began it stays on record"
     with pytest.raises(RunDirError, match="holds the study mine, not theirs"), claimed_study(place, "theirs"):
         raise AssertionError("claimed")
     (place / "study.json").write_text("{")
@@ -241,6 +246,23 @@ def test_a_folder_holds_one_study(tmp_path: Path) -> None:
     (tmp_path / "photos" / "holiday.txt").write_text("mine")
     with pytest.raises(RunDirError, match=r"holds holiday.txt and no study.json, so it is no study"):
         check_study(Place(tmp_path / "photos"), "mine")
+
+
+def test_results_of_other_settings_are_put_aside_and_those_of_more_or_fewer_are_not(tmp_path: Path) -> None:
+    place, first = Place(tmp_path), {"base of 2 at seed 0": "a", "dasm of 2 at seed 0": "b"}
+    assert set_aside(place, first) == (), "nothing is there"
+    write_checked_json(place / "results.json", {"arms": [1], "outcomes": first})
+    for name in ("trainings.parquet", "study.md"):
+        (place / name).write_text(f"the first {name}")
+    grown = {**first, "base of 2 at seed 1": "c"}
+    assert set_aside(place, grown) == set_aside(place, {"dasm of 2 at seed 0": "b"}) == ()
+    moved = set_aside(place, {**grown, "dasm of 2 at seed 0": "other"})
+    results, trainings, tables = (place / name for name in moved)
+    assert [name.partition("_")[0] for name in moved] == ["results", "trainings", "study"]
+    assert read_checked_json(results) == {"arms": [1], "outcomes": first}
+    assert (trainings.read_text(), tables.read_text()) == ("the first trainings.parquet", "the first study.md")
+    assert not (place / "results.json").exists()
+    assert set_aside(place, grown) == (), "they are aside already"
 
 
 def test_trainings_of_a_study_come_back(tmp_path: Path) -> None:

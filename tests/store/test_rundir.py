@@ -45,6 +45,22 @@ def test_the_same_configuration_enters_again_and_read_sees_it(place):
     assert RunDir.read(str(place)).config == config
 
 
+def test_a_run_that_goes_on_under_other_versions_says_so(place):
+    config = config_of(seed=7)
+    with RunDir.open(str(place), config) as run:
+        assert list(run.cautions()) == []
+    record = (place / "run.json").read_json()
+    now, record["versions"]["torch"] = record["versions"]["torch"], "1.2.3"
+    (place / "run.json").write_json(record)
+    with RunDir.open(str(place), config) as run:
+        (said,) = run.cautions()
+    assert said.startswith(f"begun with torch 1.2.3 (now {now}): what is still to come may differ")
+    for odd in (None, [], {"torch": 3}, {}):
+        (place / "run.json").write_json({**record, "versions": odd})
+        with RunDir.open(str(place), config) as run:
+            assert len(list(run.cautions())) == (odd == {"torch": 3})
+
+
 def test_what_only_says_how_may_change(place):
     RunDir.open(str(place), config_of(runtime={"workers": 1})).close()
     RunDir.open(str(place), config_of(runtime={"workers": 2}, data={"path": "elsewhere"})).close()

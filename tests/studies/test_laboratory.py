@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from local_pool import SMALL, LocalPool, blocks_of, local_run, with_blocks
 
 from dasm_ray.config.study import Study, load_study
+from dasm_ray.errors import DataError
 from dasm_ray.method.dasm import distil
 from dasm_ray.method.experts import train_experts
 from dasm_ray.method.run import Run
@@ -21,6 +23,7 @@ from dasm_ray.runtime.worker import Stored
 from dasm_ray.store.artifact import digest, read_artifact
 from dasm_ray.store.checked import read_checked_json, write_checked_json
 from dasm_ray.store.place import Place
+from dasm_ray.studies import laboratory
 from dasm_ray.studies.cells import cells_place
 from dasm_ray.studies.laboratory import WORK, Laboratory, rows_of
 from dasm_ray.studies.rows import evaluate_rows
@@ -247,6 +250,55 @@ def test_an_arm_that_diverges_has_failed_and_the_others_go_on(digits: RealRefs, 
     assert not wild.trainings
     assert random.trainings
     assert worked(study, tmp_path, digits) == (known, []), "and is not tried again"
+
+
+def test_experts_that_diverge_take_thirds_away_and_no_arm_but_those_that_need_them(
+    digits: RealRefs, tmp_path: Path
+) -> None:
+    """By whose scores the validation images are cut; they are trained once, and the arms beside them stand."""
+    arms = {"wild": {"set": {"experts.lr": 1e30}}, "random": {"select": "random"}, "base": ARMS["base"]}
+    study = study_of(tmp_path, arms=arms, against="wild", seeds=[0], thirds=True)
+    known, tasks = worked(study, tmp_path, digits)
+    by_name = {tried.arm: tried for tried in known}
+    assert "experts.lr" in by_name["wild"].failed
+    for name in ("random", "base"):
+        assert [training["hard"] for training in by_name[name].trainings] == [None, None]
+        assert by_name[name].mean("validation") is not None
+    assert tasks.count("pace of an expert") == 2, "those that diverge are begun once, not for every arm"
+    assert worked(study, tmp_path, digits) == (known, []), "and nothing is tried again"
+
+
+def test_outcomes_say_which_versions_made_them(finished: tuple[Path, list[Tried], list[str]]) -> None:
+    _, known, _ = finished
+    assert all(tried.versions.keys() >= {"torch", "numpy", "python"} for tried in known)
+
+
+def test_seconds_are_without_what_arms_share(digits: RealRefs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock starts when static scores and strata lie there, for the first arm as for the others."""
+    there: list[int] = []
+
+    def monotonic() -> float:
+        there.append(len(list((tmp_path / "run").rglob("static_*"))) + len(list((tmp_path / "run").rglob("strata_*"))))
+        return 0.0
+
+    monkeypatch.setattr(laboratory, "time", SimpleNamespace(monotonic=monotonic))
+    arms = {"one": {"set": {"matcher.strata": True, "matcher.batch_real": 4}}}
+    worked(study_of(tmp_path, arms=arms, against=None, seeds=[0]), tmp_path, digits)
+    assert there[0] == there[-1] == 2
+
+
+def test_what_selections_do_not_need_is_not_asked_of_the_data(digits: RealRefs, tmp_path: Path) -> None:
+    """Whole images have no tiles, so a class of few is enough; a set and patches are packed of several."""
+    fewest = int(digits.counts["train"].min())
+    real = with_blocks(digits, tmp_path / "kept", train=[block[:6] for block in blocks_of(digits, "train")])
+    assert fewest > 6
+    tiled = {"set": {"synthetic.factor": 2}}
+    study = study_of(tmp_path, arms={"random": {"select": "random", **tiled}}, against=None, seeds=[0])
+    Laboratory(opened(study, tmp_path, real), study)
+    for arm in ({**tiled}, {"select": "patches", **tiled}):
+        study = study_of(tmp_path, arms={"arm": arm}, against=None, seeds=[0])
+        with pytest.raises(DataError, match="has 6 training images"):
+            Laboratory(opened(study, tmp_path, real), study)
 
 
 def test_soft_labels_are_those_of_the_experts(digits: RealRefs, tmp_path: Path) -> None:
