@@ -8,8 +8,8 @@
     CACHE/.KEY.UUID.tmp                         a set while it is made; left by a command that was killed
     CACHE/chunks/KEY-UUID/                      the same in an object store, but for what is under its key by then
 
-What must stay true: a set under its key is whole, or it is found not to be and made anew; nothing that a command uses
-is removed; and what is not as it was written is never used.
+What must stay true: a set under its key is whole, or it is found not to be and made anew; nothing is removed that a
+command uses, or that is no set of ours, whatever folder was named; and what is not as it was written is never used.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import errno
 import fcntl
 import math
 import os
+import re
 import resource
 import shutil
 import stat
@@ -44,6 +45,10 @@ from dasm_ray.store.datasets.splits import SPLITS
 from dasm_ray.store.place import Place
 
 INDEX, IN_USE, WHOLE = "index.json", "in_use", "whole"
+
+UNDER_WAY = re.compile(r"\.(?P<key>[^.]+)\.[0-9a-f]{32}\.tmp")
+CHUNKS_UNDER_WAY = re.compile(r"[^.]+-[0-9a-f]{32}")
+"""Names of what is being made, here and in an object store: others are somebody else's."""
 
 VARIABLE = "DASM_RAY_CACHE"
 """Of the environment: the folder of all caches of a machine, where it is not ~/.cache/dasm_ray."""
@@ -286,8 +291,9 @@ class BlockCache:
                 making.chunks.delete()
             return
         _make_folder(folder)
-        for left in folder.glob(f".{key}.*.tmp"):
-            shutil.rmtree(left, ignore_errors=True)
+        for left, whose in _under_way(folder):
+            if whose == key:
+                shutil.rmtree(left, ignore_errors=True)
         self._check_room(folder, key, needed)
         aside = self.place / f".{key}.{uuid.uuid4().hex}.tmp"
         assert aside.local is not None
@@ -385,7 +391,7 @@ def make_room(folder: Path, needed: int, most: int | None, keep: str, *, twice: 
     Until ``needed`` bytes more are within ``most``, and the disk has room for them (``twice``: for two times as many).
     """
     _remove_left(folder)
-    sets = sorted((file.stat().st_mtime, file.parent) for file in folder.glob(f"[!.]*/{INDEX}"))
+    sets = sorted((when, file.parent) for file in folder.glob(f"[!.]*/{INDEX}") if (when := _used_last(file)))
     sizes = {path: _bytes_below(path) for _, path in sets}
     said = []
     for _, path in sets:
@@ -398,12 +404,26 @@ def make_room(folder: Path, needed: int, most: int | None, keep: str, *, twice: 
     return said
 
 
+def _used_last(index: Path) -> float | None:
+    """When a set was last used; None where another command has just removed it, or it is another program's file."""
+    with contextlib.suppress(OSError):
+        when = index.stat().st_mtime
+        return when if Index.read(Place(index.parent)) is not None else None
+    return None
+
+
 def _remove_left(folder: Path) -> None:
     """Removes what killed commands have left: sets that were being made, and that nobody makes now."""
-    for left in folder.glob(".*.*.tmp"):
-        lock = filelock.FileLock(folder / f".{left.name.split('.')[1]}.lock", thread_local=False)
+    for left, key in _under_way(folder):
+        lock = filelock.FileLock(folder / f".{key}.lock", thread_local=False)
         with contextlib.suppress(filelock.Timeout, OSError, NotImplementedError), lock.acquire(timeout=0):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _under_way(folder: Path) -> list[tuple[Path, str]]:
+    """The folders in which sets are being made, or were, with the keys of the sets."""
+    found = [(path, UNDER_WAY.fullmatch(path.name)) for path in folder.glob(".*.tmp")]
+    return [(path, name["key"]) for path, name in found if name is not None]
 
 
 def _remove_left_chunks(chunks: Place) -> None:
@@ -413,7 +433,7 @@ def _remove_left_chunks(chunks: Place) -> None:
         folder = path.partition("/")[0]
         newest[folder] = max(newest.get(folder, 0.0), math.inf if when is None else when)
     for folder, when in newest.items():
-        if time.time() - when > LEFT_SECONDS:
+        if time.time() - when > LEFT_SECONDS and CHUNKS_UNDER_WAY.fullmatch(folder):
             with contextlib.suppress(DasmError):  # somebody else may be removing it, and it does no harm
                 (chunks / folder).delete()
 

@@ -112,13 +112,14 @@ def test_a_set_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_command_has_left_is_removed_by_the_next(tmp_path: Path) -> None:
-    (tmp_path / ".key.0123.tmp" / "chunks").mkdir(parents=True)
-    (tmp_path / ".dead.0123.tmp").mkdir()
-    (tmp_path / ".alive.0123.tmp").mkdir()
+    mine = "0123456789abcdef" * 2
+    (tmp_path / f".key.{mine}.tmp" / "chunks").mkdir(parents=True)
+    (tmp_path / f".dead.{mine}.tmp").mkdir()
+    (tmp_path / f".alive.{mine}.tmp").mkdir()
     with cache_at(tmp_path).alone("alive", "digits"):
         made(tmp_path)
     left = sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock"))
-    assert left == [".alive.0123.tmp", "key"], "what another command makes now is its own"
+    assert left == [f".alive.{mine}.tmp", "key"], "what another command makes now is its own"
 
 
 def spoil_index(folder: Path) -> None:
@@ -237,6 +238,26 @@ def test_sets_that_nobody_uses_go_when_there_is_no_room_oldest_first(tmp_path: P
     assert keys_in(tmp_path) == ["a", "c"]
     assert len(make_room(tmp_path, 10 * size, size, keep="c")) == 1
     assert keys_in(tmp_path) == ["c"], "what is being made anew is no room"
+
+
+def test_a_folder_that_holds_other_things_too_loses_none_of_them(tmp_path: Path) -> None:
+    """Whatever `data.cache` names: only sets, and what is left of sets, go."""
+    kept = [
+        tmp_path / "website" / INDEX,
+        tmp_path / "thesis" / INDEX,
+        tmp_path / "0123456789abcdef0123456789abcdef" / INDEX,
+        tmp_path / ".important.backup.tmp" / "letter.txt",
+        tmp_path / ".key.0123.tmp" / "letter.txt",
+    ]
+    for file in kept:
+        file.parent.mkdir()
+        file.write_text('{"pages": 3}')
+    used_at(tmp_path, "old", 1000.0)
+    with cache_at(tmp_path).making("key", 100) as making:
+        write_set(making.place)
+    assert len(make_room(tmp_path, 10**6, 1, keep="key")) == 1, "the set alone"
+    assert [file for file in kept if not file.exists()] == []
+    assert not (tmp_path / "old").exists()
 
 
 def test_a_full_disk_makes_room_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -512,6 +533,10 @@ def test_what_a_killed_command_has_left_in_an_object_store_is_removed_once_it_is
 ) -> None:
     cache = cache_at(tmp_path)
     cache.place = timeless if kind == "timeless" else Place("memory://left-of-a-test/c")
+    foreign = cache.place / "chunks" / "of-somebody-else"
+    (foreign / "0.raw").write_bytes(b"letter")
+    if kind == "timed":
+        MemoryFileSystem.store[(foreign / "0.raw")._at].created -= datetime.timedelta(days=2)
     dead, mixed, alive = (cache.place / "chunks" / f"{key}-{'0' * 32}" for key in ("key", "other", "third"))
     for file in (dead / "0.raw", dead / "1.raw", *(mixed / f"{number}.raw" for number in range(3)), alive / "0.raw"):
         file.write_bytes(b"chunk")
@@ -519,4 +544,4 @@ def test_what_a_killed_command_has_left_in_an_object_store_is_removed_once_it_is
         MemoryFileSystem.store[file._at].created -= datetime.timedelta(days=2)
     with cache.making("key", 100):
         left = [dead, mixed, alive] if kind == "timeless" else [mixed, alive]
-        assert (cache.place / "chunks").names() == [folder.name for folder in left]
+        assert (cache.place / "chunks").names() == sorted(folder.name for folder in (*left, foreign))
