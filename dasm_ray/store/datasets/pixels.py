@@ -26,7 +26,8 @@ GREY_MODES = ("1", "L", "LA", "La")
 WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 
 NO_PIXELS = frozenset({"BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS", "IPTC"})
-"""Formats that Pillow knows by name but hands to other programs, or that hold no pixels."""
+"""Formats that Pillow knows but hands to other programs (EPS to Ghostscript), or that hold no pixels: by no name and no
+content is a file taken for one."""
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -48,6 +49,11 @@ MAIN_PICTURE = "the main picture taken of a multi-picture JPEG"
 FINE = re.compile(r"(1|L|LA|La|RGB|RGBA|RGBa|RGBX|CMYK);1[0-6][BLNS]*")
 """Raw modes whose samples are finer than 8 bits, and which Pillow cuts to 8 without a word."""
 
+BITS_PER_SAMPLE, BC6H = 258, "6"
+"""A tag of TIFF; the compression of DDS whose samples are halves of a float."""
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -63,11 +69,17 @@ class Opened:
 
 
 @functools.cache
+def image_formats() -> tuple[str, ...]:
+    """Every format that Pillow can decode here, by itself, in the order in which it tries them."""
+    Image.init()
+    return tuple(form for form in Image.ID if form in Image.OPEN and form not in NO_PIXELS)
+
+
+@functools.cache
 def image_suffixes() -> frozenset[str]:
-    """The suffixes, in lower case, of every format that Pillow can decode here."""
-    return frozenset(
-        suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN and form not in NO_PIXELS
-    )
+    """The suffixes, in lower case, of these formats."""
+    formats = (*image_formats(), "MPO")  # which is opened as the JPEG that it begins with
+    return frozenset(suffix for suffix, form in Image.registered_extensions().items() if form in formats)
 
 
 def is_image_name(path: str) -> bool:
@@ -91,7 +103,7 @@ def open_image(raw: Raw, where: str) -> Opened:
     if isinstance(raw, np.ndarray):
         return Opened(Image.fromarray(raw))
     try:
-        image = Image.open(io.BytesIO(raw))
+        image = Image.open(io.BytesIO(raw), formats=image_formats())
     except Exception as error:
         raise _undecodable(where, error) from None
     return decoded(image, where)
@@ -178,24 +190,36 @@ def _undecodable(where: str, error: Exception) -> DataError:
 
 def _finer_than_8_bits(image: Image.Image) -> str:
     """What says that Pillow would cut samples to 8 bits; empty where it would not, or has decoded them already."""
-    if not isinstance(image, ImageFile.ImageFile) or not image.tile:
+    if not isinstance(image, ImageFile.ImageFile):
         return ""
+    bits_in = BITS_IN_HEADER.get(image.format or "")
+    bits = bits_in(_file_of(image)) if bits_in else 8
+    if bits > 8:
+        return f"{image.mode} of {bits} bits"
     for tile in image.tile:
         arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
         raw_mode = str(arguments[0]) if arguments else ""
         if FINE.fullmatch(raw_mode):
             return raw_mode
-        if (tile[0] == "ppm" and len(arguments) > 1 and arguments[1] > 255) or tile[0] == "SGI16":
+        is_fine_ppm = tile[0] in ("ppm", "ppm_plain") and len(arguments) > 1 and arguments[1] > 255
+        if is_fine_ppm or tile[0] == "SGI16" or (tile[0] == "bcn" and raw_mode == BC6H):
             return f"{image.mode} of 16 bits"
-    bits_in = BITS_IN_HEADER.get(image.format or "")
-    bits = bits_in(_file_of(image)) if bits_in else 8
-    return f"{image.mode} of {bits} bits" if bits > 8 else ""
+    if image.format == "TIFF" and image.tile:  # whose planes are decoded one by one, in a raw mode that does not tell
+        bits = max(_whole_numbers(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE)), default=8)
+        return f"{image.mode} of {bits} bits" if bits > 8 else ""
+    return ""
+
+
+def _whole_numbers(value: object) -> list[int]:
+    """The numbers of a tag that may hold one, several or something else."""
+    values = value if isinstance(value, tuple) else (value,)
+    return [each for each in values if isinstance(each, int)]
 
 
 def _file_of(image: ImageFile.ImageFile) -> bytes:
     """All bytes of the file that an image will be decoded from."""
     file = image.fp
-    if file is None:
+    if file is None or getattr(file, "closed", False):
         return b""
     at = file.tell()
     file.seek(0)
@@ -216,7 +240,19 @@ def _bits_of_avif(raw: bytes) -> int:
     return 10 if 0 <= start < len(raw) - 6 and raw[start + 6] & 0x40 else 8
 
 
-BITS_IN_HEADER: dict[str, Callable[[bytes], int]] = {"JPEG2000": _bits_of_jpeg_2000, "AVIF": _bits_of_avif}
+def _bits_of_icons(raw: bytes) -> int:
+    """The depth of the finest picture in a file of icons, which are PNG, JPEG 2000, or of 8 bits."""
+    headers = [raw[found.end() : found.end() + 17] for found in re.finditer(re.escape(PNG), raw)]
+    depths = [header[16] for header in headers if len(header) == 17]
+    return max([*depths, _bits_of_jpeg_2000(raw)])
+
+
+BITS_IN_HEADER: dict[str, Callable[[bytes], int]] = {
+    "JPEG2000": _bits_of_jpeg_2000,
+    "AVIF": _bits_of_avif,
+    "ICO": _bits_of_icons,
+    "ICNS": _bits_of_icons,
+}
 """Formats whose depth Pillow does not tell."""
 
 

@@ -168,13 +168,13 @@ def test_colour_in_a_grey_set_is_said():
     assert read(encoded(pixels_of(0)), channels=1)[1] == ("RGB turned to grey",)
 
 
-def png_of_16_bits(colour_type, channels):
+def png_of_16_bits(colour_type, channels, rows=ROWS, columns=COLUMNS):
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    row = b"\0" + bytes(range(1, 1 + 2 * channels * COLUMNS))
-    head = struct.pack(">IIBBBBB", COLUMNS, ROWS, 16, colour_type, 0, 0, 0)
-    body = zlib.compress(row * ROWS)
+    row = b"\0" + bytes(number % 255 + 1 for number in range(2 * channels * columns))
+    head = struct.pack(">IIBBBBB", columns, rows, 16, colour_type, 0, 0, 0)
+    body = zlib.compress(row * rows)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
@@ -198,6 +198,34 @@ def patched(form, marker, offset, value):
     return bytes(raw)
 
 
+def tiff_of_16_bits(planar):
+    """Uncompressed RGB, each sample of 16 bits: together (1) or a plane each (2)."""
+    count, size = ROWS * COLUMNS, 2 * ROWS * COLUMNS
+    after = 8 + 2 + 10 * 12 + 4
+    tags = [(256, 3, 1, COLUMNS), (257, 3, 1, ROWS), (258, 3, 3, after), (259, 3, 1, 1), (262, 3, 1, 2)]
+    offsets = (273, 4, 3, after + 6) if planar == 2 else (273, 4, 1, after + 30)
+    sizes = (279, 4, 3, after + 18) if planar == 2 else (279, 4, 1, 3 * size)
+    tags += [offsets, (277, 3, 1, 3), (278, 3, 1, ROWS), sizes, (284, 3, 1, planar)]
+    body = struct.pack("<3H", 16, 16, 16)
+    body += struct.pack("<3I", *(after + 30 + plane * size for plane in range(3))) + struct.pack("<3I", *(size,) * 3)
+    body += np.arange(3 * count, dtype="<u2").tobytes()
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    return head + b"".join(struct.pack("<HHII", *tag) for tag in tags) + struct.pack("<I", 0) + body
+
+
+def icon_of(png):
+    """A Windows icon that holds one picture."""
+    return struct.pack("<3H4B2H2I", 0, 1, 1, COLUMNS, ROWS, 0, 0, 1, 48, len(png), 22) + png
+
+
+def icns_of(png):
+    """A macOS icon that holds one picture, said to be of 128 pixels a side."""
+    return struct.pack(">4sI4sI", b"icns", 16 + len(png), b"ic07", 8 + len(png)) + png
+
+
+FINE["planar TIFF"], FINE["RGB TIFF"] = tiff_of_16_bits(2), tiff_of_16_bits(1)
+FINE["PPM in words"] = b"P3\n5 6\n65535\n" + b"65535 256 128 " * 30
+FINE["ICO"], FINE["ICNS"] = icon_of(png_of_16_bits(6, 4)), icns_of(png_of_16_bits(6, 4, 128, 128))
 FINE["JPEG 2000"] = patched("JPEG2000", b"\xff\x4f\xff\x51", 42, 15)
 FINE["SGI"] = struct.pack(">hBBHHHH", 474, 0, 2, 3, COLUMNS, ROWS, 3).ljust(512, b"\0") + bytes(180)
 
@@ -212,6 +240,29 @@ def test_8_bits_are_read_in_every_format(form):
     raw = saved(Image.fromarray(pixels_of(0, 32, 32)), form)
     expected = np.asarray(Image.open(io.BytesIO(raw)))
     np.testing.assert_array_equal(read(raw, shape=(32, 32))[0], planes(expected))
+
+
+def test_8_bits_are_read_out_of_icons():
+    picture = Image.fromarray(pixels_of(0, ROWS, COLUMNS))
+    raw = icon_of(saved(picture))
+    np.testing.assert_array_equal(read(raw)[0], planes(np.asarray(picture)))
+
+
+def test_a_file_that_another_program_would_have_to_draw_is_none(tmp_path, monkeypatch):
+    """EPS, whatever its name: Pillow gives it to Ghostscript, which runs what is in it."""
+    called = tmp_path / "called"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {called}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # what it found before this test
+    drawn = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 6\n%%EndComments\nshowpage\n%%EOF\n"
+    with Image.open(io.BytesIO(drawn)) as image, pytest.raises(Exception):  # noqa: B017, PT011
+        image.load()
+    assert called.exists(), "as Pillow opens it"
+    called.unlink()
+    with pytest.raises(DataError, match=r"x\.png is not an image that can be decoded"):
+        open_image(drawn, "x.png")
+    assert not called.exists()
 
 
 @pytest.mark.parametrize("kind", FINE)
@@ -244,7 +295,7 @@ def test_the_main_picture_of_a_multi_picture_jpeg_is_taken():
 
 
 @pytest.mark.parametrize(
-    "name", ["a.png", "a.JPEG", "a.jfif", "a.JPE", "a.tiff", "a.webp", "x.y.PNG", "a.jp2", "d/a.ppm"]
+    "name", ["a.png", "a.JPEG", "a.jfif", "a.JPE", "a.mpo", "a.tiff", "a.webp", "x.y.PNG", "a.jp2", "d/a.ppm"]
 )
 def test_every_suffix_that_pillow_reads_is_an_image(name):
     assert is_image_name(name)
