@@ -19,6 +19,7 @@ it, and figures keep all their digits: one that was changed since is never shown
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
@@ -284,16 +285,17 @@ def set_aside(place: Place, outcomes: Mapping[str, str]) -> tuple[str, ...]:
     ``outcomes`` are keys by the name of their unit: results are of other settings where one unit has another key, not
     where there are more units or fewer.
     """
-    shown = (read_checked_json(place / RESULTS) or {}).get("outcomes", {})
-    if all(outcomes.get(name, key) == key for name, key in shown.items()):
+    found = read_checked_json(place / RESULTS)
+    shown = {} if found is None else found.get("outcomes", {})
+    if found is not None and all(outcomes.get(name, key) == key for name, key in shown.items()):
         return ()
-    stamp = digest_of(shown)
     moved = []
-    for name in (RESULTS, TRAININGS, REPORT):
+    for name in (TRAININGS, REPORT, RESULTS):  # last what says whose they are: whoever is killed goes on here
         if (place / name).exists():
-            stem, _, kind = name.rpartition(".")
+            held, (stem, _, kind) = (place / name).read_bytes(), name.rpartition(".")
+            stamp = digest_of(shown) if shown else hashlib.sha256(held).hexdigest()[:16]  # of nobody knows which
             moved.append(f"{stem}_{stamp}.{kind}")
-            (place / moved[-1]).write_bytes((place / name).read_bytes())
+            (place / moved[-1]).write_bytes(held)
             (place / name).delete()
     return tuple(moved)
 

@@ -257,12 +257,27 @@ def test_results_of_other_settings_are_put_aside_and_those_of_more_or_fewer_are_
     grown = {**first, "base of 2 at seed 1": "c"}
     assert set_aside(place, grown) == set_aside(place, {"dasm of 2 at seed 0": "b"}) == ()
     moved = set_aside(place, {**grown, "dasm of 2 at seed 0": "other"})
-    results, trainings, tables = (place / name for name in moved)
-    assert [name.partition("_")[0] for name in moved] == ["results", "trainings", "study"]
+    trainings, tables, results = (place / name for name in moved)
+    assert [name.partition("_")[0] for name in moved] == ["trainings", "study", "results"]
     assert read_checked_json(results) == {"arms": [1], "outcomes": first}
     assert (trainings.read_text(), tables.read_text()) == ("the first trainings.parquet", "the first study.md")
     assert not (place / "results.json").exists()
     assert set_aside(place, grown) == (), "they are aside already"
+
+
+@pytest.mark.parametrize("text", [None, "{"])
+def test_results_that_nothing_tells_of_are_put_aside_too(tmp_path: Path, text: str | None) -> None:
+    """As where a start was killed that had begun to, or where results.json is damaged."""
+    place = Place(tmp_path)
+    for name in ("trainings.parquet", "study.md"):
+        (place / name).write_text(f"the first {name}")
+    if text is not None:
+        (place / "results.json").write_text(text)
+    moved = set_aside(place, {"base of 2 at seed 0": "a"})
+    assert [(place / name).read_text() for name in moved] == [
+        "the first trainings.parquet", "the first study.md", *([text] if text is not None else [])
+    ]  # fmt: skip
+    assert set_aside(place, {"base of 2 at seed 0": "a"}) == ()
 
 
 def test_trainings_of_a_study_come_back(tmp_path: Path) -> None:
