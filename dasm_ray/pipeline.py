@@ -522,7 +522,7 @@ def _draw_page(place: Place, progress: Progress) -> None:
     """Draws the page of a run, a comparison, a study or a sweep; that it fails costs nothing finished its end."""
     progress.stage("page", 1)
     try:
-        progress.note(f"page {report([place])}")
+        progress.note(f"page {report([place], is_own=True)}")
     except Exception as error:
         why = str(error).partition("\n")[0] or type(error).__name__
         progress.note(f"the page could not be drawn ({why}); `dasm-ray report {place}` tries it again")

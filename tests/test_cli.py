@@ -29,6 +29,7 @@ from dasm_ray.cli import main
 from dasm_ray.config.parsing import load_config
 from dasm_ray.report.page import MARGIN
 from dasm_ray.store.artifact import Artifact, write_artifact
+from dasm_ray.store.card import write_unfinished
 from dasm_ray.store.place import Place
 from dasm_ray.store.rundir import RunDir
 
@@ -527,6 +528,11 @@ def test_evaluating_with_another_matcher(artifact: Path) -> None:
 def test_relabelling_an_artifact_away_from_its_experts(artifact: Path, tmp_path: Path) -> None:
     refused(call("relabel", artifact, "--to", tmp_path / "out"), "experts.cache", "stands alone", "--set")
     refused(call("relabel", artifact, "--to", artifact), "is not empty")
+    stopped = Place(tmp_path / "stopped")
+    write_unfinished(stopped)  # as one that was stopped leaves it: it goes on
+    refused(call("relabel", artifact, "--to", tmp_path / "stopped"), "experts.cache")
+    (stopped / "README.md").write_text("mine")
+    refused(call("relabel", artifact, "--to", tmp_path / "stopped"), "is not empty")
     refused(call("relabel", artifact, "--to", tmp_path / "out", "--set", "model.width=3"), "model.width=3")
     assert not (tmp_path / "out").exists()
 

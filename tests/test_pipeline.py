@@ -34,7 +34,7 @@ from dasm_ray.store.artifact import Artifact, digest, read_artifact, write_artif
 from dasm_ray.store.events import read_events
 from dasm_ray.store.findings import STUDY_COLUMNS, read_trainings
 from dasm_ray.store.place import Place
-from dasm_ray.store.rundir import RunDir
+from dasm_ray.store.rundir import RunDir, obeyed
 from dasm_ray.store.trajectories import open_trajectory
 from dasm_ray.studies import finished as again
 
@@ -462,10 +462,25 @@ def test_a_run_knows_where_its_own_images_lie_but_not_whom_to_call(tmp_path: Pat
 
 @pytest.mark.usefixtures("caught_at_the_start")
 def test_a_run_that_is_evaluated_anew_calls_nobody_that_its_file_names(tmp_path: Path) -> None:
-    RunDir.open(tmp_path / "run", parse_config(THEIRS)).close()
+    """Nor does it fetch, or let the file name a folder that is served, cleared or written to as a cache."""
+    theirs = {**THEIRS, "evaluate": {"cache": "http://theirs/cells"}}
+    theirs["data"] = {**THEIRS["data"], "cache": str(tmp_path / "mine"), "cache_gb": 0.001}
+    RunDir.open(tmp_path / "run", parse_config(theirs)).close()
     of_a_stranger(tmp_path / "run" / "synthetic")
-    found = reached("evaluate", tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"lie in s3://theirs/images, with another service .* name them by --set"):
+        COMMANDS["evaluate"](tmp_path / "run", [])
+    found = reached("evaluate", tmp_path / "run", "data.path=s3://theirs/images")
     assert (found.runtime.address, found.data.path) == (None, "s3://theirs/images")
+    assert (found.data.download, found.data.cache, found.data.cache_gb) == (False, None, None)
+    assert (found.experts.cache, found.evaluate.cache) == (None, None)
+
+
+def test_what_lies_with_the_service_that_keeps_the_run_is_known_to_it() -> None:
+    config = parse_config({**THEIRS, "evaluate": {"cache": "/mine/cells"}})
+    assert obeyed(config, Place("s3://theirs/runs/one")).data.path == "s3://theirs/images"
+    assert obeyed(config, Place("s3://theirs/runs/one")).experts.cache == "s3://theirs/experts"
+    assert obeyed(config, Place("s3://others/runs/one")).data.path is None
+    assert obeyed(config, Place("s3://others/runs/one")).evaluate.cache == "/mine/cells"
 
 
 @pytest.mark.parametrize(

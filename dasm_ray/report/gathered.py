@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dasm_ray.config.afterwards import without_address
-from dasm_ray.config.keys import RunConfig
+from dasm_ray.config.keys import Data, RunConfig
 from dasm_ray.config.selections import SELECTIONS
 from dasm_ray.errors import ArtifactError, DasmError, RunDirError
 from dasm_ray.plain import Plain, Tree
@@ -34,7 +34,7 @@ from dasm_ray.store.events import read_events
 from dasm_ray.store.findings import COMPARISON, STUDY, STUDY_COLUMNS, SWEEP, TRAININGS, find, read_trainings
 from dasm_ray.store.place import Place
 from dasm_ray.store.room import room
-from dasm_ray.store.rundir import RECORD, RunDir
+from dasm_ray.store.rundir import RECORD, RunDir, obeyed
 
 BINS = 40
 """Parts of the real images from easy to hard, in which the windows are counted."""
@@ -192,9 +192,9 @@ def table_of(place: Place) -> tuple[list[Row], str, int | None]:
     return from_json(found), found["title"], found.get("tested")
 
 
-def gather_all(place: Place, *, looks_at_data: bool = True) -> list[Gathered]:
+def gather_all(place: Place, *, looks_at_data: bool = True, is_own: bool = False) -> list[Gathered]:
     """What is known of every run that a place stands for; those of a comparison have their rows from its table."""
-    runs = [gather(run, looks_at_data=looks_at_data) for run in runs_in(place)]
+    runs = [gather(run, looks_at_data=looks_at_data, is_own=is_own) for run in runs_in(place)]
     if (place / COMPARISON).exists():
         rows, title, tested = table_of(place)
         for run in runs:
@@ -233,8 +233,10 @@ def _rows_of(run: Gathered, rows: Sequence[Row]) -> list[Row]:
 # --- one run -----------------------------------------------------------------------------------------------------
 
 
-def gather(place: Place, *, looks_at_data: bool = True) -> Gathered:
+def gather(place: Place, *, looks_at_data: bool = True, is_own: bool = False) -> Gathered:
     """What a run directory says; ``looks_at_data``: also which real images are nearest, where they can be opened.
+
+    ``is_own``: this command has made it, so that its images may lie anywhere; of a stranger's none is asked.
 
     Raises RunDirError for what is no run directory, ArtifactError for a synthetic set that is damaged.
     """
@@ -259,7 +261,8 @@ def gather(place: Place, *, looks_at_data: bool = True) -> Gathered:
     run.sizes = _sizes(folder)
     run.pictures = _pictures(run)
     if run.pictures is not None and looks_at_data:
-        run.pictures = replace(run.pictures, nearest=_nearest(run, run.pictures))
+        data = run.config.data if is_own else obeyed(run.config, folder).data
+        run.pictures = replace(run.pictures, nearest=_nearest(run, run.pictures, data))
     return run
 
 
@@ -396,9 +399,15 @@ def _kept(run: Gathered, segment: int, name: str) -> NDArray[np.float32] | None:
         return None
 
 
-def _nearest(run: Gathered, pictures: Pictures) -> Nearest | None:
+def _nearest(run: Gathered, pictures: Pictures, data: Data) -> Nearest | None:
     """The real images that the pictures are nearest to, or a remark on why they are not shown."""
-    data, shape = run.config.data, pictures.images.shape[1:]
+    shape = pictures.images.shape[1:]
+    if data.path is None and run.config.data.path is not None:
+        run.remarks.append(
+            "The real images lie with another service than the run, which is not asked for them, so none is shown "
+            "beside the synthetic ones."
+        )
+        return None
     try:
         source = open_source(data)
         if source.class_names != run.class_names or source.shape[1:] != shape[1:]:

@@ -32,28 +32,29 @@ MOST_BESIDE = 8
 FOOTER = "Drawn by dasm-ray on {} UTC from the files of the run. This page holds all it shows."
 
 
-def report(paths: Sequence[str | Place], to: str | None = None) -> Place:
+def report(paths: Sequence[str | Place], to: str | None = None, *, is_own: bool = False) -> Place:
     """Writes the page of the runs in ``paths``, and returns where it is: ``to``, or in the folder of a single path.
 
     A path is a run directory, finished or not, a comparison, a study or a sweep. Raises a UserError for anything else.
+    ``is_own``: this command has just made them, so that their real images are looked at wherever they lie.
     """
     if len(paths) > 1 and to is None:
         raise ConfigError(f"--to: there are {len(paths)} runs, and the page of several lies in none; name its file")
     places = [Place(path) for path in paths]
-    page = webpage(places)
+    page = webpage(places, is_own=is_own)
     target = places[0] / PAGE if to is None else Place(to)
     target.write_bytes(page.encode())
     return target
 
 
-def webpage(places: Sequence[Place], *, looks_at_data: bool = True) -> str:
+def webpage(places: Sequence[Place], *, looks_at_data: bool = True, is_own: bool = False) -> str:
     """The page of the runs, comparisons, studies or sweeps in ``places``.
 
     ``looks_at_data``: off, the nearest real images are left out, which take as long as decoding all of them.
     """
     found = [run for place in places for run in runs_in(place)]
     few = looks_at_data and len(found) <= MOST_BESIDE
-    runs = [run for place in places for run in gather_all(place, looks_at_data=few)]
+    runs = [run for place in places for run in gather_all(place, looks_at_data=few, is_own=is_own)]
     parts = [sections(run, f"r{place}", ROOM // len(runs)) for place, run in enumerate(runs)]
     if found == list(places) and len(found) == 1:
         (only,) = parts

@@ -15,19 +15,21 @@ from dasm_ray.config.afterwards import AFTERWARDS, RELABELLING, changed, check_a
 from dasm_ray.config.compared import Plan, at_size, check
 from dasm_ray.config.digests import result_keys
 from dasm_ray.config.gains import Size, what_pays
-from dasm_ray.config.keys import GROUP_SIZE, Compiles, RunConfig, Runtime
+from dasm_ray.config.keys import GROUP_SIZE, RunConfig, Runtime
 from dasm_ray.config.parsing import parse_config, parse_result_keys
+from dasm_ray.config.shown import escaped
 from dasm_ray.config.space import Sweep
 from dasm_ray.config.study import Study
 from dasm_ray.errors import ArtifactError, ConfigError, UserError
 from dasm_ray.plain import Tree, Values
 from dasm_ray.runtime.machine import check_whitening, computes_bf16, has_gpus, read_memory
 from dasm_ray.store import findings
+from dasm_ray.store.card import is_unfinished
 from dasm_ray.store.datasets.catalogue import open_source
 from dasm_ray.store.datasets.shards import Source
 from dasm_ray.store.description import DESCRIPTION, artifact_place, read_description
 from dasm_ray.store.place import Place
-from dasm_ray.store.rundir import RECORD, RunDir, as_begun
+from dasm_ray.store.rundir import RECORD, RunDir, as_begun, obeyed
 
 WITH_PATH = ("folder", "parquet", "tiny_imagenet")
 """Sets that are nowhere unless `data.path` says where."""
@@ -95,7 +97,7 @@ def check_set(path: str, changes: Sequence[str], allowed: tuple[str, ...] = AFTE
 def check_relabelling(path: str, to: str, changes: Sequence[str]) -> Place:
     """Where the set is written anew; refuses a folder in use, and a set of which nobody knows the experts."""
     target, place = Place(to), Place(path)
-    if target.exists() and target.names():
+    if target.exists() and target.names() and not is_unfinished(target):
         raise ArtifactError(f"{target}: is not empty; name a new folder")
     check_allowed(changes, RELABELLING)
     run = place.parent if artifact_place(place) == place else place
@@ -116,7 +118,7 @@ def settled(config: RunConfig, run: str | Place, look: Look | None = None) -> Ru
     before the key was filled in goes on as it was begun. So does one that was begun when `auto` meant something else.
     """
     look = look or _looked_at_once(config)
-    config = with_compiling(with_precision(config, look), run, look)
+    config = with_compiling(with_precision(config, look, run), run, look)
     if not config.waits_for_classes:
         return config
     with contextlib.suppress(UserError):  # who opens the directory says what is wrong with it
@@ -143,8 +145,10 @@ def open_checked(config: RunConfig) -> Source:
     return source
 
 
-def with_precision(config: RunConfig, look: Look | None = None) -> RunConfig:
+def with_precision(config: RunConfig, look: Look | None = None, run: str | Place | None = None) -> RunConfig:
     """The configuration with ``runtime.precision: auto`` as this machine decides it; it is kept so.
+
+    As the directory of the ``run`` has it, if it was begun.
 
     bf16 where workers here multiply it and the first block is large enough to be waited for, but for features alone:
     what gradients and trajectories make it made worse (docs/benchmarks.md). Raises ConfigError for work that is done
@@ -152,6 +156,9 @@ def with_precision(config: RunConfig, look: Look | None = None) -> RunConfig:
     """
     if config.runtime.precision != "auto":
         return config
+    begun = _begun_with(run)
+    if begun is not None and begun.precision != "auto":
+        return config.model_copy(update={"runtime": config.runtime.model_copy(update={"precision": begun.precision})})
     if config.runtime.address or os.environ.get("RAY_ADDRESS"):
         raise ConfigError(
             "runtime.precision: auto is decided by the machine that the command runs on, and the work is done "
@@ -174,18 +181,18 @@ def with_compiling(config: RunConfig, run: str | Place | None = None, look: Look
     """
     if config.runtime.compile != "auto":
         return config
-    decided = _begun_with(run)
+    begun = _begun_with(run)
+    decided = None if begun is None or begun.compile == "auto" else begun.compile
     if decided is None:
         decided = _by_gpu(config.runtime) or what_pays(config, size_of((look or _looked_at_once(config))()))
     return config.model_copy(update={"runtime": config.runtime.model_copy(update={"compile": decided})})
 
 
-def _begun_with(run: str | Place | None) -> Compiles:
-    """What a run directory that is there keeps of the key."""
+def _begun_with(run: str | Place | None) -> Runtime | None:
+    """What a run directory that is there keeps of these keys."""
     if run is not None:
         with contextlib.suppress(UserError):  # who opens the directory says what is wrong with it
-            kept = RunDir.read(run).config.runtime.compile
-            return None if kept == "auto" else kept
+            return RunDir.read(run).config.runtime
     return None
 
 
@@ -230,7 +237,8 @@ def config_of(
     Of its own words, the ``provenance`` of its description, only what can change a result is heard.
 
     Where images and experts lie is known to the run that it lies in, if it does; else it has to be said. Where Ray is
-    has to be said always: a file that came from elsewhere must not choose whom this machine talks to.
+    has to be said always, and what lies with another service than the run: a file that came from elsewhere must not
+    choose whom this machine talks to, nor which folders serve it as caches.
     """
     folder = artifact_place(place)
     kept = provenance.get("config")
@@ -242,9 +250,18 @@ def config_of(
         config = parse_result_keys(kept)
     except ConfigError as error:
         raise ArtifactError(f"{folder} was made by another version of dasm_ray: {error.problems[0]}") from None
+    images = None
     if (folder.parent / "run.json").exists():
-        config = parse_config(_overlaid(RunDir.read(folder.parent).config.model_dump(), result_keys(config)))
+        run = RunDir.read(folder.parent)
+        images = run.config.data.path
+        kept_there = obeyed(run.config, run.place).model_dump()
+        config = parse_config(_overlaid(kept_there, result_keys(config)))
     config = changed(without_address(config), changes, allowed)
+    if config.data.path is None and images is not None:
+        raise ConfigError(
+            f"data.path: {place} says that its images lie in {escaped(images)}, with another service than itself, "
+            f"which is not asked on a run's word alone; name them by --set data.path=PLACE"
+        )
     if config.data.path is None and config.data.name in WITH_PATH:
         raise ConfigError(f"data.path: {place} does not say where its images lie; name them by --set data.path=FOLDER")
     return config

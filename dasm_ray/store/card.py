@@ -175,9 +175,22 @@ def set_name(digest: str, folder: str = "set") -> str:
     return f"{folder}-{digest}"
 
 
+UNFINISHED = "Not finished"
+
+
 def write_unfinished(folder: Place) -> None:
     """A card for a set that is being written, so that `load_dataset` fails instead of keeping half of it by a name."""
-    (folder / CARD).write_text(front_matter("Not finished", {"unfinished": "nothing-yet.parquet"}))
+    (folder / CARD).write_text(_unfinished())
+
+
+def is_unfinished(folder: Place) -> bool:
+    """Whether a set was begun here, by somebody who was stopped."""
+    card = folder / CARD
+    return card.exists() and card.read_bytes() == _unfinished().encode()
+
+
+def _unfinished() -> str:
+    return front_matter(UNFINISHED, {"unfinished": "nothing-yet.parquet"})
 
 
 def write_run_card(run: Place, finished: Mapping[str, str] = MappingProxyType({})) -> None:

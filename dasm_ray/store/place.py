@@ -100,6 +100,11 @@ class Place:
         return self._moved(self._path.rpartition("/")[0] or "/")
 
     @property
+    def service(self) -> str:
+        """Who keeps it: "" for this machine's own file system, else the URI's scheme, authority and options."""
+        return self._root
+
+    @property
     def local(self) -> Path | None:
         """The path, where the place is on this machine's own file system."""
         return None if self._root else Path(self._path)
@@ -224,10 +229,11 @@ class Place:
 
         def delete() -> None:
             kind = self._fs.get_file_info(self._at).type
-            if kind is fs.FileType.Directory:
-                self._fs.delete_dir(self._at)
-            elif kind is not fs.FileType.NotFound:
-                self._fs.delete_file(self._at)
+            with contextlib.suppress(FileNotFoundError):  # somebody else has removed it meanwhile
+                if kind is fs.FileType.Directory:
+                    self._fs.delete_dir(self._at)
+                elif kind is not fs.FileType.NotFound:
+                    self._fs.delete_file(self._at)
 
         self._do("be removed", delete, changes=True)
 
@@ -315,7 +321,7 @@ class Place:
         if kept is None or not f"{path}/".startswith(f"{kept}/"):
             self._fs.create_dir(path, recursive=True)
             return
-        for name in path.removeprefix(kept).strip("/").split("/"):
+        for name in filter(None, path.removeprefix(kept).split("/")):
             kept = f"{kept}/{name}"
             self._fs.create_dir(kept, recursive=False)
 

@@ -136,6 +136,29 @@ def remove_temporaries(place: Place, *, is_shared: bool = False) -> None:
                 (place / path).delete()
 
 
+def obeyed(config: RunConfig, place: Place) -> RunConfig:
+    """A kept configuration as far as it is heard by those who did not write it: it may have come from a stranger.
+
+    For the run directory in ``place`` nothing is fetched and no cache of images served or cleared, and whoever else
+    keeps images, experts or rows than the one who keeps the run is not talked to: what lies there has to be named.
+    """
+
+    def known(path: str | None) -> str | None:
+        with contextlib.suppress(RunDirError):
+            return path if path is None or Place(path).service in ("", place.service) else None
+        return None
+
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(
+                update={"path": known(config.data.path), "download": False, "cache": None, "cache_gb": None}
+            ),
+            "experts": config.experts.model_copy(update={"cache": known(config.experts.cache)}),
+            "evaluate": config.evaluate.model_copy(update={"cache": known(config.evaluate.cache)}),
+        }
+    )
+
+
 def as_begun(config: RunConfig, uri: str | os.PathLike[str] | Place) -> RunConfig:
     """The configuration under which the run directory of a set goes on, that of a comparison or a study: no set depends
     on how it is evaluated, which may have been another when it was begun."""

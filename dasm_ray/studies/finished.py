@@ -22,7 +22,7 @@ from dasm_ray.runtime.opening import config_of
 from dasm_ray.store.artifact import Artifact, read_artifact
 from dasm_ray.store.description import artifact_place
 from dasm_ray.store.place import Place
-from dasm_ray.store.rundir import RECORD, RunDir
+from dasm_ray.store.rundir import RECORD, RunDir, obeyed
 from dasm_ray.studies.cells import cells_place
 
 
@@ -47,7 +47,7 @@ def opened_again(path: str, changes: list[str], allowed: tuple[str, ...] = AFTER
     artifact = read_artifact(folder)
     config = config_of(place, artifact.provenance, changes, allowed)
     record = RunDir.read(folder.parent) if (folder.parent / RECORD).exists() else None
-    origin = None if record is None else _origin(record.config, artifact)
+    origin = None if record is None else _origin(obeyed(record.config, record.place), artifact)
     whitening = _whitening(artifact, record, origin)
     with connected(config, place if record is None else record.place, whitening=whitening) as run:
         if (run.real.class_names, run.real.shape) != (artifact.class_names, artifact.pixels.shape[1:]):

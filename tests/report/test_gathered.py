@@ -7,14 +7,15 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
 from local_pool import blocks_of, local_real, small
 from PIL import Image
 
-from dasm_ray.config.keys import RunConfig
-from dasm_ray.errors import ArtifactError, RunDirError
+from dasm_ray.config.keys import Data, RunConfig
+from dasm_ray.errors import ArtifactError, DataError, RunDirError
 from dasm_ray.report import gathered as module
 from dasm_ray.report.gathered import BINS, gather, gather_all, real_bytes, runs_in, stored_bytes
 from dasm_ray.report.neighbours import nearest
@@ -136,6 +137,31 @@ def test_real_images_that_cannot_be_shown_are_said(
     assert run.pictures.nearest is None
     assert any("cannot be opened here" in remark for remark in run.remarks)
     assert "/nowhere" not in " ".join(run.remarks)
+
+
+def test_images_with_another_service_are_not_asked_for_unless_the_run_was_made_here(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A run directory may come from a stranger: no page fetches what its file names, or talks to whom."""
+    asked: list[tuple[str | None, bool]] = []
+
+    def asking(data: Data) -> NoReturn:
+        asked.append((data.path, data.download))
+        raise DataError("nothing there")
+
+    monkeypatch.setattr(module, "open_source", asking)
+    folder = copied(run_folder, tmp_path / "run")
+    config, elsewhere = folder / "config.yaml", "http://127.0.0.1:9/images"
+    text = config.read_text().replace("name: digits", "name: parquet").replace("download: false", "download: true")
+    config.write_text(text.replace("path: null", f"path: {elsewhere}"))
+    remarks = gather(Place(folder)).remarks
+    assert asked == []
+    assert any("lie with another service than the run" in remark for remark in remarks)
+    gather(Place(folder), is_own=True)
+    assert asked == [(elsewhere, True)]
+    config.write_text(text.replace("path: null", "path: /nowhere"))
+    gather(Place(folder))
+    assert asked[1:] == [("/nowhere", False)]
 
 
 def test_what_is_damaged_is_said_or_refused(run_folder: Path, tmp_path: Path) -> None:

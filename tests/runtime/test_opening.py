@@ -136,6 +136,18 @@ def test_auto_is_bf16_where_it_is_computed_and_the_network_is_large(
     assert with_precision(config).model_copy(update={"runtime": config.runtime}) == config, "nothing else is changed"
 
 
+@pytest.mark.parametrize("computes", [True, False])
+def test_auto_is_what_a_run_was_begun_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, computes: bool) -> None:
+    """On another machine, or where this one does not tell for a moment, it goes on as it was begun."""
+    config = parse_config(AUTO)
+    begun = config.model_copy(update={"runtime": config.runtime.model_copy(update={"precision": "bf16"})})
+    RunDir.open(tmp_path / "run", begun).close()
+    monkeypatch.setattr(opening, "computes_bf16", lambda by_gpu: computes)
+    assert with_precision(config, run=tmp_path / "run").runtime.precision == "bf16"
+    assert settled(config, tmp_path / "run").runtime.precision == "bf16"
+    assert with_precision(config, run=tmp_path / "new") == with_precision(config)
+
+
 @pytest.mark.parametrize("name", ["mtt", "datm", "dc", "dsa", "idc"])
 def test_auto_is_float32_for_trajectories_and_gradients(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(opening, "computes_bf16", lambda by_gpu: True)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pyarrow import fs
@@ -73,6 +74,28 @@ def test_delete_takes_files_folders_and_nothing(place):
     (place / "folder").delete()
     (place / "never").delete()
     assert place.names() == []
+
+
+def test_what_somebody_else_removes_meanwhile_is_removed(tmp_path, monkeypatch):
+    """Two commands that share a folder tidy up the same file."""
+    for name in ("file", "folder"):
+        place = Place(tmp_path) / name
+        (place if name == "file" else place / "file").write_bytes(b"x")
+        looked = type(place._fs).get_file_info
+
+        def look_and_lose(self, at, looked=looked, place=place):
+            found = looked(self, at)
+            shutil.rmtree(place.local) if place.local.is_dir() else place.local.unlink()
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Place, "_fs", SimpleNamespace(
+                get_file_info=lambda at, fs=place._fs: look_and_lose(fs, at),
+                delete_file=place._fs.delete_file,
+                delete_dir=place._fs.delete_dir,
+            ))  # fmt: skip
+            place.delete()
+        assert not place.exists()
 
 
 def test_a_rewrite_replaces_the_file_and_leaves_nothing_aside(place):
@@ -343,6 +366,9 @@ def test_a_folder_that_goes_between_the_look_and_the_write_is_not_made_anew(tmp_
     monkeypatch.setattr(Place, "check", look_and_lose)
     with pytest.raises(StorageError):
         (place / "experts" / "f").write_bytes(b"x")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(StorageError):
+        (place / "f").write_bytes(b"x")
     assert list(tmp_path.iterdir()) == []
 
 
