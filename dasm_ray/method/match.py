@@ -93,7 +93,8 @@ def _by_groups(
         probes.forget()
         return Renewed(inputs(), starts_again())
 
-    return Segment(KeptPixels(place, segment, run.key, groups.run(inputs(), renewed), run.classes, "pixels"))
+    many, rounds = groups.run(inputs(), renewed), run.config.rounds_of(segment)
+    return Segment(KeptPixels(place, segment, run.key, many, run.classes, "pixels", rounds))
 
 
 def _starts(run: Run, start: Segment) -> tuple[Starts, Callable[[], Starts]]:

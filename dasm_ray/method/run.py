@@ -359,4 +359,4 @@ def _whitening(run: Run) -> ObjectRef:
     parts = tuple(done.refs[0] for done in run_all(run, tasks, lambda _: run.progress.advance()))
     (fitted,) = run_all(run, [task("whitening", Worker.fit_whitening, run.job, file, key, parts)])
     run.progress.advance(WHITENING_PARTS + 1 - len(tasks))
-    return fitted.refs[0]
+    return run.pool.put(run.pool.fetch([fitted.refs[0]])[0])  # here it stays, whichever node goes

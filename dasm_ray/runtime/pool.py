@@ -527,8 +527,8 @@ class Pool:
         """
         try:
             draining = watchdog.bounded(draining_nodes, look=watchdog.check)
-        except TimeoutError:
-            return  # its head does not answer; whether that is for good the watchdog says
+        except (TimeoutError, RayError):
+            return  # its head does not answer, or not with that; whether it is gone for good the watchdog says
         for node in draining.keys() - self._draining:
             if any(worker.node == node for worker in self._workers):
                 self._notice(f"node {node[:8]} is being taken away: its workers finish what they have")

@@ -246,10 +246,12 @@ class Progress:
 
     def close(self) -> None:
         """Ends the stage and the display."""
-        self._end_stage()
-        if self._bars is not None:
-            self._bars.stop()
-            self._bars = None
+        try:
+            self._end_stage()  # which those who listen hear, and may fail at
+        finally:
+            if self._bars is not None:
+                self._bars.stop()
+                self._bars = None
 
     def _tell(self, **event: object) -> None:
         for listener in self._listeners:

@@ -21,7 +21,7 @@ import ray
 from ray._private import ray_constants
 
 from dasm_ray.config.keys import Runtime
-from dasm_ray.errors import ConfigError, NonFinite, ResourceError, SessionError, StorageError, UserError
+from dasm_ray.errors import ConfigError, NonFinite, SessionError, StorageError, UserError
 from dasm_ray.runtime import watchdog
 from dasm_ray.runtime.address import checked_address, is_same_head
 from dasm_ray.runtime.autoscaler import ask_autoscaler, grows
@@ -132,15 +132,19 @@ def _start(runtime: Runtime, log: Log) -> Plan:
         size = machine.shm / 2**20
         log(f"/dev/shm holds only {size:.0f} MiB: objects go through the disk, slowly; enlarge it (docker --shm-size)")
     _make_token()
-    with _loopback():
-        _init(
-            address="local",
-            num_cpus=max(machine.cores, plan.workers * plan.shape.num_cpus),
-            num_gpus=machine.gpus,
-            include_dashboard=False,
-            object_store_memory=object_store_bytes(machine.memory, machine.shm),
-            _memory=memory_for_workers(machine),
-        )
+    try:
+        with _loopback():
+            _init(
+                address="local",
+                num_cpus=max(machine.cores, plan.workers * plan.shape.num_cpus),
+                num_gpus=machine.gpus,
+                include_dashboard=False,
+                object_store_memory=object_store_bytes(machine.memory, machine.shm),
+                _memory=memory_for_workers(machine),
+            )
+    except BaseException:
+        _forget_token()
+        raise
     return plan
 
 
@@ -201,7 +205,7 @@ def _join(runtime: Runtime, address: str | None) -> Plan:
         if not any(node.slots(plan.shape) for node in nodes):
             ask_autoscaler(plan.shape)
         return plan
-    except ResourceError:
+    except BaseException:  # nobody would watch that connection, and the next session take it for the user's own
         if address is not None:
             ray.shutdown()
         raise

@@ -26,7 +26,7 @@ import psutil
 import ray
 from ray.exceptions import RayError
 
-from dasm_ray.errors import SessionError
+from dasm_ray.errors import SessionError, StorageError
 
 LOOK_SECONDS = 0.25
 """Time between two looks at Ray's processes."""
@@ -375,9 +375,20 @@ def _is_in_this_process(ref: ObjectRef) -> bool:
 
 
 def put(value: object) -> ObjectRef:
-    """A reference to a value in the object store. Raises SessionError once Ray has died."""
+    """A reference to a value in the object store.
+
+    Raises SessionError once Ray has died, StorageError where neither the store nor the disk behind it has room.
+    """
     check()
-    return ray.put(value)
+    try:
+        return ray.put(value)
+    except RayError as error:
+        check()
+        text = " ".join(str(error).split())[:200]
+        raise StorageError(
+            f"what workers are to be given fits neither into Ray's object store nor onto the disk behind it ({text}); "
+            f"free room on that disk, and run the same command again"
+        ) from error
 
 
 def wait(refs: list[ObjectRef], seconds: float) -> list[ObjectRef]:

@@ -52,7 +52,7 @@ from dasm_ray.core.scoring import Scored, features_of, score_range, static_range
 from dasm_ray.core.seed import numpy_generator, torch_generator
 from dasm_ray.core.start import initial_pixels
 from dasm_ray.core.whiten import CHUNK, Sums, Whitening, fit, sums_of
-from dasm_ray.errors import NonFinite, StorageError
+from dasm_ray.errors import NonFinite, RunDirError, StorageError
 from dasm_ray.runtime import turns
 from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.runtime.parts import opened_here
@@ -369,7 +369,9 @@ class Worker:
                 in_file = add_epochs(place, number, key, vars(expert), in_file)
                 saved_at = time.monotonic()
         assert expert is not None
-        write_trajectory(place, number, key, vars(expert))
+        late = open_trajectory(place, number, key)  # two commands may share the folder: what one has read stays
+        if late is None or late.epochs < config.experts.epochs or not late.is_finite:
+            write_trajectory(place, number, key, vars(expert))
         return expert.epochs - kept_epochs, said
 
     def pace(self, job: Job, section: str = "experts", most: int | None = None) -> Pace:
@@ -681,7 +683,7 @@ class Worker:
 
         Raises NonFinite for an older version's that is not finite.
         """
-        kept = read_group(keeping.place, segment, group, keeping.key)
+        kept = read_group(keeping.place, segment, group, keeping.key) if _is_reached(keeping) else None
         if kept is None:
             return None, None, None
         arrays, round = kept
@@ -992,7 +994,7 @@ def _is_reached(keeping: Keeping) -> bool:
     """Whether the run directory is to be had from here."""
     try:
         keeping.place.check()
-    except StorageError:
+    except (StorageError, RunDirError):  # gone, or not to be read by who this process runs as
         return False
     return True
 

@@ -182,7 +182,7 @@ def not_finite(place: Place, segment: int) -> str:
 class KeptPixels:
     """The pixels of a segment that is on disk, group by group in class order, read whenever they are asked for.
 
-    ``name``: "pixels", the distilled ones, or "initial", where they began.
+    ``name``: "pixels", the distilled ones, or "initial", where they began. ``rounds``: after how many (0: any).
     """
 
     place: Place
@@ -191,13 +191,21 @@ class KeptPixels:
     groups: int
     classes: int
     name: str
+    rounds: int = 0
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """(k, m, C, H, W) float32 of each group; ArtifactError if a file is missing, damaged or under another key."""
+        """(k, m, C, H, W) float32 of each group; ArtifactError if a file is missing, damaged or under another key.
+
+        Also of one of an earlier round, which a worker that was given up has written late: the same command goes on
+        from there.
+        """
         for group in range(self.groups):
             kept = read_group(self.place, self.segment, group, self.key)
             if kept is None:
                 raise tensors.damaged(self.place / group_name(self.segment, group), "it is missing")
+            if self.rounds and self.name == "pixels" and kept[1] < self.rounds:
+                file = self.place / group_name(self.segment, group)
+                raise tensors.damaged(file, f"it is of round {kept[1]} of {self.rounds}, written by a worker given up")
             yield kept[0][self.name]
 
 

@@ -77,8 +77,11 @@ class EventLog:
         path = (self._run / EVENTS).local
         if self._has_failed or self._is_begun or path is None or not path.exists():
             return self._has_failed
-        with path.open("rb") as file:
-            return file.seek(0, 2) > 0 and file.seek(-1, 2) >= 0 and file.read(1) != b"\n"
+        try:
+            with path.open("rb") as file:
+                return file.seek(0, 2) > 0 and file.seek(-1, 2) >= 0 and file.read(1) != b"\n"
+        except OSError:  # what is wrong is said by who writes to it
+            return True
 
     def _write(self, data: bytes) -> None:
         if self._run.local is not None:

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+from dasm_ray.errors import StorageError
 from dasm_ray.runtime.progress import Progress, clock_text, compact
 
 
@@ -225,6 +226,22 @@ def test_the_live_line_is_gone_at_the_end_and_its_last_word_stays(clock: Clock) 
     assert "experts: 2/2 in 0:00\n" in drawn
     assert "experts: 0/2\n" not in drawn  # no plain line beside the live one
     assert "\x1b[?25h" in drawn  # the cursor is back
+
+
+def test_the_display_ends_though_nobody_can_be_told(clock: Clock) -> None:
+    """As where the run directory, and with it the log, is gone."""
+    progress, console = live(clock)
+
+    def gone(**_: object) -> None:
+        raise StorageError("runs/x is not there any more")
+
+    progress.stage("experts", 2)
+    progress.listen(gone)
+    with pytest.raises(StorageError), progress:
+        pass
+    assert isinstance(console.file, io.StringIO)
+    assert "\x1b[?25h" in console.file.getvalue()  # the cursor is back
+    assert progress._bars is None
 
 
 @pytest.mark.parametrize("forced", [True, False])

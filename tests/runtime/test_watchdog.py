@@ -16,9 +16,9 @@ import numpy as np
 import psutil
 import pytest
 import ray
-from ray.exceptions import ObjectLostError
+from ray.exceptions import ObjectLostError, OutOfDiskError
 
-from dasm_ray.errors import SessionError
+from dasm_ray.errors import SessionError, StorageError
 from dasm_ray.runtime import watchdog
 from dasm_ray.runtime.watchdog import Watch, bounded
 
@@ -297,6 +297,15 @@ def test_an_object_that_is_lost_is_a_sentence(ray_session: object, monkeypatch: 
     monkeypatch.setattr(ray, "get", lost)
     with pytest.raises(SessionError, match="cannot be had from Ray any more"):
         watchdog.fetch(object())
+
+
+def test_a_full_store_and_a_full_disk_are_a_sentence(ray_session: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object) -> None:
+        raise OutOfDiskError("Local disk is full")
+
+    monkeypatch.setattr(ray, "put", full)
+    with pytest.raises(StorageError, match=r"fits neither into Ray's object store nor onto the disk .*free room"):
+        watchdog.put(object())
 
 
 def test_waiting_ends_and_notices_a_death(

@@ -21,6 +21,7 @@ from dasm_ray.core.decode import decode_all
 from dasm_ray.core.matching.round import Assignment
 from dasm_ray.core.networks.network import Network
 from dasm_ray.core.scoring import shard_ranges
+from dasm_ray.errors import RunDirError
 from dasm_ray.runtime import worker as worker_module
 from dasm_ray.runtime.decoding import load_real
 from dasm_ray.runtime.pool import Pool, Task
@@ -275,6 +276,10 @@ def test_a_checkpoint_is_written_where_the_run_directory_is_reached(worker: Work
     assert not worker.keep_group(there, where, state, (put(initial),)).is_kept
     assert worker.kept_group(there, 0, 3) == (None, None, None)
     assert not list(tmp_path.rglob("*"))
+    with pytest.MonkeyPatch.context() as patch:  # as a worker of another user finds it
+        patch.setattr(Place, "check", lambda self: (_ for _ in ()).throw(RunDirError("Permission denied")))
+        assert not worker.keep_group(there, where, state, (put(initial),)).is_kept
+        assert worker.kept_group(there, 0, 3) == (None, None, None)
     (tmp_path / "claim").write_text("")
     assert worker.keep_group(there, where, state, (put(initial),)).is_kept
     round, found, began = worker.kept_group(there, 0, 3)

@@ -196,6 +196,10 @@ def test_the_pixels_of_a_segment_are_read_group_by_group(tmp_path):
     assert np.array_equal(np.concatenate(list(dataclasses.replace(kept, name="initial"))), initial)
     with pytest.raises(ArtifactError, match="written by another configuration"):
         list(dataclasses.replace(kept, key="xyz"))
+    assert len(list(dataclasses.replace(kept, rounds=2))) == 2
+    with pytest.raises(ArtifactError, match="is of round 2 of 3, written by a worker given up"):
+        list(dataclasses.replace(kept, rounds=3))
+    assert len(list(dataclasses.replace(kept, rounds=3, name="initial"))) == 2, "where it began is what it was"
 
 
 def test_a_segment_is_looked_at_only_as_a_whole(tmp_path):

@@ -112,6 +112,15 @@ def test_a_line_that_was_torn_takes_no_other_with_it(tmp_path: Path, torn: bytes
     assert kinds(Place(tmp_path)) == [*(["whole"] if torn else []), "next", "last"]
 
 
+def test_a_log_that_cannot_be_read_stops_no_run(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").mkdir()
+    log = EventLog(Place(tmp_path))
+    log.add({"kind": "held"})
+    (tmp_path / "events.jsonl").rmdir()
+    log.send()
+    assert kinds(Place(tmp_path)) == ["held"]
+
+
 def test_a_line_that_is_nested_without_end_takes_no_other_with_it(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_text('{"kind": "one"}\n' + "[" * 100_000 + '\n{"kind": "two"}\n')
     assert kinds(Place(tmp_path)) == ["one", "two"]

@@ -67,7 +67,7 @@ class Compiled(Generic[Result]):
         torch._dynamo.config.recompile_limit = SHAPES
         torch._dynamo.config.accumulated_recompile_limit = SHAPES
         self._eager = eager or fast
-        self._kind, self._known = kind, set[tuple[object, ...]]()
+        self._kind, self._known, self._not_built = kind, set[tuple[object, ...]](), set[tuple[object, ...]]()
         options: dict[str, bool | Callable[..., None]] = {"post_grad_custom_pre_pass": LeanConvolutions()}
         options |= {"triton.cudagraphs": True} if captures else {}
         call = torch.compile(fast, fullgraph=True, dynamic=False, options={**options})
@@ -75,23 +75,33 @@ class Compiled(Generic[Result]):
 
     def __call__(self, *inputs: object) -> Result:
         shape = tuple(_shapes(inputs))
+        if shape in self._not_built:
+            return self._eager(*inputs)
         if shape in self._known:
-            return self._tried(inputs)
+            return self._tried(inputs, shape)
         with turn(First(self._kind, repr(shape))):
-            result = self._tried(inputs)
+            result = self._tried(inputs, shape)
         self._known.add(shape)
         return result
 
-    def _tried(self, inputs: tuple[object, ...]) -> Result:
-        """A call, which compiles where the compiler has not met such inputs."""
-        try:
-            return self._call(*inputs)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            cause = _in_short(error)
+    def _tried(self, inputs: tuple[object, ...], shape: tuple[object, ...]) -> Result:
+        """A call, which compiles where the compiler has not met such inputs.
+
+        Other shapes stay as they are where one cannot be built: whether a worker has met that one must not show in what
+        it makes of them. What fails is tried once more, since a disk may have been full, or a compiler killed.
+        """
+        for _ in range(2):
+            try:
+                return self._call(*inputs)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                cause = _in_short(error)
         # Inputs that no form accepts raise here, as themselves, and are no fault of the compiler.
         result = self._eager(*inputs)
-        self._call = self._eager
-        fallbacks.append(f"the compiler cannot build a step, so it runs eagerly and slower: {cause}")
+        if not self._not_built:
+            fallbacks.append(
+                f"the compiler cannot build a step, so it runs eagerly, slower and rounded otherwise: {cause}"
+            )
+        self._not_built.add(shape)
         return result
 
 

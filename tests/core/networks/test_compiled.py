@@ -62,7 +62,7 @@ def test_what_cannot_be_traced_runs_in_its_eager_form_and_says_so_once() -> None
     assert step(torch.zeros(3)).tolist() == [10, 10, 10]
     assert called == [2, 3]
     (sentence,) = compiled.fallbacks
-    assert sentence.startswith("the compiler cannot build a step, so it runs eagerly and slower: ")
+    assert sentence.startswith("the compiler cannot build a step, so it runs eagerly, slower and rounded otherwise: ")
     assert "context manager" in sentence
     assert "\n" not in sentence
     assert len(sentence) < 500
@@ -77,11 +77,39 @@ def test_a_compiler_that_fails_at_a_later_shape_stops_nothing() -> None:
     def fast(x: Tensor) -> Tensor:
         return untraceable(x) if len(x) > 2 else x + 1
 
-    step = Compiled(fast, lambda x: x + 1)
+    eager = []
+
+    def plain(x: Tensor) -> Tensor:
+        eager.append(len(x))
+        return x + 1
+
+    step = Compiled(fast, plain)
     assert step(torch.zeros(2)).tolist() == [1, 1]
     assert compiled.fallbacks == []
     assert step(torch.zeros(3)).tolist() == [1, 1, 1]
     assert len(compiled.fallbacks) == 1
+    assert step(torch.zeros(2)).tolist() == [1, 1]
+    assert step(torch.zeros(3)).tolist() == [1, 1, 1]
+    assert eager == [3, 3], (
+        "the shape that was built stays built: no result may depend on which shapes a worker has met"
+    )
+
+
+def test_a_compiler_that_fails_once_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the disk was full for a moment."""
+    step, asked = Compiled(lambda x: x + 1, lambda x: x + 10), list[int]()
+    call = step._call
+
+    def failing(x: Tensor) -> Tensor:
+        asked.append(len(x))
+        if len(asked) == 1:
+            raise torch._dynamo.exc.BackendCompilerFailed(compiled, OSError("No space left on device"), None)  # type: ignore[arg-type]
+        return call(x)
+
+    monkeypatch.setattr(step, "_call", failing)
+    assert step(torch.zeros(2)).tolist() == [1, 1]
+    assert asked == [2, 2]
+    assert compiled.fallbacks == []
 
 
 @pytest.mark.filterwarnings("ignore:dynamo_pgo")  # says that the cache, which would save compiling, is off
