@@ -39,6 +39,7 @@ from dasm_ray.report.page import draw_few, draw_first
 from dasm_ray.report.standings import Line
 from dasm_ray.report.table import Row, from_json, told
 from dasm_ray.report.webpage import report
+from dasm_ray.report.wording import size
 from dasm_ray.runtime.machine import read_machine
 from dasm_ray.runtime.opening import check_relabelling, open_checked, settled, with_compiling, with_precision
 from dasm_ray.runtime.plan import memory_for_workers
@@ -240,25 +241,16 @@ def estimate(config: RunConfig) -> list[str]:
     short = shortage(found, workers, memory) if run.session.started_here else None
     facts = {
         "in all": f"{clock_text(total)}{', with the first compiling' * (first > 0)}, whitening and scoring not counted",
-        "memory of a worker": _size(found.worker_memory) + ", as measured",
-        **({"more than there is": f"{_size(memory)} for {several(workers, 'workers')}; {short}"} if short else {}),
-        "memory on its GPU": _size(found.device_memory) if found.device_memory else "none",
-        "object store": _size(found.object_store) + " on each node",
-        "sorted images": f"{_size(found.sorted_images)} in data.cache, twice that while they are sorted",
-        "disk": _size(found.disk),
-        "moved by a round's task": _size(found.moved_each_round),
+        "memory of a worker": size(found.worker_memory) + ", as measured",
+        **({"more than there is": f"{size(memory)} for {several(workers, 'workers')}; {short}"} if short else {}),
+        "memory on its GPU": size(found.device_memory) if found.device_memory else "none",
+        "object store": size(found.object_store) + " on each node",
+        "sorted images": f"{size(found.sorted_images)} in data.cache, twice that while they are sorted",
+        "disk": size(found.disk),
+        "moved by a round's task": size(found.moved_each_round),
         "useful workers": f"{found.useful_workers} at most",
     }
     return lines + [f"{name:24} {fact}" for name, fact in facts.items()]
-
-
-def _size(count: float) -> str:
-    """Bytes as people read them."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    raise AssertionError
 
 
 def score_summary(config: RunConfig, run: str | None = None) -> list[str]:

@@ -251,6 +251,8 @@ def _check_options(kind: str, labels: str | None, normalise: str | None, stored:
         raise ConfigError("--labels: ddranking takes logits, or class numbers where labels are hard; leave it out")
     if labels is not None and kind == "npz":
         raise ConfigError("--labels: npz holds hard labels, and logits where there are any; leave the option out")
+    if not isinstance(normalise, str | None):
+        raise ConfigError(f"--normalise: {escaped(repr(normalise), 60)} is no text; say own, none, or means and stds")
     if normalise is not None and kind != "pt":
         raise ConfigError(f"--normalise: {kind} is not normalised; leave the option out, or take --format pt")
     if stored and kind != "png":
@@ -340,7 +342,8 @@ def _images_for(artifact: Artifact, how: str | None) -> _Images:
     own, is_whitened = (artifact.mean, artifact.std), artifact.whitening_matrix is not None
     stored, clipped = torch.tensor(artifact.pixels), " (clipped to it)" * artifact.is_normalised
     if how is None and not artifact.is_normalised:
-        return _Images(stored, *own, False, "in [0, 1]: to be normalised by mean.pt and std.pt")
+        also = "; made under a whitening, which --normalise own applies" * is_whitened
+        return _Images(stored, *own, False, f"in [0, 1]: to be normalised by mean.pt and std.pt{also}")
     if how in (None, "own"):
         images = stored if artifact.is_normalised else normalised(artifact, stored)
         return _Images(images, *own, is_whitened, "normalised by mean.pt and std.pt" + ", whitened" * is_whitened)

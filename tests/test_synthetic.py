@@ -535,6 +535,11 @@ def test_an_option_that_cannot_be_meant(run: Path, tmp_path: Path, options: dict
     assert not (tmp_path / "out").exists()
 
 
+def test_a_normalisation_that_is_no_text_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--normalise: 3 is no text"):
+        export(str(run), str(tmp_path / "out"), "pt", normalise=3)  # type: ignore[arg-type]
+
+
 def test_the_loop_of_the_docs_runs(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (Path(__file__).parents[1] / "docs" / "using.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

@@ -97,6 +97,11 @@ def _as_byte(character: str) -> str:
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else _written(character) if _is_odd(character) else character
 
 
+def short(value: float) -> str:
+    """A positive number to three digits, or to all in front of its point: never by a power of ten."""
+    return f"{value:.3g}" if 1e-4 < value < 999.5 else f"{value:,.0f}" if value >= 1 else f"{value:.4f}"
+
+
 def escaped(text: object, most: int = 200) -> str:
     """A text, or what anything prints as, without its secrets, on one line, odd characters written out.
 

@@ -189,8 +189,7 @@ def images_of(artifact: Artifact, which: Sequence[bool] | NDArray[np.bool_] | sl
 
 def _artifact(run: Run, images: Images, segments: NDArray[np.int32], factor: int, step_size: float | None) -> Artifact:
     config, real = run.config, run.real
-    is_whitened = images.is_normalised and run.whitening is not None
-    whitening = run.pool.fetch(run.whitening) if is_whitened else {}
+    whitening = run.pool.fetch(run.whitening) if run.whitening is not None else {}  # networks see images under it
     return Artifact(
         pixels=np.ascontiguousarray(images.pixels),
         labels=images.labels,

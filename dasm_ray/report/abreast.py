@@ -154,9 +154,14 @@ def _trials(place: Place) -> Tree:
             f"{100 * mean:.1f}" if run.validation else "–",
             f"{len(run.validation)}/{run.config.synthetic.segments}",
         ]
-        for mean, name, run in sorted(scored, key=lambda each: (-each[0], each[1]))
+        for mean, name, run in sorted(scored, key=lambda each: (not _is_whole(each[2]), -each[0], each[1]))
     ]
     return grid("trials", ["trial", "validation, %", "segments"], rows, "Validation chooses; only the best was tested.")
+
+
+def _is_whole(run: Gathered) -> bool:
+    """Whether a trial has distilled all of its segments: only such a one can be the best."""
+    return len(run.validation) == run.config.synthetic.segments
 
 
 def names_of(runs: Sequence[Gathered]) -> list[str]:

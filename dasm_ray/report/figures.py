@@ -177,6 +177,11 @@ def differences(rows: Sequence[tuple[str, float, float | None]], what: str) -> s
     return svg(draw, 0.75 + 0.32 * len(rows), f"{what}: {said}")
 
 
+def _legible(name: str) -> str:
+    """A name for a legend, which leaves out those that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def against(
     series: Mapping[str, Sequence[tuple[float, float, float | None]]], x: str, levels: Mapping[str, float], what: str
 ) -> str:
@@ -186,7 +191,7 @@ def against(
         for (name, points), style in zip(series.items(), _styles(), strict=False):
             xs, ys = [point[0] for point in points], [point[1] for point in points]
             axes.errorbar(
-                xs, ys, [point[2] or 0 for point in points], label=name, markersize=5, elinewidth=1.2, **style
+                xs, ys, [point[2] or 0 for point in points], label=_legible(name), markersize=5, elinewidth=1.2, **style
             )
         for name, level in levels.items():
             axes.axhline(level, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
@@ -320,7 +325,9 @@ def lines(
             strength = 1.0 if len(series) == 1 else 0.45 + 0.55 * place / (len(series) - 1)
             xs, ys = [point[0] for point in points], [point[1] for point in points]
             mark = "o" if len(points) < 12 else ""
-            axes.plot(xs, ys, color=ACCENT, alpha=strength, linewidth=1.6, marker=mark, markersize=3.5, label=name)
+            axes.plot(
+                xs, ys, color=ACCENT, alpha=strength, linewidth=1.6, marker=mark, markersize=3.5, label=_legible(name)
+            )
         if is_log:
             axes.set_yscale("log")
         axes.set_xlabel(x)

@@ -27,6 +27,7 @@ from dasm_ray.store.artifact import Artifact, as_levels, digest, read_artifact
 from dasm_ray.store.checked import read_checked_json
 from dasm_ray.store.checkpoints import Scores, read_scores, segment_pixels
 from dasm_ray.store.datasets.catalogue import open_source
+from dasm_ray.store.datasets.pixels import first_line
 from dasm_ray.store.datasets.sorting import Seal
 from dasm_ray.store.datasets.splits import SPLITS
 from dasm_ray.store.description import DESCRIPTION, read_description
@@ -185,11 +186,20 @@ def _of_first_seed(names: Sequence[str]) -> list[str]:
 
 
 def table_of(place: Place) -> tuple[list[Row], str, int | None]:
-    """Rows, title and number of test images of the table in a folder; no rows where there is none."""
+    """Rows, title and number of test images of the table in a folder; no rows where there is none.
+
+    Raises ArtifactError for one that is none of ours: its checksum anybody can write.
+    """
     found = read_checked_json(place / "table.json")
     if found is None:
         return [], "", None
-    return from_json(found), found["title"], found.get("tested")
+    try:
+        rows = from_json(found)
+        if not all(row.accuracies and all(map(math.isfinite, (*row.accuracies, *row.validation))) for row in rows):
+            raise ValueError("a row without accuracies")
+        return rows, str(found["title"]), found.get("tested")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise tensors.damaged(place / "table.json", f"it is no table of ours: {first_line(error)}") from None
 
 
 def gather_all(place: Place, *, looks_at_data: bool = True, is_own: bool = False) -> list[Gathered]:
@@ -252,7 +262,10 @@ def gather(place: Place, *, looks_at_data: bool = True, is_own: bool = False) ->
     )
     if (folder / "synthetic" / DESCRIPTION).exists():
         run.artifact = read_artifact(folder / "synthetic")
-    run.rows, run.title, run.tested = table_of(folder / "report")
+    try:
+        run.rows, run.title, run.tested = table_of(folder / "report")
+    except ArtifactError as error:
+        run.remarks.append(str(error))
     run.audits = _audits(run)
     run.scores = _scores(run)
     run.class_names = _class_names(run)
@@ -272,7 +285,8 @@ def _audits(run: Gathered) -> dict[str, Tree]:
     names = [name for name in sorted(folder.names()) if re.fullmatch(r"audit(_[0-9a-f]{16})?\.json", name)]
     kept: dict[str, Tree] = {}
     for found in filter(None, (read_checked_json(folder / name) for name in names)):
-        kept.setdefault(str(found.get("set")), found)
+        if isinstance(found.get("sets"), dict):
+            kept.setdefault(str(found.get("set")), found)
     sets = {"": run.digest, **_selections(run)} if kept else {}
     return {name: kept[stamp] for name, stamp in sets.items() if stamp in kept}
 
@@ -321,7 +335,7 @@ def _experts(run: Gathered) -> list[tuple[list[float], list[float]]]:
         except ArtifactError as error:
             run.remarks.append(str(error))
             continue
-        if {"accuracy", "loss"} <= arrays.keys():
+        if {"accuracy", "loss"} <= arrays.keys() and arrays["accuracy"].ndim == arrays["loss"].ndim == 1:
             curves.append((arrays["accuracy"].tolist(), arrays["loss"].tolist()))
     return curves
 

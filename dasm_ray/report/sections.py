@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from dasm_ray.config.digests import config_digest, result_keys
-from dasm_ray.config.shown import escaped, several
+from dasm_ray.config.shown import escaped, several, short
 from dasm_ray.plain import Plain, Tree, Values
 from dasm_ray.report import audited, figures
 from dasm_ray.report.gallery import gallery
@@ -107,7 +107,7 @@ def _tiles(run: Gathered) -> Iterator[Tree]:
     yield from _tiles_of_accuracy(run)
     made, real, log = run.config.synthetic.ipc * len(run.class_names), run.real_count, run.log
     if made and real:
-        yield {"value": f"{real / made:.3g}×", "label": "fewer images", "note": f"{number(made)} for {number(real)}"}
+        yield {"value": f"{short(real / made)}×", "label": "fewer images", "note": f"{number(made)} for {number(real)}"}
     if log.seconds:
         crew = f"{several(log.workers, 'workers')}, " if log.workers > 1 else ""
         yield {"value": duration(log.seconds), "label": "of work", "note": f"{crew}{several(log.losses, 'tasks')} lost"}
@@ -329,7 +329,9 @@ def _counts(run: Gathered) -> Iterator[Tree]:
         yield grid("who did how much", ["worker", "tasks", "busy", "lost"], list(_crew(run)))
     said = ""
     if stored and real:
-        said = f"The set's images and labels are {size(stored)}, the real ones' {size(real)}: {real / stored:.3g} to 1."
+        said = (
+            f"The set's images and labels are {size(stored)}, the real ones' {size(real)}: {short(real / stored)} to 1."
+        )
     yield grid("bytes on disk", ["part", "bytes"], [[name, size(count)] for name, count in run.sizes.items()], said)
 
 

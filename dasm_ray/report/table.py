@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dasm_ray.config.selections import SELECTIONS
-from dasm_ray.config.shown import several
+from dasm_ray.config.shown import several, short
 from dasm_ray.plain import Tree
 
 HEADINGS = ("ipc", "network", "set", "labels", "seeds", "test", "validation", "IOR", "HLR", "ratio", "note")
@@ -281,7 +281,7 @@ def _cells_of(row: Row, rows: Sequence[Row]) -> dict[str, str]:
         "validation": _mean_and_spread(row.validation),
         "IOR": _points(ior(row, rows)),
         "HLR": _points(hlr(row, rows)),
-        "ratio": "" if row.ratio is None else f"{row.ratio:.3g}",
+        "ratio": "" if row.ratio is None else short(row.ratio),
         "note": row.note,
     }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from dasm_ray.config.shown import escaped
+from dasm_ray.config.shown import escaped, short
 from dasm_ray.plain import Tree
 from dasm_ray.report.table import Row
 
@@ -38,11 +38,11 @@ def duration(seconds: float) -> str:
 
 def size(count: float) -> str:
     """Bytes."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:.3g} GB"
+    return f"{short(count)} TB"
 
 
 def share(part: float) -> str:

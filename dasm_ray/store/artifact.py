@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -176,9 +177,16 @@ def _has_odd_whitening(artifact: Artifact, size: int) -> bool:
     mean, matrix = artifact.whitening_mean, artifact.whitening_matrix
     if mean is None or matrix is None:
         return mean is not matrix
-    if mean.shape != (size,) or matrix.shape != (size, size) or not artifact.is_normalised:
+    if mean.shape != (size,) or matrix.shape != (size, size) or not (artifact.is_normalised or _was_whitened(artifact)):
         return True
     return not all(array.dtype == np.float32 and np.isfinite(array).all() for array in (mean, matrix))
+
+
+def _was_whitened(artifact: Artifact) -> bool:
+    """Whether the run that made a set in [0, 1] showed its networks whitened images."""
+    config = artifact.provenance.get("config")
+    data = config.get("data") if isinstance(config, dict) else None
+    return isinstance(data, dict) and data.get("zca") is not None
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
@@ -358,7 +366,7 @@ def _facts(artifact: Artifact, stamp: str) -> Facts:
     model, training = (artifact.recipe.get(name) or {} for name in ("model", "training"))
     said = [("arch", "{}"), ("width", "width {}")], [("epochs", "{} epochs"), ("lr", "rate {}")]
     words = [
-        text.format(escaped(str(part[key]), 40))
+        text.format(_word(part[key], 40))
         for part, keys in zip((model, training), said, strict=True)
         for key, text in keys
         if isinstance(part, dict) and key in part
@@ -370,16 +378,21 @@ def _facts(artifact: Artifact, stamp: str) -> Facts:
         factor=artifact.factor,
         space=space(artifact),
         is_soft=artifact.soft_labels is not None,
-        source=escaped(str(data.get("name")), 60) if isinstance(data, dict) and data.get("name") else UNKNOWN,
+        source=_word(data.get("name"), 60) if isinstance(data, dict) and data.get("name") else UNKNOWN,
         of=sum(told) or None,
         recipe=", ".join(words) or UNKNOWN,
     )
 
 
+def _word(value: Plain, most: int) -> str:
+    """A value of provenance in a card, where it may come from a stranger: nothing that Markdown or HTML would heed."""
+    return re.sub(r"[^\w .,:+%-]", "_", escaped(str(value), most))
+
+
 def space(artifact: Artifact) -> str:
     """In words what the values of the pixels are."""
     if not artifact.is_normalised:
-        return "in [0, 1]"
+        return "in [0, 1]" + (", to be normalised and whitened" if artifact.whitening_matrix is not None else "")
     return "after normalisation" + (" and whitening" if artifact.whitening_matrix is not None else "")
 
 

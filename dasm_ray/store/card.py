@@ -134,11 +134,20 @@ def _licence(licence: str) -> str:
 
 
 def licensed(card: str, licence: str) -> str:
-    """A card under another licence; one of an older version says none."""
-    line = f"license: {licence}"
-    front, found = re.subn(r"^license: .*$", line, card, count=1, flags=re.MULTILINE)
-    front = front if found else card.replace("---\n", f"---\n{line}\n", 1)
-    return re.sub(r"^\| licence \| .* \|$", f"| licence | {licence} |", front, count=1, flags=re.MULTILINE)
+    """A card, a user's own too, under another licence: in the YAML that it begins with, and in the table of our own."""
+    lines = card.replace("\r\n", "\n").removeprefix("\ufeff").split("\n")
+    ends = [number for number, line in enumerate(lines) if line.rstrip() == "---"]
+    if lines[0].rstrip() != "---" or len(ends) < 2:
+        lines, ends = ["---", "---", *lines], [0, 1]
+    front, rest = lines[1 : ends[1]], "\n".join(lines[ends[1] + 1 :])
+    kept, is_theirs = list[str](), False
+    for line in front:
+        goes_on = line.startswith((" ", "\t", "- ")) or not line.strip()
+        is_theirs = re.match(r"license\s*:", line) is not None or (is_theirs and goes_on)
+        if not is_theirs:
+            kept.append(line)
+    rest = re.sub(r"^\| licence \| .* \|$", f"| licence | {licence} |", rest, count=1, flags=re.MULTILINE)
+    return "\n".join(["---", f"license: {licence}", *kept, "---", rest])
 
 
 def _table(facts: Facts) -> str:
@@ -193,12 +202,19 @@ def _unfinished() -> str:
     return front_matter(UNFINISHED, {"unfinished": "nothing-yet.parquet"})
 
 
+def _is_of_somebody_else(card: Place) -> bool:
+    """Whether a README was there before, or was written anew by hand: it has not the tags of ours."""
+    return card.exists() and b"- dataset-distillation\n" not in card.read_bytes()
+
+
 def write_run_card(run: Place, finished: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Writes the card of a run directory, a configuration for every finished set in it.
+    """Writes the card of a run directory, a configuration for every finished set in it; never over a user's own.
 
     ``finished``: digests by folder of sets that lack only their description. With several sets `load_dataset(RUN)` asks
     for one by name, with none it fails.
     """
+    if _is_of_somebody_else(run / CARD):
+        return
     found = dict(sorted({**_sets_in(run), **finished}.items()))
     if not found:
         write_unfinished(run)

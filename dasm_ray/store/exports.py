@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,7 +57,8 @@ def _file_names(folders: Sequence[str], labels: np.ndarray) -> list[str]:
 def folder_names(class_names: tuple[str, ...]) -> list[str]:
     """Class names as folder names: nothing that a path could trip over, no longer than one may be, no two alike."""
     names = ["".join("_" if c in '/\\:*?"<>|\0' else c for c in name).strip(". ") for name in class_names]
-    if "" in names or LABELS in names or len({name.lower() for name in names}) < len(names):
+    alike = {unicodedata.normalize("NFC", name).casefold() for name in names}  # as some file systems take them
+    if "" in names or LABELS in names or len(alike) < len(names):
         names = [f"{label:04d}_{name}" for label, name in enumerate(names)]
     if any(len(name.encode()) > 200 for name in names):
         return [f"{label:04d}" for label in range(len(names))]

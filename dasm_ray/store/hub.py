@@ -12,7 +12,7 @@ from dasm_ray.config.shown import escaped
 from dasm_ray.errors import ConfigError, RunFailure
 from dasm_ray.store.artifact import WHITENING, plain_card, read_artifact
 from dasm_ray.store.card import CARD, PICTURE, licensed
-from dasm_ray.store.description import DESCRIPTION, artifact_place
+from dasm_ray.store.description import DESCRIPTION, artifact_place, read_description
 from dasm_ray.store.place import Place
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -35,14 +35,21 @@ def push(path: str, repository: str, *, licence: str | None = None, private: boo
     files = _files(place)
     files.setdefault(CARD, plain_card(artifact).encode())  # without one nobody could tell what it is
     if licence is not None:
-        files[CARD] = licensed(files[CARD].decode(), licence).encode()
+        files[CARD] = _licensed(place, files[CARD], licence)
     return _sent(files, repository, private)
+
+
+def _licensed(place: Place, card: bytes, licence: str) -> bytes:
+    try:
+        return licensed(card.decode(), licence).encode()
+    except UnicodeDecodeError:
+        raise ConfigError(f"--license: {place / CARD} is not UTF-8, so that no licence can be written to it") from None
 
 
 def _files(place: Place) -> dict[str, bytes]:
     """The files of a set by their paths in it, and nothing else that may lie there."""
-    names = [CARD, PICTURE, DESCRIPTION, WHITENING]
-    names += [f"data/{name}" for name in (place / "data").names() if name.endswith(".parquet")]
+    described, _ = read_description(place)
+    names = [CARD, PICTURE, DESCRIPTION, WHITENING, *(f"data/{name}" for name in described.files)]
     return {name: (place / name).read_bytes() for name in names if (place / name).exists()}
 
 

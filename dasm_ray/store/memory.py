@@ -232,6 +232,7 @@ def _label(where: str, label: object) -> int:
 
 def _names(splits: Mapping[str, Split], given: Sequence[str] | None) -> tuple[str, ...]:
     count = 1 + max(label for split in splits.values() for label in split.labels)
+    _check_alike(splits)
     named = _given_names(given) if given is not None else splits["train"].class_names
     images = sum(len(split.labels) for split in splits.values())
     if named is None and count > images:
@@ -243,6 +244,18 @@ def _names(splits: Mapping[str, Split], given: Sequence[str] | None) -> tuple[st
             f"name {several(count, 'classes', 'class')}"
         )
     return names
+
+
+def _check_alike(splits: Mapping[str, Split]) -> None:
+    """DataError where splits name their classes otherwise: label 0 of one would be another class than of the other."""
+    train = splits["train"].class_names
+    for name, split in splits.items():
+        if train is not None and split.class_names is not None and split.class_names != train:
+            own, theirs = (escaped(", ".join(names), 60) for names in (split.class_names, train))
+            raise DataError(
+                f"data, {name}: its classes are {own}, and those of train {theirs}, so that a label of one is another "
+                f"class in the other; number the classes alike in all splits"
+            )
 
 
 def _given_names(given: Sequence[str]) -> tuple[str, ...]:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from local_pool import LocalPool, local_run, put, small
 
+import dasm_ray
 from dasm_ray.method.sets import (
     Held,
     Images,
@@ -22,6 +24,7 @@ from dasm_ray.method.sets import (
 )
 from dasm_ray.runtime.decoding import RealRefs
 from dasm_ray.store import room as room_module
+from dasm_ray.store.artifact import write_artifact
 from dasm_ray.store.checkpoints import KeptPixels, write_group
 from dasm_ray.store.place import Place
 
@@ -100,10 +103,19 @@ def test_the_artifact_holds_the_segments_and_where_they_came_from(digits: RealRe
     assert len(images_of(artifact).pixels) == 20
 
 
-def test_a_whitened_set_carries_its_whitening_and_a_selection_does_not(digits: RealRefs, tmp_path: Path) -> None:
+def test_sets_of_a_run_that_whitens_carry_its_whitening(digits: RealRefs, tmp_path: Path) -> None:
     run = local_run(small(data={"zca": 0.1}), tmp_path, digits)
     walked = distilled_set(run, [Segment(pixels_of(10, 1, 1, 8, 8), None, 0.1)] * 2)
     assert walked.whitening_matrix is not None
     assert walked.step_size == 0.1
     picked = selected_set(run, pixels_of(20, 1, 8, 8))
-    assert (picked.whitening_matrix, picked.factor, picked.labels.tolist()[:3]) == (None, 1, [0, 0, 1])
+    assert (picked.is_normalised, picked.factor, picked.labels.tolist()[:3]) == (False, 1, [0, 0, 1])
+    assert picked.whitening_matrix is not None, "its pixels are as they were, and networks see them whitened"
+    by_features = distilled_set(run, [Segment(pixels_of(10, 1, 1, 8, 8), None, None)] * 2)
+    assert (by_features.is_normalised, by_features.whitening_matrix is not None) == (False, True)
+    write_artifact(Place(tmp_path / "set"), by_features)
+    (stored_as,) = run.pool.fetch([run.whitening])
+    seen = dasm_ray.load(tmp_path / "set").images
+    flat = ((torch.tensor(by_features.pixels) - by_features.mean[0]) / by_features.std[0]).flatten(1)
+    by_hand = (flat - torch.tensor(stored_as["mean"])) @ torch.tensor(stored_as["matrix"])
+    assert torch.allclose(seen.flatten(1), by_hand, atol=1e-4)

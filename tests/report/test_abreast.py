@@ -73,13 +73,15 @@ def test_a_comparison_shows_its_own_table_by_size(run_folder: Path, tmp_path: Pa
 def test_a_sweep_shows_its_trials_as_validation_orders_them(run_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(json.dumps(asdict(Finding())))
     place = Place(tmp_path)
-    for number, accuracies in enumerate([((0.2,),), ((0.3,), (0.6,))]):
+    for number, accuracies in enumerate([((0.7,),), ((0.3,), (0.6,))]):
         shutil.copytree(run_folder, tmp_path / "trials" / f"{number:03d}")
         keep(place, number, Finding(1, accuracies, 1.0))
     runs = gather_all(place, looks_at_data=False)
-    assert [run.validation for run in runs] == [((0.2,),), ((0.3,), (0.6,))]
+    assert [run.validation for run in runs] == [((0.7,),), ((0.3,), (0.6,))]
     trials = side_by_side([place], runs)["tables"][0]
-    assert [row["cells"] for row in trials["rows"]] == [["001", "60.0", "2/2"], ["000", "20.0", "1/2"]]
+    assert [row["cells"] for row in trials["rows"]] == [["001", "60.0", "2/2"], ["000", "70.0", "1/2"]], (
+        "whole trials first"
+    )
 
 
 def begun_study(folder: Path, run: Path) -> Path:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from dasm_ray.config.keys import Data, RunConfig
 from dasm_ray.errors import ArtifactError, DataError, RunDirError
+from dasm_ray.plain import Tree
 from dasm_ray.report import gathered as module
 from dasm_ray.report.gathered import BINS, gather, gather_all, real_bytes, runs_in, stored_bytes
 from dasm_ray.report.neighbours import nearest
@@ -174,6 +175,23 @@ def test_what_is_damaged_is_said_or_refused(run_folder: Path, tmp_path: Path) ->
     (folder / "synthetic" / "dataset.json").write_text("{}")
     with pytest.raises(ArtifactError, match="damaged"):
         gather(Place(folder))
+
+
+@pytest.mark.parametrize(
+    "table", [{"title": "x"}, {"title": "x", "rows": [{"name": "a"}]}, {"title": "x", "rows": 3},
+              {"title": "x", "rows": [{"name": "a", "accuracies": [], "validation": [], "labels": "hard"}]}]
+)  # fmt: skip
+def test_a_table_or_an_audit_that_is_none_of_ours_is_said_and_passed_over(
+    run_folder: Path, tmp_path: Path, table: Tree
+) -> None:
+    folder = copied(run_folder, tmp_path / "run")
+    write_checked_json(Place(folder / "report" / "table.json"), table)
+    write_checked_json(
+        Place(folder / "report" / "audit.json"), {"set": digest(read_artifact(Place(folder / "synthetic")))}
+    )
+    run = gather(Place(folder), looks_at_data=False)
+    assert (run.rows, run.audits) == ([], {})
+    assert any("table.json is damaged (it is no table of ours" in remark for remark in run.remarks)
 
 
 def test_bytes_of_a_set_and_of_what_it_stands_for(run_folder: Path, digits: RealRefs) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dasm_ray.config.shown import short
 from dasm_ray.report.table import Row
 from dasm_ray.report.wording import duration, grid, number, percent, points, share, size, thinned
 
@@ -21,7 +22,11 @@ def test_durations(seconds: float, said: str) -> None:
 
 def test_numbers_of_things() -> None:
     assert number(1249).replace("\u202f", "_") == "1_249"
-    assert [size(count) for count in (12, 20_000, 3.4e6, 5e12)] == ["12 bytes", "20 kB", "3.4 MB", "5e+03 GB"]
+    assert [size(count) for count in (12, 20_000, 3.4e6, 5e12)] == ["12 bytes", "20 kB", "3.4 MB", "5 TB"]
+    assert [size(count) for count in (999.7, 999_700, 1.5e12, 5e16)] == ["1 kB", "1 MB", "1.5 TB", "50,000 TB"]
+    assert [short(value) for value in (0.0123, 12.34, 999.4, 999.7, 1250, 5000)] == [
+        "0.0123", "12.3", "999", "1,000", "1,250", "5,000"
+    ]  # fmt: skip
     assert [share(part) for part in (0.004, 0.5)] == ["under 1 %", "50 %"]
 
 

@@ -180,6 +180,26 @@ def test_a_digest_of_figures_alone_stays_text() -> None:
 # --- what a card says --------------------------------------------------------------------------------------------
 
 
+def test_a_readme_of_the_users_own_in_a_run_directory_stays(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "README.md").write_text("# Notes on this run\n")
+    write_artifact(Place(tmp_path / "synthetic"), a_set(0.5))
+    assert (tmp_path / "README.md").read_text() == "# Notes on this run\n"
+    (tmp_path / "README.md").unlink()
+    write_artifact(Place(tmp_path / "synthetic"), a_set(0.5))
+    assert "synthetic-" in (tmp_path / "README.md").read_text()
+
+
+def test_nothing_of_a_strangers_set_is_markdown_or_html_in_a_card(tmp_path: Path) -> None:
+    """Where a set came from stands in it as whoever made it wrote it."""
+    name = "x |\n\n<img src=//e.vil/p.png> [free](http://e.vil) `|"
+    artifact = dataclasses.replace(a_set(0.5), provenance={"config": {"data": {"name": name}}})
+    write_artifact(Place(tmp_path), artifact)
+    (row,) = [line for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("| made of")]
+    assert not set("<>[]`") & set(row)
+    assert row.count("|") == 3
+
+
 def test_a_card_says_what_the_set_is_and_what_is_known_of_its_worth(tmp_path: Path) -> None:
     data = {"config": {"data": {"name": "mnist"}}, "found": {"counts": {"train": [30, 40]}}}
     artifact = dataclasses.replace(
@@ -210,6 +230,18 @@ def test_a_card_says_what_the_set_is_and_what_is_known_of_its_worth(tmp_path: Pa
     again = licensed(card, "cc-by-4.0")
     assert yaml.safe_load(again.split("---\n")[1])["license"] == "cc-by-4.0"
     assert len(again.splitlines()) == len(card.splitlines())
+    for own in (
+        "# My ants\n\nTheir story.\n",
+        "Title\n-----\n\ntext\n",
+        "---\r\ntags:\r\n- a\r\nlicense:\r\n- other\r\n- mine\r\npretty_name: ants\r\n---\r\ntext\r\n",
+        "---\nlicense: other\nlicense_name: mine\n---\n---\ntext\n",
+    ):
+        written = licensed(own, "mit")
+        head = yaml.safe_load(written.split("---\n")[1])
+        assert head["license"] == "mit", own
+        assert written.count("license:") == 1
+        assert written.endswith(own.replace("\r\n", "\n").rpartition("---\n")[2] if own[0] == "-" else own)
+        assert head.get("pretty_name") == ("ants" if "pretty" in own else None)
     older = card.replace("license: unknown\n", "")
     assert yaml.safe_load(licensed(older, "mit").split("---\n")[1])["license"] == "mit"
     write_artifact(Place(tmp_path), artifact)

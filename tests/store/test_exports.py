@@ -95,6 +95,7 @@ def test_twelve_classes_named_by_numbers_are_told_of(tmp_path: Path) -> None:
     [
         ("a/b", "a:b", "c"),
         ("A", "a", "c"),
+        ("\u00e9", "e\u0301", "c"),
         ("..", "x", "y"),
         ("", "b", "c"),
         (".", "..", "..."),
@@ -114,6 +115,7 @@ def test_png_folders_never_collide_nor_leave_the_folder(tmp_path: Path, names: t
 
 def test_names_that_are_folders_already_stay() -> None:
     assert folder_names(("ant", "bee 2", "läuft")) == ["ant", "bee 2", "läuft"]
+    assert folder_names(("\u00e9", "e\u0301")) == ["0000_\u00e9", "0001_e\u0301"], "one folder to some file systems"
 
 
 def test_pictures_of_a_normalised_set_are_said_to_be_clipped(tmp_path: Path) -> None:

@@ -173,6 +173,7 @@ def test_what_is_published_is_the_set_under_its_licence_and_an_older_one_is_gone
     write_artifact(Place(tmp_path / "set"), a_set())
     write_card(Place(tmp_path / "set"), a_set(), [("distilled", "89.7 ± 1.3")], b"picture")
     (tmp_path / "set" / "private.txt").write_text("mine")
+    (tmp_path / "set" / "data" / "private.parquet").write_text("mine")
     done = called(tmp_path / "set", address, tmp_path / "home", "me/ants", "--license", "cc-by-4.0", "--private")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"{address}/datasets/me/ants/commit/abc"
@@ -240,6 +241,10 @@ def test_a_hub_that_does_not_answer_is_said(tmp_path: Path) -> None:
 def test_what_cannot_be_published_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="write OWNER/NAME"):
         push(str(tmp_path), "ants")
+    write_artifact(Place(tmp_path / "set"), a_set())
+    (tmp_path / "set" / "README.md").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"README.md is not UTF-8, so that no licence can be written"):
+        push(str(tmp_path / "set"), "me/ants", licence="mit")
     with pytest.raises(ConfigError, match="--license a b"):
         push(str(tmp_path), "me/ants", licence="a b")
     with pytest.raises(ArtifactError, match=r"holds no dataset\.json"):

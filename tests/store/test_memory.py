@@ -187,6 +187,22 @@ def test_what_can_be_read_in_two_ways_or_none_is_refused(data: Any, said: str, t
     assert list(tmp_path.rglob("*")) == []
 
 
+def test_splits_that_number_their_classes_otherwise_are_refused(tmp_path: Path) -> None:
+    """As torchvision's ImageFolder does where the folder of the test images lacks a class."""
+
+    class Fewer(Pictures):
+        classes = ("bee", "cat")  # type: ignore[assignment]
+
+        def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+            return super().__getitem__(index)[0], index % 2
+
+    for names in (None, ["a", "b", "c"]):
+        with pytest.raises(DataError, match=r"data, test: its classes are bee, cat, and those of train ant, bee, cat"):
+            keep(Place(tmp_path), {"train": Pictures(), "test": Fewer()}, names)
+    assert list(tmp_path.rglob("*")) == []
+    keep(Place(tmp_path / "alike"), {"train": Pictures(), "test": Pictures()}, ["a", "b", "c"])
+
+
 def test_too_few_class_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="data: has 2 class names, but a label 2"):
         keep(Place(tmp_path), (GREY, LABELS), ["a", "b"])

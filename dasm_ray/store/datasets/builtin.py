@@ -43,6 +43,12 @@ def _source(data: Data, form: str, path: str, class_names: tuple[str, ...], labe
     classes = len(class_names)
     splits = []
     for split, of_split in labels.items():
+        beyond = np.flatnonzero(of_split >= classes)
+        if len(beyond):
+            raise DataError(
+                f"{data.name}, {split}, image {beyond[0]}: its label is {of_split[beyond[0]]}, and the classes are 0 "
+                f"to {classes - 1}; the file is damaged, or of another set"
+            )
         per_class = np.bincount(of_split, minlength=classes)
         splits.append(SplitFound(split, split, "", tuple(map(int, per_class))))
     shards = {split: cut_rows(data.name, split, path, len(of), classes, ARRAY_ROWS) for split, of in labels.items()}

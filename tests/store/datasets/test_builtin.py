@@ -71,6 +71,13 @@ def test_mnist_with_fewer_labels_than_images(tmp_path):
         open_source(Data(name="mnist", path=str(tmp_path)))
 
 
+def test_a_label_that_mnist_has_not_is_refused(tmp_path):
+    write_mnist(tmp_path / "MNIST" / "raw", 23, 11)
+    write_idx(tmp_path / "MNIST" / "raw" / "t10k-labels-idx1-ubyte", np.array([*range(10), 15]))
+    with pytest.raises(DataError, match=r"mnist, test, image 10: its label is 15, and the classes are 0 to 9"):
+        open_source(Data(name="mnist", path=str(tmp_path)))
+
+
 def test_arrays_are_cut_into_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(builtin, "ARRAY_ROWS", 10)
     write_mnist(tmp_path / "MNIST" / "raw", 23, 11)
