@@ -47,9 +47,9 @@ slow-part: $(INSTALLED)  ## one part of them, by turns: a landing has the next; 
 # What is installed is taken as it is: neither Ray nor the other tools of the tests are needed. GPU_PYTHON names it.
 GPU_PYTHON ?= $(BIN)/python
 gpu:  ## on a machine with a GPU: its tests, then figures, 8 minutes of them at a time: the next `make gpu` goes on
-	PYTHONPATH=$(CURDIR) CUBLAS_WORKSPACE_CONFIG=:4096:8 $(GPU_PYTHON) -m pytest -q -m gpu --confcutdir=tests/gpu \
+	PYTHONPATH='$(CURDIR)' CUBLAS_WORKSPACE_CONFIG=:4096:8 $(GPU_PYTHON) -m pytest -q -m gpu --confcutdir=tests/gpu \
 	  -W ignore::pytest.PytestConfigWarning tests/gpu
-	PYTHONPATH=$(CURDIR):$(CURDIR)/tests/benchmarks CUBLAS_WORKSPACE_CONFIG=:4096:8 $(GPU_PYTHON) tests/benchmarks/on_gpu.py $(BENCH) \
+	PYTHONPATH='$(CURDIR):$(CURDIR)/tests/benchmarks' CUBLAS_WORKSPACE_CONFIG=:4096:8 $(GPU_PYTHON) tests/benchmarks/on_gpu.py $(BENCH) \
 	  || test $$? -eq 3 # its minutes are over
 
 bench: $(INSTALLED)  ## one table against plain twins, JSON beside it; make bench BENCH='--rows match --width 32,128'
@@ -68,8 +68,8 @@ $(INSTALLED): pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 	  python="$(PYTHON)"; \
 	  test -n "$$python" || { echo "Python 3.11 or newer (with venv and pip) was not found on the PATH; install it, or run make PYTHON=/path/to/python3."; exit 1; }; \
-	  echo "Creating $(VENV) with $$python ($$($$python --version))."; \
-	  $$python -m venv --clear $(VENV); }
+	  echo "Creating $(VENV) with $$python ($$("$$python" --version))."; \
+	  "$$python" -m venv --clear $(VENV); }
 	@echo "Installing dasm-ray and what it needs into $(VENV); the first time this downloads a few GB, and takes 8 GB of the disk."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@

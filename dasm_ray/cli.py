@@ -422,12 +422,15 @@ def sweep(
     are done one after another. --set changes all trials.
     """
     with _reporting_errors("the same command with --resume goes on where it was stopped"):
+        from dasm_ray.config.parsing import repeated
         from dasm_ray.config.shown import several
         from dasm_ray.config.space import load_sweep
 
         if run and len(sweeps) > 1:
             raise ConfigError(f"--run {run}: is the folder of one sweep, and there are {len(sweeps)}; leave it out")
         plans = [load_sweep(path, _with_options(overrides, None, address), workers) for path in sweeps]
+        for name in repeated([plan.name for plan in plans]):
+            raise ConfigError(f"name: two of these sweeps are called {name}, and have one folder; rename one")
         _starting(plans[0].trials[0].config, f"sweeping {several(len(plans[0].trials), 'trials')}")
         for plan in plans:
             _checking().check_sweep(plan, run, resume=resume)

@@ -431,6 +431,8 @@ def learn_incrementally(path: str, steps: int = 5, overrides: Iterable[str] = ()
     Test accuracies, one a seed, by ("distilled" or "random", "4 classes"). Under changes of evaluate, runtime or
     data.path; in a run directory, cells that are on disk are not computed again.
     """
+    if steps < 1:
+        raise ConfigError(f"--steps {steps}: classes come in one step at least")
     with opened_again(path, list(overrides)) as kept:
         classes = kept.run.classes
         if not 1 <= steps <= classes:
@@ -483,6 +485,10 @@ def convnets(widths: Sequence[int], depths: Sequence[int], norms: Sequence[str])
     """A grid of ConvNets to rank; ConfigError for one that cannot be, or that would be there twice."""
     options: dict[str, Sequence[int | str]] = {"--width": widths, "--depth": depths, "--norm": norms}
     for option, values in options.items():
+        if not values:
+            raise ConfigError(
+                f"{option}: is empty, so that there is nothing to rank; leave the option out or name some"
+            )
         for value in repeated(values):
             raise ConfigError(f"{option}: holds {escaped(value)} twice; leave one")
     trees = [{"width": w, "depth": d, "norm": n} for w in widths for d in depths for n in norms]

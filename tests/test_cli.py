@@ -604,6 +604,7 @@ def test_a_study_in_the_folder_of_another(recipe: Path, tmp_path: Path) -> None:
 def test_grids_of_networks_that_cannot_be_meant(artifact: Path) -> None:
     refused(call("rank", artifact, "--width", "8,wide"), "--width: 'wide' is no number")
     refused(call("rank", artifact, "--width", "8,4,8"), "--width: holds 8 twice; leave one")
+    refused(call("rank", artifact, "--width", ","), "--width: is empty")
     refused(call("rank", artifact, "--norm", "instance,nrm"), "model.norm", "'nrm'")
     refused(call("rank", artifact, "--set", "matcher.name=dc"), "matcher.name=dc")
     refused(call("incremental", artifact, "--set", "synthetic.ipc=2"), "synthetic.ipc=2")

@@ -58,6 +58,15 @@ def check(configs: Sequence[RunConfig], plan: Plan) -> None:
     for kind, values in listed:
         for value in repeated(values):
             raise ConfigError(f"{kind}: holds {escaped(value)} twice; leave one")
+    if not plan.labels:
+        raise ConfigError(f"--labels: is empty, so that nothing would be trained on; take any of {', '.join(LABELS)}")
+    if plan.networks:
+        for config in configs[1:]:
+            if config.networks != configs[0].networks:
+                raise ConfigError(
+                    f"networks: differs between {configs[0].name} and {config.name}, and a network is trained by one "
+                    f"recipe; make them agree"
+                )
     if "random" not in plan.selections:
         raise ConfigError("--select: must hold random, which every gain is counted from")
     if any(ipc < 1 for ipc in plan.ipcs):

@@ -10,6 +10,7 @@ What is refused is refused within a second or so, however it is built.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -269,4 +270,4 @@ def _is_plain(text: str) -> bool:
 
 def write(value: Plain) -> str:
     """Plain values as YAML that ``read`` gives back, keys in their order."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)

@@ -34,6 +34,11 @@ def _of_the_network(config: RunConfig) -> Iterator[str]:
         yield f"model.depth: {model.arch} has a depth of its own; leave the key out"
     if gpus is not None and gpus > 1 and gpus != int(gpus):
         yield f"runtime.gpus_per_worker: {gpus} is neither a share of one GPU nor a whole number of them"
+    if gpus and config.runtime.device == "cpu":
+        yield (
+            f"runtime.gpus_per_worker: {gpus:g} would be held by workers that compute on the CPU, as runtime.device "
+            f"says; leave one of the two out"
+        )
     if config.runtime.compile == "graphs" and config.runtime.device != "cuda":
         yield "runtime.compile: graphs are captured on GPUs; set runtime.device to cuda, or runtime.compile to true"
 

@@ -31,7 +31,10 @@ YARDSTICK = (
     "data.name",
     "data.val_share",
     "data.test_share",
+    "data.image_size",
+    "data.ground",
     "evaluate.seeds",
+    "evaluate.base_seed",
     "evaluate.checkpoints",
     "evaluate.rows",
 )
@@ -154,10 +157,13 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), workers: int | N
     path = located(path, "sweep")
     file = _parsed(path, {"workers": workers} if workers is not None else {})
     tree = as_one_of_many(plain_yaml.read_file(located(file.recipe, "recipe", Path(path).parent)))
+    before = copy.deepcopy(tree)
     for key, value in file.set.items():
         set_key(tree, key, value, f"{name}: set.{escaped(key)}")
-    changed = [*file.set, *(override.partition("=")[0].strip() for override in overrides)]
+    changed = {*file.set, *(override.partition("=")[0].strip() for override in overrides)}
     apply_overrides(tree, overrides)
+    # Also what a section that is set as a whole, as in `score: {batch: 100}`, says of a key.
+    changed |= {key for key in (*file.space, "runtime.workers") if _said(tree, key) != _said(before, key)}
     problems = list(_misplaced(file, changed))
     if problems:
         raise ConfigError(*(f"{name}: {problem}" for problem in problems))
@@ -167,6 +173,14 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), workers: int | N
     sweep = Sweep(file.name, _checked(path, file, tree), file.scheduler, file.workers)
     _check_scheduler(path, sweep)
     return sweep
+
+
+def _said(tree: Tree, key: str) -> Plain:
+    """What a tree says of the key ``a.b``; None where it says nothing."""
+    found: Plain = tree
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
 
 
 def name_of(path: str | Path) -> str:
@@ -181,7 +195,7 @@ def _parsed(path: str | Path, changes: Tree) -> SweepFile:
         raise ConfigError(*(f"{name_of(path)}: {sentence}" for sentence in sentences_of(error, SweepFile))) from None
 
 
-def _misplaced(file: SweepFile, changed: list[str]) -> Iterator[str]:
+def _misplaced(file: SweepFile, changed: set[str]) -> Iterator[str]:
     """Keys that stand where they have no meaning, and more trials than anybody could run."""
     for one, other in itertools.combinations(file.set, 2):
         if meet(one, other):

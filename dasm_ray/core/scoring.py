@@ -120,14 +120,21 @@ def _read(
     """Batch by batch of [first, last): what each network makes of it, and its labels (n,)."""
     everything = RealSamples(network, blocks) if training is None else training
     statistics = [statistics_of(network, flat, everything) for flat in flats]
-    with few_at_once(network, batch) as batch:
-        for start in range(first, last, batch):
-            samples = RealSamples(network, blocks, np.arange(start, min(start + batch, last)))
+    with few_at_once(network, batch) as at_once:
+        for start, end in _few_of_each(first, last, batch, at_once):
+            samples = RealSamples(network, blocks, np.arange(start, end))
             seen = [
-                next(read_all(network, *with_statistics, samples, batch))
+                next(read_all(network, *with_statistics, samples, at_once))
                 for with_statistics in zip(flats, statistics, strict=True)
             ]
             yield [(logits, features) for logits, features, _ in seen], seen[0][2]
+
+
+def _few_of_each(first: int, last: int, batch: int, at_once: int) -> Iterator[tuple[int, int]]:
+    """Ranges of at most ``at_once``, counted anew from each batch: shards begin with one, so they cut no range."""
+    for begin in range(first, last, batch):
+        end = min(begin + batch, last)
+        yield from ((start, min(start + at_once, end)) for start in range(begin, end, at_once))
 
 
 def _wrong(readings: Sequence[Reading], labels: Tensor) -> Tensor:

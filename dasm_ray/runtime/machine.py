@@ -6,6 +6,7 @@ nothing here touches CUDA.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import platform
@@ -139,9 +140,18 @@ def _gpu_count() -> int:
     import ray._private.accelerators  # here, so that who asks for memory alone does not wait for Ray
 
     manager = ray._private.accelerators.NvidiaGPUAcceleratorManager
-    visible = manager.get_current_process_visible_accelerator_ids()
+    visible = _visible()
     found = int(manager.get_current_node_num_accelerators())
     return found if visible is None else min(found, len(visible))
+
+
+def _visible() -> list[str] | None:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves, as CUDA reads it: up to the first that there cannot be. None: all."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return None
+    ids = [each.strip() for each in named.split(",")]
+    return list(itertools.takewhile(lambda each: each not in ("", "-1", "NoDevFiles"), ids))
 
 
 def computes_bf16(by_gpu: bool) -> bool:
@@ -168,7 +178,7 @@ def processor() -> str:
 
 def _capabilities() -> list[float]:
     """The compute capability of every GPU, by the driver's own tool; none where there is no driver, or none is left."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+    if _visible() == []:
         return []
     call = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:

@@ -101,7 +101,9 @@ def check_relabelling(path: str, to: str, changes: Sequence[str]) -> Place:
         raise ArtifactError(f"{target}: is not empty; name a new folder")
     check_allowed(changes, RELABELLING)
     run = place.parent if artifact_place(place) == place else place
-    if not (run / RECORD).exists() and not any(change.startswith("experts.cache=") for change in changes):
+    if not (run / RECORD).exists() and not any(
+        change.partition("=")[0].strip() == "experts.cache" for change in changes
+    ):
         raise ConfigError(
             f"experts.cache: {place} stands alone, away from the run that made it; name the folder where its experts "
             f"are, or shall be trained, by --set experts.cache=FOLDER"

@@ -25,7 +25,7 @@ from dasm_ray.config import plain_yaml
 from dasm_ray.config.keys import PLACES, RunConfig
 from dasm_ray.config.parsing import apply_overrides
 from dasm_ray.config.recipes import Kind, is_shipped, located
-from dasm_ray.config.shown import escaped, masked
+from dasm_ray.config.shown import INSTEAD, escaped, masked, secret_in
 from dasm_ray.errors import ConfigError, ResourceError, SessionError
 from dasm_ray.plain import Plain, Tree, Values
 from dasm_ray.runtime.address import without_credentials
@@ -240,6 +240,10 @@ def send(words: Sequence[str], address: str, folder: Path, *, name: str | None =
     ``install``: the folder's package is installed for the job. Raises SessionError where no job server answers or it
     does not take the job, ConfigError for a name that is taken.
     """
+    for word in words:  # which everybody reads who sees the jobs of the cluster
+        secret = secret_in(word)
+        if secret is not None:
+            raise ConfigError(f"{masked(word)}: holds {secret}, which the job would show; {INSTEAD}")
     if name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", name):
         raise ConfigError(f"--id {name}: must be letters, digits, and ._- after the first")
     name = name or f"{words[0]}-{secrets.token_hex(4)}"
@@ -416,6 +420,9 @@ def _told_end(job: Job, info: Any, note: Say) -> int:
     code = info.driver_exit_code
     if code is None:
         note(f"{job.name}: failed before or without its command ({_reason(RuntimeError(info.message or ''))})")
+        return 1
+    if code in (126, 127):  # of the shell that was to start it
+        note(f"{job.name}: the cluster's image has no dasm-ray command; --install brings it along from a checkout")
         return 1
     note(f"{job.name}: failed with exit code {code}")
     return code if 0 < code < 256 else 1

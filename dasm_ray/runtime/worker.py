@@ -858,8 +858,8 @@ class Worker:
             read = read_all(network, flat, statistics, samples, batch)
             return filled(((seen.flatten(1),) for _, seen, _ in read), len(samples))[0].double()
 
-        indices = np.arange(first, last)
-        passing = [(indices, features(RealSamples(network, self._blocks(job, split), indices)))]
+        blocks = self._blocks(job, split)  # batch by batch, so that nothing depends on where shards are cut
+        passing = [(each, features(RealSamples(network, blocks, each))) for each in in_batches(last, batch, first)]
         return _answer(), [nearest(features(self._seen(network, job, each)), passing, chosen) for each in sets]
 
     def _tiles(self, job: Job, of: Beside) -> list[tuple[Indices, NDArray[np.uint8]]]:

@@ -28,6 +28,12 @@ def recipe(name: str, **sections: dict[str, Any]) -> RunConfig:
         ([recipe("a")], Plan((2,), ("herding",), ("hard",), ()), "--select: must hold random"),
         ([recipe("a")], Plan((2,), ("random",), ("firm",), ()), "--labels firm: there is no such choice"),
         ([recipe("a")], Plan((0,), ("random",), ("hard",), ()), "--ipc: must be 1 or more"),
+        ([recipe("a")], Plan((2,), ("random",), (), ()), "--labels: is empty"),
+        (
+            [recipe("a"), recipe("b", networks={"mlp": {"lr": 0.5}})],
+            Plan((2,), ("random",), ("hard",), ("mlp",)),
+            "networks: differs between a and b",
+        ),
         ([recipe("a")], Plan((2, 1, 2), ("random",), ("hard",), ()), "--ipc: holds 2 twice; leave one"),
         ([recipe("a")], Plan((2,), ("random", "random"), ("hard",), ()), "--select: holds random twice"),
         ([recipe("a")], Plan((2,), ("random",), ("hard", "hard"), ()), "--labels: holds hard twice"),

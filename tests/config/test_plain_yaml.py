@@ -246,6 +246,13 @@ def test_what_is_written_is_read_back(value: Any) -> None:
     assert yaml.safe_load(text) == value or "1e" in text, "as any other reader reads it"
 
 
+def test_a_long_text_stays_on_its_line() -> None:
+    """The emitter folds at 80 characters, and what goes on at the indent of its mapping is no value any more."""
+    value = {"data": {"name": "folder", "path": "/photos/a folder whose name is long and holds spaces " * 4 + "mine"}}
+    assert read(write(value), "here") == value
+    assert "path: /photos" in write(value)
+
+
 def test_the_bounds_are_above_every_recipe() -> None:
     recipes = sorted((Path(plain_yaml.__file__).parents[2] / "configs").rglob("*.yaml"))
     assert recipes

@@ -99,6 +99,27 @@ def test_fixed_keys_and_overrides_hold_for_all_trials(folder: Path) -> None:
     assert load_sweep(path).trials[1].config.runtime.workers == 2
 
 
+def test_what_a_section_sets_as_a_whole_is_set_too(folder: Path) -> None:
+    """Nothing that was set may be replaced in silence by a trial's value, or by the sweep's workers."""
+    space = {"score.batch": {"grid": [200, 300]}}
+    path = written(folder, space=space, set={"score": {"batch": 100}})
+    with pytest.raises(ConfigError, match=r"space.score.batch: is set to one value too"):
+        load_sweep(path)
+    path = written(folder, space=space)
+    with pytest.raises(ConfigError, match=r"space.score.batch: is set to one value too"):
+        load_sweep(path, ["score={batch: 100}"])
+    with pytest.raises(ConfigError, match=r"runtime.workers: a sweep says so by workers"):
+        load_sweep(path, ["runtime={workers: 4}"])
+    assert len(load_sweep(path, ["score={shards: 4}"]).trials) == 2
+
+
+@pytest.mark.parametrize("key", ["data.image_size", "data.ground", "evaluate.base_seed"])
+def test_what_would_judge_trials_by_other_images_or_draws_is_no_axis(folder: Path, key: str) -> None:
+    values = ["white", "black"] if key == "data.ground" else [16, 32]
+    with pytest.raises(ConfigError, match=f"space.{key}: trials are compared by it, so it must be the same in all"):
+        loaded(folder, space={key: {"grid": values}})
+
+
 def test_the_definition_tells_sweeps_apart_by_what_affects_a_result(folder: Path) -> None:
     plain = loaded(folder).definition
     assert loaded(folder, workers=3, set={"data.path": "elsewhere"}).definition == plain

@@ -16,7 +16,7 @@ from dasm_ray.core.networks.network import Network
 from dasm_ray.core.networks.reading import read_all, statistics_of
 from dasm_ray.core.networks.samples import RealSamples
 from dasm_ray.core.networks.training import train
-from dasm_ray.core.scoring import features_of, score_range, shard_ranges, static_range
+from dasm_ray.core.scoring import _few_of_each, features_of, score_range, shard_ranges, static_range
 
 TOTAL, BATCH = sum(COUNTS), 4
 
@@ -91,6 +91,15 @@ def test_the_cut_changes_no_bit(norm: str, shards: int) -> None:
     for together, parts in ((whole, cut), (static, cut_static)):
         assert np.concatenate([part.score for part in parts]).tobytes() == together.score.tobytes()
         assert np.concatenate([part.wrong for part in parts]).tobytes() == together.wrong.tobytes()
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 4, 7, 10, 64])
+def test_images_that_are_read_few_at_once_are_read_with_the_same_ones_in_any_cut(at_once: int) -> None:
+    whole = list(_few_of_each(0, 47, 10, at_once))
+    assert [place for start, end in whole for place in range(start, end)] == list(range(47))
+    for cuts in ([0, 10, 47], [0, 20, 30, 47], [0, 10, 20, 30, 40, 47]):
+        parts = [part for first, last in pairwise(cuts) for part in _few_of_each(first, last, 10, at_once)]
+        assert parts == whole
 
 
 def test_shards_are_whole_batches_that_cover_everything_and_are_never_empty() -> None:

@@ -106,8 +106,13 @@ def test_this_machine_has_something() -> None:
 
 
 def test_hidden_gpus_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert read_machine().gpus == 0
+    manager = "ray._private.accelerators.NvidiaGPUAcceleratorManager.get_current_node_num_accelerators"
+    monkeypatch.setattr(manager, lambda: 4)
+    for visible, count in (("", 0), ("-1", 0), ("NoDevFiles", 0), ("0,2", 2), ("3,-1,1", 1), ("0,1,2,3,4", 4)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert read_machine().gpus == count, visible
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert read_machine().gpus == 4
 
 
 def test_a_whitening_needs_room_for_its_matrices() -> None:
@@ -153,6 +158,6 @@ def test_hidden_gpus_compute_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     tool.chmod(0o755)
     monkeypatch.setattr(machine, "CPU", tmp_path / "nothing")
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    for visible, are_there in (("", False), ("0", True)):
+    for visible, are_there in (("", False), ("0", True), ("-1", False), ("NoDevFiles", False), ("0,-1", True)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert (computes_bf16(by_gpu=True), has_gpus()) == (are_there, are_there)

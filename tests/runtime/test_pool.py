@@ -430,7 +430,7 @@ def test_close_leaves_no_worker_alive(make_pool: Callable[..., Pool], tmp_path: 
 
 
 def is_running(pid: int) -> bool:
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, FileNotFoundError):  # gone before, or between, the two looks
         os.kill(pid, 0)
         return not Path(f"/proc/{pid}/stat").read_text().split(") ")[1].startswith("Z")
     return False

@@ -330,6 +330,16 @@ def test_a_server_that_is_none_is_refused(tmp_path: Path) -> None:
             wrong.shutdown()
 
 
+@pytest.mark.parametrize(
+    "word", ["s3://KEY:S3CR3T@bucket/x", "data.path=s3://KEY:S3CR3T@bucket/x", "--run=s3://KEY:S3CR3T@bucket/x"]
+)
+def test_credentials_in_a_word_of_the_job_are_not_sent(tmp_path: Path, word: str) -> None:
+    """Whoever sees the jobs of a cluster would read them."""
+    with pytest.raises(ConfigError, match="holds credentials before the '@', which the job would show") as caught:
+        jobs.send(["distill", "digits", word], "http://127.0.0.1:9", tmp_path)
+    assert "S3CR3T" not in str(caught.value)
+
+
 def test_the_credentials_of_an_address_are_shown_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_ports(1)[0]
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://me:hunter2@127.0.0.1:{port}")

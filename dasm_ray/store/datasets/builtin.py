@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dasm_ray.config.keys import Data
+from dasm_ray.config.shown import escaped
 from dasm_ray.errors import DataError
 from dasm_ray.plain import Values
 from dasm_ray.store.datasets.blockcache import cache_folder
@@ -33,7 +34,12 @@ DIGITS = tuple("0123456789")
 
 
 def open_digits(data: Data) -> Source:
-    """The 1797 scans that come with scikit-learn."""
+    """The 1797 scans that come with scikit-learn. DataError for a path, where other images would be meant."""
+    if data.path is not None:
+        raise DataError(
+            f"data.path: {escaped(data.path, 100)} is not looked at, since digits are built in; leave it out, or say "
+            f"by data.name what lies there, as folder or parquet"
+        )
     _, labels = _digits()
     return _source(data, "built in", "scikit-learn digits", DIGITS, {"train": labels})
 

@@ -29,6 +29,12 @@ def test_digits_are_the_scans_of_scikit_learn():
     assert len(np.unique(keys)) == 1797
 
 
+def test_a_path_beside_digits_is_refused(tmp_path):
+    """Who forgets data.name means other images than these."""
+    with pytest.raises(DataError, match=r"data.path: .* is not looked at, since digits are built in"):
+        open_source(Data(name="digits", path=str(tmp_path)))
+
+
 def test_digits_may_be_resized():
     source, images, _, _ = decode_all(Data(image_size=16))
     assert source.shape == (1, 16, 16)
