@@ -487,6 +487,10 @@ def test_no_artifact(tmp_path: Path) -> None:
     refused(call("inspect", tmp_path), str(tmp_path))
 
 
+def test_two_sweeps_of_one_name_are_refused_at_once() -> None:
+    refused(call("sweep", "digits", "digits"), "name: two of these sweeps are called digits, and have one folder")
+
+
 def test_export_into_a_folder_in_use(artifact: Path) -> None:
     refused(call("export", artifact, "--to", artifact), "is not empty")
 

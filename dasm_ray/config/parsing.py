@@ -111,6 +111,14 @@ def set_key(tree: Tree, key: str, value: Plain, source: str) -> None:
     node[last] = value
 
 
+def said_of(tree: Values, key: str) -> Plain:
+    """What a tree says of the key ``a.b``; None where it says nothing."""
+    found: Plain = tree
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
+
+
 def as_one_of_many(recipe: Tree) -> Tree:
     """A recipe's tree for several runs that share experts: what it leaves to each run is unset in all of them."""
     runtime = recipe.get("runtime")

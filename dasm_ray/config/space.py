@@ -21,7 +21,16 @@ from pydantic import Field, StrictInt, StrictStr
 from dasm_ray.config import plain_yaml
 from dasm_ray.config.digests import digest_of, result_keys
 from dasm_ray.config.keys import Natural, Number, RunConfig, Section, Text, Whole
-from dasm_ray.config.parsing import apply_overrides, as_one_of_many, field_of, meet, parse_config, sentences_of, set_key
+from dasm_ray.config.parsing import (
+    apply_overrides,
+    as_one_of_many,
+    field_of,
+    meet,
+    parse_config,
+    said_of,
+    sentences_of,
+    set_key,
+)
 from dasm_ray.config.recipes import located
 from dasm_ray.config.shown import escaped
 from dasm_ray.errors import ConfigError
@@ -163,7 +172,7 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), workers: int | N
     changed = {*file.set, *(override.partition("=")[0].strip() for override in overrides)}
     apply_overrides(tree, overrides)
     # Also what a section that is set as a whole, as in `score: {batch: 100}`, says of a key.
-    changed |= {key for key in (*file.space, "runtime.workers") if _said(tree, key) != _said(before, key)}
+    changed |= {key for key in (*file.space, "runtime.workers") if said_of(tree, key) != said_of(before, key)}
     problems = list(_misplaced(file, changed))
     if problems:
         raise ConfigError(*(f"{name}: {problem}" for problem in problems))
@@ -173,14 +182,6 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = (), workers: int | N
     sweep = Sweep(file.name, _checked(path, file, tree), file.scheduler, file.workers)
     _check_scheduler(path, sweep)
     return sweep
-
-
-def _said(tree: Tree, key: str) -> Plain:
-    """What a tree says of the key ``a.b``; None where it says nothing."""
-    found: Plain = tree
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return found
 
 
 def name_of(path: str | Path) -> str:

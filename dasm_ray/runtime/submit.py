@@ -23,11 +23,11 @@ from urllib.parse import urlsplit
 
 from dasm_ray.config import plain_yaml
 from dasm_ray.config.keys import PLACES, RunConfig
-from dasm_ray.config.parsing import apply_overrides
+from dasm_ray.config.parsing import apply_overrides, said_of
 from dasm_ray.config.recipes import Kind, is_shipped, located
 from dasm_ray.config.shown import INSTEAD, escaped, masked, secret_in
 from dasm_ray.errors import ConfigError, ResourceError, SessionError
-from dasm_ray.plain import Plain, Tree, Values
+from dasm_ray.plain import Tree, Values
 from dasm_ray.runtime.address import without_credentials
 
 COMMANDS = (
@@ -106,23 +106,16 @@ def check_keys(given: Given, configs: Sequence[RunConfig], files: Mapping[str, i
 
 def _misplaced(tree: Values, files: Mapping[str, int]) -> Iterator[str]:
     """A sentence for each key of one configuration."""
-    if _value(tree, "runtime.address") is not None:
+    if said_of(tree, "runtime.address") is not None:
         yield "runtime.address: a job joins its own cluster; leave it out"
     for key in PLACES:
-        place = _value(tree, key)
+        place = said_of(tree, key)
         if not isinstance(place, str) or is_shared(place):
             continue
         if key != IMAGES:
             yield f"{key} {escaped(place)}: is relative to a temporary folder of the job; {REACHED}"
         elif not any(PurePosixPath(name).is_relative_to(os.path.normpath(place)) for name in files):
             yield f"{key} {escaped(place)}: is not among the files sent from this folder; {REACHED}"
-
-
-def _value(tree: Values, key: str) -> Plain:
-    """What a tree says of the key ``a.b``; None where it says nothing."""
-    section, _, name = key.partition(".")
-    below = tree.get(section)
-    return below.get(name) if isinstance(below, dict) else None
 
 
 def is_shared(place: str) -> bool:

@@ -184,6 +184,22 @@ def test_what_the_user_says_of_tokens_is_respected(monkeypatch: pytest.MonkeyPat
             assert os.environ[name] == "mine"
 
 
+def test_a_ray_that_does_not_start_leaves_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would go along to the next cluster that is joined."""
+
+    def failing(**_: object) -> None:
+        assert "RAY_AUTH_TOKEN" in os.environ
+        raise SessionError("local: Ray did not start")
+
+    for name in session_module.AUTH:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(session_module, "_init", failing)
+    with pytest.raises(SessionError, match="did not start"):
+        session_module._start(Runtime(), lambda note: None)
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    assert session_module._made == []
+
+
 # --- Ray's own death ---------------------------------------------------------------------------------------------
 
 RECIPE = """

@@ -23,6 +23,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -328,6 +329,14 @@ def test_a_server_that_is_none_is_refused(tmp_path: Path) -> None:
             assert "something else answers there" in refused_in_time(f"http://127.0.0.1:{wrong.server_port}", tmp_path)
         finally:
             wrong.shutdown()
+
+
+@pytest.mark.parametrize(("code", "said", "ends"), [(127, "has no dasm-ray command; --install", 1), (3, "code 3", 3)])
+def test_an_image_that_lacks_the_command_is_said_to(code: int, said: str, ends: int) -> None:
+    told: list[str] = []
+    info = SimpleNamespace(status="FAILED", driver_exit_code=code, message="")
+    assert jobs._told_end(jobs.Job("job", "http://head:8265", None), info, told.append) == ends
+    assert said in told[0]
 
 
 @pytest.mark.parametrize(
